@@ -1,0 +1,45 @@
+# Every target sets up what it needs on a fresh machine. Needs Python 3.10 or newer and pip's network or cache.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.efficient-sam2-ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# processes for the tests; each holds about 1.5 GB
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lab clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
+
+setup: $(STAMP) ## make .venv with torch, sam2, this project and its tools (does nothing when it is there)
+
+# torch comes first and sam2 is built against it: an isolated build would fetch a second torch, and an
+# unconstrained torchvision would replace the first.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$$($(PYTHON) --version) found; Python 3.10 or newer is needed; run: make PYTHON=python3.11 setup" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) setuptools wheel numpy
+	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation sam2 torchvision
+	$(PIP) --no-build-isolation --editable '.[notebooks,dev]'
+	@touch $@
+
+demo: $(STAMP) ## track a made clip, dense and accelerated; a table, an overlay and a report in demo-output/
+	$(BIN)/python -m sparsity.demo_run --out demo-output
+
+lint: $(STAMP) ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## style, format, types and every test
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+lab: $(STAMP) ## open the notebooks
+	$(BIN)/jupyter lab notebooks
+
+clean: ## remove the environment and everything that was generated
+	rm -rf $(VENV) demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
