@@ -1,0 +1,311 @@
+"""SAM 2 video predictors by name, by configuration and checkpoint, or with random weights.
+
+The class is always sam2's own ``SAM2VideoPredictor``. Configurations are read as plain yaml, so neither
+Hydra's global state nor the working directory matters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import packages_distributions
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from probes.errors import InputError
+
+if TYPE_CHECKING:
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+CONFIGS = {
+    "sam2.1-tiny": "sam2.1_hiera_t.yaml",
+    "sam2.1-small": "sam2.1_hiera_s.yaml",
+    "sam2.1-base-plus": "sam2.1_hiera_b+.yaml",
+    "sam2.1-large": "sam2.1_hiera_l.yaml",
+}
+"""Official models and their configuration inside the sam2 package."""
+
+DEMO = "demo"
+"""The small trained model that comes with the project."""
+
+MODEL_NAMES = (*CONFIGS, DEMO)
+
+# Files that everything here is built on, as they are in sam2 1.1.0. Other packages (rf-sam-2, EdgeTAM)
+# install a top-level `sam2` of their own.
+_SAM2_FILES = {
+    "sam2_video_predictor.py": "912555920a77f72ded07839efa33fcceecc79f3523abbec783f0be46ee2c55c2",
+    "modeling/sam2_base.py": "69a46b44e8625f509791352bd09beaafe589cd7d872721384e63d37f9fdc6e41",
+    "modeling/sam/transformer.py": "cda19052331e775190ce8b1159efcb828a4632d931a6d8bd4d47109f121782f1",
+    "modeling/backbones/hieradet.py": "03785581ca304d0451ae0df7a08ee0bf1e1dbe66fad285066e6b9ffc0d88d64f",
+}
+
+# What sam2's own builder adds to a configuration (sam2/build_sam.py:118).
+_POSTPROCESSING = {
+    "sam_mask_decoder_extra_args.dynamic_multimask_via_stability": True,
+    "sam_mask_decoder_extra_args.dynamic_multimask_stability_delta": 0.05,
+    "sam_mask_decoder_extra_args.dynamic_multimask_stability_thresh": 0.98,
+    "binarize_mask_from_pts_for_mem_enc": True,
+    "fill_hole_area": 8,
+}
+
+
+def build_predictor(
+    name: str | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    weights: Literal["random"] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    image_size: int | None = None,
+    config: str | Path | None = None,
+    apply_postprocessing: bool = True,
+    vos_optimized: bool = False,
+) -> SAM2VideoPredictor:
+    """Build sam2's video predictor in float32.
+
+    Parameters
+    ----------
+    name
+        One of `MODEL_NAMES`. An official model takes the checkpoint that ``efficient-sam2 fetch`` has
+        brought, ``"demo"`` the weights that come with the project. Not with `config`.
+    checkpoint
+        A file with other weights: ``.pt`` in sam2's format (``{"model": state_dict}``) or
+        ``.safetensors``.
+    weights
+        ``"random"`` for weights drawn with `seed` under which a prompted object is kept
+        (`probes.random_weights`). Not with `checkpoint`.
+    seed
+        Of the random weights.
+    device
+        Default: the GPU where torch sees one, else the CPU.
+    image_size
+        Side of the model's square input in pixels; default as configured (1024 for SAM 2.1). Smaller is
+        faster.
+    config
+        Any sam2 configuration: a yaml file, or a name inside the sam2 package such as
+        ``configs/sam2.1/sam2.1_hiera_t.yaml``.
+    apply_postprocessing, vos_optimized
+        As in sam2's ``build_sam2_video_predictor``.
+
+    Raises
+    ------
+    InputError
+        The name, size, configuration or checkpoint can't be used, or the installed ``sam2`` is another
+        package than the expected one.
+    """
+    check_sam2()
+    path = _config_file(name, config)
+    state = _weights(name, checkpoint, weights)
+    settings = _settings(path, image_size, apply_postprocessing, vos_optimized)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _instantiate(settings, path)
+    if state is not None:
+        _load_strictly(model, *state)
+    model.float().to(place).eval()
+    if weights == "random":
+        from probes.random_weights import make_it_track
+
+        make_it_track(model, seed)
+    return model
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Return ``"sha256:…"`` over the names, shapes, types and bytes of all weights, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def check_sam2() -> None:
+    """Refuse a top-level ``sam2`` that isn't the expected package.
+
+    Raises
+    ------
+    InputError
+        sam2 is absent, or one of its files differs from sam2 1.1.0.
+    """
+    advice = "use an environment of its own and install sam2==1.1.0 there"
+    spec = find_spec("sam2")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"no package sam2 is installed; expected sam2 1.1.0; {advice}")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    for name, expected in _SAM2_FILES.items():
+        file = folder / name
+        found = file.read_bytes().replace(b"\r\n", b"\n") if file.is_file() else b""
+        if hashlib.sha256(found).hexdigest() != expected:
+            owners = " and ".join(sorted(set(packages_distributions().get("sam2", [])))) or folder
+            raise InputError(
+                f"the installed sam2 (from {owners}) is another one, its {name} differs; expected "
+                f"sam2 1.1.0 unmodified; {advice}"
+            )
+
+
+def _config_file(name: str | None, config: str | Path | None) -> Path:
+    """Return the yaml file of a model."""
+    if (name is None) == (config is None):
+        raise InputError(
+            f"model {name!r} and configuration {config and str(config)!r} given; expected one of the two; "
+            f"name one of {', '.join(MODEL_NAMES)} or give a sam2 yaml file"
+        )
+    if config is not None:
+        for candidate in (Path(config), _sam2_folder() / config):
+            if candidate.is_file():
+                return candidate
+        raise InputError(
+            f"configuration {config} does not exist; expected a yaml file or a name inside the sam2 "
+            "package such as configs/sam2.1/sam2.1_hiera_t.yaml; check the path"
+        )
+    if name == DEMO:
+        return _demo_file("config.yaml")
+    if name not in CONFIGS:
+        raise InputError(
+            f"model {name!r} is not known; expected one of {', '.join(MODEL_NAMES)}; choose one, or give "
+            "a configuration and a checkpoint"
+        )
+    return _sam2_folder() / "configs" / "sam2.1" / CONFIGS[name]
+
+
+def _sam2_folder() -> Path:
+    spec = find_spec("sam2")
+    assert spec is not None and spec.submodule_search_locations, "check_sam2 found it"
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _demo_file(name: str) -> Path:
+    """Return a file of the demo model; found by path, nothing of `sparsity` is imported."""
+    file = Path(str(files("sparsity"))) / "demo" / name
+    if not file.is_file():
+        raise InputError(
+            f"the demo model's {name} is not installed; expected {file}; reinstall, or use another model, "
+            'for example weights="random"'
+        )
+    return file
+
+
+def _weights(
+    name: str | None, checkpoint: str | Path | None, weights: str | None
+) -> tuple[dict[str, Tensor], Path] | None:
+    """Return the state dict to load and its file, or None for random weights."""
+    if weights is not None:
+        if weights != "random" or checkpoint is not None:
+            raise InputError(
+                f"weights={weights!r} with checkpoint={checkpoint and str(checkpoint)!r} given; expected "
+                'weights="random" or a checkpoint; drop one'
+            )
+        return None
+    if checkpoint is not None:
+        path = Path(checkpoint)
+    elif name == DEMO:
+        path = _demo_file("weights.safetensors")
+    elif name in CONFIGS:
+        from probes.checkpoints import fetched
+
+        path = fetched(name)
+    else:
+        raise InputError(
+            "a configuration without weights given; expected a checkpoint too; add checkpoint=… or "
+            'weights="random"'
+        )
+    return _read_checkpoint(path), path
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a checkpoint file."""
+    if not path.is_file():
+        raise InputError(
+            f"checkpoint {path} does not exist; expected a .pt or .safetensors file; check the path"
+        )
+    form = 'a .safetensors file or a .pt file holding {"model": state_dict}'
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(
+            f"checkpoint {path} can't be read ({reason}); expected {form}; fetch or copy it again"
+        ) from None
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(
+            f"checkpoint {path} holds no state dict under 'model'; expected {form}; convert it"
+        )
+    return state
+
+
+def _load_strictly(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load `state`, refusing it where a tensor is missing, extra or of another shape."""
+    wanted = model.state_dict()
+    misshapen = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    for problem, names in (
+        ("lacks", [k for k in wanted if k not in state]),
+        ("has the unknown", [k for k in state if k not in wanted]),
+        ("has a misshapen", misshapen),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            shapes = ""
+            if names is misshapen:
+                shapes = f" ({list(state[names[0]].shape)} for {list(wanted[names[0]].shape)})"
+            raise InputError(
+                f"checkpoint {path} {problem} tensor {names[0]}{shapes}{more}; expected the weights of "
+                "exactly this model; check that model and checkpoint belong together"
+            )
+    model.load_state_dict(state)
+
+
+def _settings(path: Path, image_size: int | None, postprocessing: bool, compiled: bool) -> Any:
+    """Return the model's settings from a configuration file, with what the caller changes in them."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        settings = OmegaConf.load(path).model
+        trunk = settings.image_encoder.trunk
+        step = 4 * int(trunk.get("window_spec", (8,))[0])
+    except (OmegaConfBaseException, YAMLError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"configuration {path} can't be used ({str(error).splitlines()[0]}); expected a sam2 model "
+            "configuration in yaml; compare it with sam2's own"
+        ) from None
+    changes: dict[str, Any] = {"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"}
+    if compiled:
+        changes["_target_"] += "VOS"
+        changes["compile_image_encoder"] = True
+    if postprocessing:
+        changes |= _POSTPROCESSING
+    if image_size is not None:
+        if image_size <= 0 or image_size % step:
+            raise InputError(
+                f"image_size is {image_size}; expected a positive multiple of {step} for this model; "
+                f"the nearest is {max(step, round(image_size / step) * step)}"
+            )
+        changes["image_size"] = image_size
+    for key, value in changes.items():
+        OmegaConf.update(settings, key, value, force_add=True)
+    return settings
+
+
+def _instantiate(settings: Any, path: Path) -> SAM2VideoPredictor:
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(settings, _recursive_=True)
+    except InstantiationException as error:
+        raise InputError(
+            f"configuration {path} can't be built ({str(error).splitlines()[0]}); expected a sam2 model "
+            "configuration; compare it with sam2's own"
+        ) from error
