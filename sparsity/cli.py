@@ -1,0 +1,169 @@
+"""The command ``efficient-sam2``: one function a subcommand; the work is done in the packages.
+
+Bad input ends with one line on stderr and status 2, an interrupt with status 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from probes.errors import InputError
+
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for a command line it can't parse; newer versions carry a click of their own."""
+
+app = typer.Typer(
+    name="efficient-sam2",
+    help="SAM 2 video tracking with sparse attention: observe, calibrate, accelerate. Independent of the "
+    "paper's authors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[
+    str, typer.Option("--model", help="demo, sam2.1-tiny, -small, -base-plus or -large")
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="any sam2 configuration in yaml, instead of --model")
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", help="weights: sam2's .pt or .safetensors")
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help='"random": a model that only tracks by place')
+]
+Seed = Annotated[int, typer.Option("--seed", help="of random weights")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", help="side of the model's input in pixels; smaller is faster"),
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
+DType = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16; auto: bfloat16 on a GPU")]
+Force = Annotated[
+    bool, typer.Option("--force", help="overwrite results; use a profile made for another model")
+]
+
+
+@app.command(
+    epilog="Example: efficient-sam2 segment clip.mp4 --box 40,60,200,220 --profile exact --out result"
+)
+def segment(
+    video: Annotated[str, typer.Argument(help="folder of JPEG or PNG frames, or a video file")],
+    out: Annotated[Path, typer.Option("--out", help="folder for masks, overlay and report")],
+    prompt: Annotated[
+        Path | None,
+        typer.Option("--prompt", help="mask picture; one object for each value above 0"),
+    ] = None,
+    points: Annotated[
+        list[str] | None,
+        typer.Option("--points", help="x,y or x,y,label (1 object, 0 background); repeat"),
+    ] = None,
+    box: Annotated[str | None, typer.Option("--box", help="x0,y0,x1,y1 in pixels")] = None,
+    prompt_frame: Annotated[int, typer.Option("--prompt-frame", help="frame the prompt is on")] = 0,
+    model: Model = "demo",
+    config: Config = None,
+    checkpoint: Checkpoint = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    image_size: ImageSize = None,
+    device: Device = None,
+    dtype: DType = "auto",
+    profile: Annotated[
+        str, typer.Option("--profile", help="dense, exact, paper or a JSON file")
+    ] = "paper",
+    max_frames: Annotated[
+        int | None, typer.Option("--max-frames", help="stop after so many frames")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Track objects through a video: indexed PNG masks, an overlay and a report."""
+    from sparsity.segment import ModelChoice, Prompt, run_segment
+
+    choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
+    result = run_segment(
+        video,
+        Prompt(prompt, tuple(points or ()), box, prompt_frame),
+        choice,
+        out,
+        profile=profile,
+        max_frames=max_frames,
+        force=force,
+    )
+    print(result.summary())
+
+
+@app.command(epilog="Example: efficient-sam2 fetch sam2.1-tiny")
+def fetch(
+    name: Annotated[str, typer.Argument(help="sam2.1-tiny, -small, -base-plus or -large")],
+) -> None:
+    """Fetch an official checkpoint once, verified; later commands find it by the model's name."""
+    from probes.checkpoints import fetch_checkpoint
+
+    print(fetch_checkpoint(name, progress=True))
+
+
+profile_app = typer.Typer(help="Look at profiles.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(profile_app, name="profile")
+
+
+@profile_app.command("show", epilog="Example: efficient-sam2 profile show paper")
+def profile_show(
+    profile: Annotated[str, typer.Argument(help="a built-in profile's name or a JSON file")],
+) -> None:
+    """Print a profile as JSON, every setting spelled out."""
+    from sparsity.profile import load_profile
+
+    print(load_profile(profile).to_json())
+
+
+@profile_app.command("check", epilog="Example: efficient-sam2 profile check mine.json")
+def profile_check(
+    profile: Annotated[str, typer.Argument(help="a built-in profile's name or a JSON file")],
+) -> None:
+    """Say whether a profile is valid, and for which model it was made."""
+    from sparsity.profile import load_profile
+
+    loaded = load_profile(profile)
+    print(f"{loaded.name}: valid, for {loaded.model or 'any model'}")
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    # sam2 draws a progress bar of its own and warns on every frame where its CUDA extension is absent
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore", message="cannot import name '_C' from 'sam2'")
+    try:
+        status: Any = app(arguments, standalone_mode=False)
+    except InputError as error:
+        return _refuse(str(error))
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            return 2
+        return _refuse(f"{error.format_message().rstrip('.')}; see efficient-sam2 --help")
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+def _refuse(message: str) -> int:
+    print(f"efficient-sam2: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()
