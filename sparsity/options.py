@@ -1,0 +1,86 @@
+"""What several subcommands ask for alike: which model, on which device, in which number format."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probes.errors import InputError
+
+if TYPE_CHECKING:
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model options of a command line; see `probes.models.build_predictor`.
+
+    Attributes
+    ----------
+    dtype
+        ``"float32"``, ``"bfloat16"`` (autocast), or ``"auto"``: bfloat16 on a GPU, float32 on a CPU.
+    """
+
+    model: str = "demo"
+    config: Path | None = None
+    checkpoint: Path | None = None
+    weights: str | None = None
+    seed: int = 0
+    image_size: int | None = None
+    device: str | None = None
+    dtype: str = "auto"
+
+    def build(self) -> SAM2VideoPredictor:
+        """Build the stock predictor.
+
+        Raises
+        ------
+        InputError
+            An option can't be used.
+        """
+        import torch
+
+        from probes.models import build_predictor
+
+        if self.dtype not in DTYPES:
+            raise InputError(
+                f"dtype {self.dtype!r} given; expected {', '.join(DTYPES)}; choose one of them"
+            )
+        if self.weights not in (None, "random"):
+            raise InputError(
+                f'weights {self.weights!r} given; expected "random"; name a file with --checkpoint'
+            )
+        try:
+            device = torch.device(self.device) if self.device else None
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"device {self.device!r} can't be used ({str(error).splitlines()[0][:100]}); expected cpu "
+                "or cuda; choose one that is here"
+            ) from None
+        return build_predictor(
+            None if self.config else self.model,
+            config=self.config,
+            checkpoint=self.checkpoint,
+            weights="random" if self.weights else None,
+            seed=self.seed,
+            image_size=self.image_size,
+            device=device,
+        )
+
+    def number_format(self, device_type: str) -> str:
+        """Return ``"float32"`` or ``"bfloat16"``: what is computed in on such a device."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if device_type == "cuda" else "float32"
+
+    def autocast(self, device_type: str) -> AbstractContextManager[None]:
+        """Return the context in which the model is to run."""
+        import torch
+
+        enabled = self.number_format(device_type) == "bfloat16"
+        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled)

@@ -1,0 +1,382 @@
+"""``efficient-sam2 segment``: a video and a prompt in; masks, an overlay and a report out.
+
+Masks are written as they come. Every 30 seconds and when it is interrupted, the run also saves what
+tracking needs to go on (memory, pointers, decisions: some 20 MiB an object at 1024 pixels), so that the
+same command continues with the next frame and ends with the masks of a run that wasn't interrupted.
+Without a saved state it starts again. Only whole files that carry the hash of the same settings are
+trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from probes.errors import InputError
+from probes.models import fingerprint
+from probes.video import VideoSource, open_video
+from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor, accelerate
+from sparsity.masks import draw_over, merge_objects, read_mask, write_mask, written_by
+from sparsity.options import ModelChoice as ModelChoice
+from sparsity.overlay import write_video
+from sparsity.profile import Profile, load_profile
+from sparsity.prompt import CheckedPrompt
+from sparsity.prompt import Prompt as Prompt
+
+SCHEMA = "efficient-sam2/segment/1"
+
+SECONDS_BETWEEN_STATES = 30.0
+"""How much work an abrupt end can cost, at most."""
+
+_NOT_SAVED = ("images", "cached_features")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind."""
+
+    out: Path
+    frames: int
+    objects: list[int]
+    milliseconds: float
+    windows_share: float
+    keys_share: float
+
+    def summary(self) -> str:
+        """Return it in a few lines."""
+        return "\n".join(
+            (
+                f"masks    {self.out / 'masks'}  ({self.frames} frames, {len(self.objects)} objects)",
+                f"overlay  {self.out / 'overlay.mp4'}",
+                f"report   {self.out / 'report.json'}",
+                f"{self.milliseconds:.0f} ms a frame (median); windows computed "
+                f"{self.windows_share:.0%}, memory keys read {self.keys_share:.0%}",
+            )
+        )
+
+
+def run_segment(
+    video: str | Path,
+    prompt: Prompt,
+    choice: ModelChoice,
+    out: Path,
+    *,
+    profile: str | Path = "paper",
+    max_frames: int | None = None,
+    force: bool = False,
+) -> Outcome:
+    """Track the prompted objects through a video, forward and then back from the prompt.
+
+    Parameters
+    ----------
+    video
+        Folder of frames or video file.
+    prompt
+        What to track.
+    choice
+        The model.
+    out
+        Folder for ``masks/NAME.png``, ``overlay.mp4`` and ``report.json``; new, empty, or of the same run.
+    profile
+        Built-in name or file.
+    max_frames
+        Frames to track at most, the prompted one included.
+    force
+        Replace the results of another run, and use a profile that was made for another model.
+
+    Raises
+    ------
+    InputError
+        Something given can't be used; nothing has been written then.
+    KeyboardInterrupt
+        The run was interrupted; its state is saved.
+    """
+    source = open_video(video)
+    if max_frames is not None and max_frames < 1:
+        raise InputError(f"max-frames {max_frames} given; expected 1 or more; leave it out for all")
+    checked = prompt.check(source)
+    applied = load_profile(profile)
+    folder = RunFolder(out)
+    folder.look(force)
+    predictor = accelerate(choice.build(), applied, force=force)
+    settings = _settings(video, source, checked, predictor, applied, choice, max_frames)
+    run = _Run(source, checked, predictor, choice, folder, settings, max_frames)
+    if folder.enter(settings, force) and run.is_complete():
+        if not force:
+            return run.outcome()
+        folder.clear()
+    run.track()
+    run.finish()
+    return run.outcome()
+
+
+def _settings(
+    video: str | Path,
+    source: VideoSource,
+    prompt: CheckedPrompt,
+    predictor: EfficientSAM2VideoPredictor,
+    profile: Profile,
+    choice: ModelChoice,
+    max_frames: int | None,
+) -> dict[str, Any]:
+    """Return everything that decides what the masks will be."""
+    path = Path(video)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    listing = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return {
+        "video": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+        "frames": source.num_frames,
+        "size": [source.height, source.width],
+        "prompt": prompt.digest(),
+        "model": fingerprint(predictor),
+        "image_size": predictor.image_size,
+        "dtype": choice.number_format(predictor.device.type),
+        "device": predictor.device.type,
+        "profile": profile.model_dump(mode="json", by_alias=True),
+        "max_frames": max_frames,
+        "versions": {name: version(name) for name in ("efficient-sam2", "sam2", "torch")},
+    }
+
+
+class RunFolder:
+    """The output folder of a run: which files in it are ours, and whose settings they carry."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.masks = path / "masks"
+        self.overlay = path / "overlay.mp4"
+        self.report = path / "report.json"
+        self.settings = path / "run.json"
+        self.state = path / "state.pt"
+        self.hash = ""
+
+    def look(self, force: bool) -> None:
+        """Refuse a folder that holds something else, before any work is done."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(
+                f"{self.path} is a file; expected a folder for results; choose another --out"
+            )
+        if (
+            self.path.is_dir()
+            and any(self.path.iterdir())
+            and not self.settings.is_file()
+            and not force
+        ):
+            raise InputError(
+                f"{self.path} holds other files; expected a new or empty folder; choose another --out, or "
+                "--force to write into it"
+            )
+
+    def enter(self, settings: dict[str, Any], force: bool) -> bool:
+        """Make the folder ready; True where it holds results of the same settings."""
+        text = json.dumps(settings, sort_keys=True)
+        self.hash = hashlib.sha256(text.encode()).hexdigest()
+        found = self._found()
+        if found is not None and found == settings:
+            self.masks.mkdir(parents=True, exist_ok=True)
+            return True
+        if found is not None and not force:
+            other = [key for key in settings if found.get(key) != settings[key]]
+            raise InputError(
+                f"{self.path} holds a run with another {', '.join(other)}; expected the same settings or a "
+                "new folder; choose another --out, or --force to replace it"
+            )
+        if found is not None:
+            shutil.rmtree(self.masks, ignore_errors=True)
+        self.clear()
+        self.masks.mkdir(parents=True, exist_ok=True)
+        write_text(self.settings, json.dumps(settings, indent=1, sort_keys=True))
+        return False
+
+    def clear(self) -> None:
+        """Remove what a run writes at its end, and its saved state."""
+        for file in (self.overlay, self.report, self.state):
+            file.unlink(missing_ok=True)
+
+    def _found(self) -> dict[str, Any] | None:
+        """Return the settings of the run that the folder holds."""
+        try:
+            found = json.loads(self.settings.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+class _Run:
+    """One run over one video."""
+
+    def __init__(
+        self,
+        source: VideoSource,
+        prompt: CheckedPrompt,
+        predictor: EfficientSAM2VideoPredictor,
+        choice: ModelChoice,
+        folder: RunFolder,
+        settings: dict[str, Any],
+        max_frames: int | None,
+    ) -> None:
+        self.source, self.prompt, self.predictor, self.choice = source, prompt, predictor, choice
+        self.folder, self.settings = folder, settings
+        total = source.num_frames
+        assert total is not None, "folders and files know their length"
+        ahead = list(range(prompt.frame, total))[:max_frames]
+        back = list(range(prompt.frame - 1, -1, -1))
+        if max_frames is not None:
+            back = back[: max_frames - len(ahead)]
+        self.order = [(frame, False) for frame in ahead] + [(frame, True) for frame in back]
+        self.seconds: list[float] = []
+        self.state: dict[str, Any] = {}
+
+    def mask_file(self, frame: int) -> Path:
+        """Return the file of a frame's mask."""
+        name = self.source.names[frame] if self.source.names else f"{frame:05d}"
+        return self.folder.masks / f"{name}.png"
+
+    def is_complete(self) -> bool:
+        """Tell whether everything has been written by a run with the same settings."""
+        if not (self.folder.report.is_file() and self.folder.overlay.is_file()):
+            return False
+        return all(written_by(self.mask_file(f), self.folder.hash) for f, _ in self.order)
+
+    def track(self) -> None:
+        """Write a mask for every frame, going on from a saved state where there is one."""
+        history = "bounded" if not any(reverse for _, reverse in self.order) else "full"
+        self.state = self.predictor.init_state(self.source, history=history)
+        done = self._restore()
+        if not done:
+            self.prompt.give_to(self.predictor, self.state)
+        saved = time.monotonic()
+        with _stop_after_the_frame() as stop, self.choice.autocast(self.predictor.device.type):
+            bar = tqdm(
+                total=len(self.order), initial=done, unit="frame", desc="segment", disable=None
+            )
+            with bar:
+                started = time.perf_counter()
+                for frame, logits in self._frames(done):
+                    ids = merge_objects(logits[:, 0].float().cpu().numpy(), self.state["obj_ids"])
+                    write_mask(self.mask_file(frame), ids, self.folder.hash)
+                    self.seconds.append(time.perf_counter() - started)
+                    bar.update()
+                    # the last frame is always worth finishing
+                    if len(self.seconds) < len(self.order) - 1:
+                        if stop or time.monotonic() - saved > SECONDS_BETWEEN_STATES:
+                            self._save()
+                            saved = time.monotonic()
+                        if stop:
+                            raise KeyboardInterrupt
+                    started = time.perf_counter()
+
+    def _frames(self, done: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the remaining frames with their logits ``[objects, 1, H, W]``."""
+        for reverse in (False, True):
+            left = [frame for frame, back in self.order[done:] if back == reverse]
+            if not left:
+                continue
+            # sam2 tracks nothing back from frame 0, so going back begins on the prompt where it can
+            start = self.prompt.frame if left[0] == self.prompt.frame - 1 else left[0]
+            tracked = self.predictor.propagate_in_video(
+                self.state, start, abs(left[-1] - start), reverse
+            )
+            for frame, _, logits in tracked:
+                if frame in left:
+                    yield frame, logits
+
+    def _save(self) -> None:
+        part = self.folder.state.with_suffix(".part")
+        kept = {key: value for key, value in self.state.items() if key not in _NOT_SAVED}
+        torch.save({"hash": self.folder.hash, "seconds": self.seconds, "state": kept}, part)
+        os.replace(part, self.folder.state)
+
+    def _restore(self) -> int:
+        """Take up a saved state that belongs to these settings; return the number of frames done."""
+        try:
+            # pickled objects, so only ever a file that this command wrote into the user's own folder
+            saved = torch.load(
+                self.folder.state, map_location=self.predictor.device, weights_only=False
+            )
+        except FileNotFoundError:
+            return 0
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError):
+            return 0
+        done = len(saved["seconds"])
+        whole = all(written_by(self.mask_file(f), self.folder.hash) for f, _ in self.order[:done])
+        if saved["hash"] != self.folder.hash or not whole:
+            return 0
+        self.state.update(saved["state"])
+        self.seconds = list(saved["seconds"])
+        return done
+
+    def finish(self) -> None:
+        """Draw the overlay and write the report."""
+        frames = sorted(frame for frame, _ in self.order)
+        drawn = (draw_over(self.source.frame(f), read_mask(self.mask_file(f))) for f in frames)
+        write_video(self.folder.overlay, drawn, self.source.fps)
+        report = {
+            "schema": SCHEMA,
+            "settings_sha256": self.folder.hash,
+            "settings": self.settings,
+            "threads": torch.get_num_threads(),
+            "objects": [int(i) for i in self.state["obj_ids"]],
+            "milliseconds": [round(1000 * s, 2) for s in self.seconds],
+            "report": json.loads(self.predictor.report(self.state).to_json()),
+        }
+        write_text(self.folder.report, json.dumps(report, indent=1))
+        self.folder.state.unlink(missing_ok=True)
+
+    def outcome(self) -> Outcome:
+        """Read back what the report says."""
+        report = json.loads(self.folder.report.read_text(encoding="utf-8"))
+        summary = report["report"]["summary"]
+        return Outcome(
+            self.folder.path,
+            len(self.order),
+            report["objects"],
+            statistics.median(report["milliseconds"]),
+            summary["windows_share"],
+            summary["keys_share"],
+        )
+
+
+@contextmanager
+def _stop_after_the_frame() -> Iterator[list[int]]:
+    """Collect interrupts, so that the frame under way is finished; the second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: interrupts don't arrive here
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is whole or absent."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, path)
