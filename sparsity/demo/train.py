@@ -1,0 +1,390 @@
+"""Train the demo model: plain torch and sam2's own classes, on a CPU or a GPU.
+
+    python -m sparsity.demo.train --davis DAVIS --stills STILLS --out RUN --hours 8
+
+Kill it at any time and start the same command again: it goes on from its last checkpoint. The
+schedule follows the share of the run that is done, so it always ends annealed: after ``--steps``
+steps, or when the hours are over, however fast the machine was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sparsity.demo.losses import (
+    attention_loss,
+    mask_loss,
+    occupancy,
+    pointer_loss,
+    token_contrast,
+)
+from sparsity.demo.photos import Pool, load_pool
+from sparsity.demo.scenes import make_batch
+from sparsity.demo.unroll import AttentionTeacher, unroll
+
+CONFIG = Path(__file__).with_name("config.yaml")
+PEAK_RATE = 1.2e-3
+EMA_DECAY = 0.997
+WARM_UP = 60  # steps
+VALIDATION_SIZE = 256
+SMALLEST_TARGET = 0.002  # share of frame 0 below which a target is not asked for
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run: clips of ``length`` frames at ``size`` px, until share ``end``."""
+
+    size: int
+    clips: int
+    length: int
+    end: float
+
+
+DEFAULT_PHASES = "128:8x5@0.5,192:4x6@0.78,256:3x7@1"
+
+
+def parse_phases(text: str) -> list[Phase]:
+    """Read ``SIZE:CLIPSxFRAMES@END,...``; the last END is 1."""
+    phases = []
+    for part in text.split(","):
+        size, rest = part.split(":")
+        batch, end = rest.split("@")
+        clips, length = batch.split("x")
+        phases.append(Phase(int(size), int(clips), int(length), float(end)))
+    return phases
+
+
+def kind_shares(progress: float) -> dict[str, float]:
+    """Return how often each kind of clip is made: recall first, real video more and more."""
+    real = 0.15 + 0.22 * progress
+    jump = 0.45 - 0.25 * progress
+    drift = 0.05 + 0.17 * min(1.0, progress * 3)
+    rest = 1 - real - jump - drift
+    return {"davis": real, "jump": jump, "drift": drift, "smooth": rest * 0.5, "still": rest * 0.5}
+
+
+def set_size(model: Any, size: int) -> None:
+    """Change the working resolution (pixels); every weight is kept."""
+    cells = size // 16
+    model.image_size, model.sam_image_embedding_size = size, cells
+    prompts = model.sam_prompt_encoder
+    prompts.image_embedding_size = (cells, cells)
+    prompts.input_image_size = (size, size)
+    prompts.mask_input_size = (4 * cells, 4 * cells)
+
+
+def build_model() -> Any:
+    """Build ``config.yaml`` with sam2's classes, weights as sam2 draws them."""
+    return instantiate(OmegaConf.load(CONFIG).model, _recursive_=True)
+
+
+@torch.no_grad()
+def prepare_weights(model: Any, gain: float = 0.75) -> None:
+    """Start memory attention as a comparison of looks, and presence as "present".
+
+    The memory carries an orthonormal projection P of the frame's features; each layer's queries
+    and keys compare P f with P f', softened by ``gain``. SAM 2 has to learn this; with a few
+    hours it does not.
+    """
+    model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
+    wide, narrow = model.hidden_dim, model.mem_dim
+    projection = torch.linalg.qr(torch.randn(wide, wide))[0][:narrow]
+    spread = torch.linalg.qr(torch.randn(wide, wide))[0][:, :narrow]
+    encoder = model.memory_encoder
+    encoder.pix_feat_proj.weight.copy_(torch.eye(wide)[:, :, None, None])
+    encoder.out_proj.weight.copy_(projection[:, :, None, None])
+    encoder.pix_feat_proj.bias.zero_()
+    encoder.out_proj.bias.zero_()
+    for layer in model.memory_attention.layers:
+        attention = layer.cross_attn_image
+        attention.q_proj.weight.copy_(gain * spread @ projection)
+        attention.k_proj.weight.copy_(gain * spread)
+        attention.q_proj.bias.zero_()
+        attention.k_proj.bias.zero_()
+
+
+def jaccard(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Return the intersection over union of boolean masks [N, ...] as [N]; both empty: 1."""
+    found, true = found.flatten(1), true.flatten(1)
+    union = (found | true).sum(1)
+    return torch.where(union > 0, (found & true).sum(1) / union.clamp(min=1), 1.0)
+
+
+@torch.no_grad()
+def validate(model: Any, pool: Pool, device: str, length: int = 16) -> dict[str, Any]:
+    """Track the held-out clips at 256 px from frame 0's mask; mean J over frames 1.. in %."""
+    set_size(model, VALIDATION_SIZE)
+    clips = torch.stack([clip[:length] for clip in pool.held_out]).to(device)
+    side = (VALIDATION_SIZE, VALIDATION_SIZE)
+    scaled = F.interpolate(clips.flatten(0, 1).float() / 255, side, mode="bilinear")
+    scaled = scaled.unflatten(0, clips.shape[:2])
+    masks = scaled[:, :, 3:] > 0.5
+    model.eval()
+    with autocast(device):
+        out = unroll(model, scaled[:, :, :3], masks)
+    true = out.targets > 0.5
+    each = torch.stack([jaccard(s.best[:, 0] > 0, true[:, s.frame]) for s in out.steps]).mean(0)
+    frozen = torch.stack([jaccard(true[:, 0], true[:, s.frame]) for s in out.steps]).mean()
+    model.train()
+    return {
+        "calibrate_j": round(100 * each.mean().item(), 1),
+        "calibrate_each": [round(100 * x) for x in each.tolist()],
+        "frozen_mask_j": round(100 * frozen.item(), 1),
+    }
+
+
+def free_threads(most: int) -> int:
+    """Return how many threads to use now: ``most``, less what other programs keep busy.
+
+    Two threads that share a core with another program spend their time waiting for each other.
+    """
+    loads = Path("/proc/loadavg")
+    if not loads.exists():
+        return most
+    running = int(loads.read_text().split()[3].split("/")[0])
+    return max(1, most - max(0, running - 1))
+
+
+def autocast(device: str) -> torch.autocast:
+    """Return the mixed precision the model is trained in: bfloat16."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+
+@dataclass
+class Clock:
+    """The share of the run that is done, by steps or by hours, surviving interruptions."""
+
+    steps: int | None
+    deadline: float | None  # seconds since the epoch
+    start_share: float = 0.0
+    started: float = 0.0
+
+    def share(self, step: int) -> float:
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.deadline is not None
+        left = (self.deadline - time.time()) / max(1.0, self.deadline - self.started)
+        return min(1.0, 1 - (1 - self.start_share) * max(0.0, left))
+
+
+class Trainer:
+    """The state of a run: weights, their running mean, optimiser, random numbers, progress."""
+
+    def __init__(self, pool: Pool, out: Path, phases: list[Phase], device: str, seed: int) -> None:
+        self.pool, self.out, self.phases, self.device = pool, out, phases, device
+        torch.manual_seed(seed)
+        random.seed(seed)
+        self.model = build_model().to(device)
+        prepare_weights(self.model)
+        self.mean = build_model().to(device)
+        self.mean.load_state_dict(self.model.state_dict())
+        wide = [p for p in self.model.parameters() if p.ndim > 1]
+        flat = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": wide, "weight_decay": 0.05}, {"params": flat, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
+        self.teacher = AttentionTeacher()
+        self.step, self.share, self.seconds, self.best = 0, 0.0, 0.0, -1.0
+        self.smooth: dict[str, float] = {}
+
+    def save(self) -> None:
+        """Write the checkpoint whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "mean": self.mean.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "progress": [self.step, self.share, self.seconds, self.best],
+            "torch_random": torch.get_rng_state(),
+            "python_random": json.dumps(random.getstate()),
+        }
+        partial = self.out / "checkpoint.partial"
+        torch.save(state, partial)
+        os.replace(partial, self.out / "checkpoint.pt")
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint in the output folder, if there is one."""
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.mean.load_state_dict(state["mean"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.share, self.seconds, self.best = state["progress"]
+        torch.set_rng_state(state["torch_random"].cpu())
+        version, numbers, gauss = json.loads(state["python_random"])
+        random.setstate((version, tuple(numbers), gauss))
+        return True
+
+    def log(self, **entry: Any) -> None:
+        """Append a line to the log and show it."""
+        entry = {"step": self.step, "share": round(self.share, 4), **entry}
+        entry["hours"] = round(self.seconds / 3600, 4)
+        line = json.dumps(entry)
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
+        print(line, file=sys.stderr, flush=True)
+
+    def losses(self, phase: Phase) -> dict[str, torch.Tensor]:
+        """Make a batch and return its losses, weighted."""
+        done = self.share
+        frames, masks = make_batch(
+            self.pool, kind_shares(done), phase.clips, phase.length, phase.size
+        )
+        frames, masks = frames.to(self.device), masks.to(self.device)
+        times = [0]
+        for _ in range(phase.length - 1):
+            times.append(times[-1] + random.choice((1, 1, 1, 2)))
+        prompt = random.choices(("mask", "click", "box"), (0.7, 0.15, 0.15))[0]
+        with autocast(self.device):
+            out = unroll(
+                self.model,
+                frames,
+                masks,
+                times=times,
+                prompt=prompt,
+                forced=max(0.0, 0.6 - 0.9 * done),
+                hide=0.3 if done > 0.3 else 0.0,
+                teacher=self.teacher,
+            )
+        usable = out.targets[:, 0].flatten(1).mean(1) > SMALLEST_TARGET
+        occupied = occupancy(out.targets)
+        tracked = [s for s in out.steps if s.frame]
+        found = [x for s in tracked if (x := attention_loss(s, occupied)) is not None]
+        zero = frames.new_zeros(())
+        per_frame = [mask_loss(s, out.targets[:, s.frame], usable) for s in out.steps]
+        pointers = [pointer_loss(s, occupied.shape[-1]) for s in tracked]
+        attention = torch.stack(found).mean() if found else zero
+        return {
+            "mask": torch.stack(per_frame).mean(),
+            "attention": (0.3 - 0.15 * done) * attention,
+            "pointer": 0.05 * torch.stack(pointers).mean(),
+            "contrast": 0.3 * (1 - done) * token_contrast(out.tokens, masks),
+        }
+
+    def take_step(self, phase: Phase) -> None:
+        """Make one step of the optimiser and of the running mean."""
+        anneal = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share))
+        for group in self.optimiser.param_groups:
+            group["lr"] = PEAK_RATE * anneal * min(1.0, (self.step + 1) / WARM_UP)
+        losses = self.losses(phase)
+        self.optimiser.zero_grad(set_to_none=True)
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        self.step += 1
+        decay = min(EMA_DECAY, (1 + self.step) / (20 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.mean.parameters()), list(self.model.parameters()), 1 - decay
+            )
+        for name, loss in losses.items():
+            value = loss.item()
+            self.smooth[name] = 0.97 * self.smooth.get(name, value) + 0.03 * value
+
+    def check(self) -> None:
+        """Validate the running mean and keep the best of the run."""
+        figures = validate(self.mean, self.pool, self.device)
+        set_size(self.mean, VALIDATION_SIZE)
+        self.log(**figures)
+        if figures["calibrate_j"] >= self.best:
+            self.best = figures["calibrate_j"]
+            partial = self.out / "best.partial"
+            torch.save({"model": self.mean.state_dict(), **figures}, partial)
+            os.replace(partial, self.out / "best.pt")
+
+    def run(self, clock: Clock, threads: int, save_every: float, check_every: float) -> None:
+        """Train until the clock has run out; seconds between checkpoints and validations."""
+        stopped: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+        clock.started, clock.start_share = time.time(), self.share
+        saved = checked = time.time()
+        self.teacher.attach(self.model)
+        self.model.train()
+        while (share := clock.share(self.step)) < 1 and not stopped:
+            self.share = share
+            begun = time.process_time()
+            phase = next(p for p in self.phases if share < p.end)
+            set_size(self.model, phase.size)
+            torch.set_num_threads(free_threads(threads))
+            self.take_step(phase)
+            self.seconds += time.process_time() - begun
+            if self.step % 20 == 0:
+                rounded = {k: round(v, 4) for k, v in self.smooth.items()}
+                self.log(
+                    size=phase.size,
+                    time=round(time.time()),
+                    threads=torch.get_num_threads(),
+                    **rounded,
+                )
+            if time.time() - checked > check_every:
+                self.check()
+                checked = time.time()
+            if time.time() - saved > save_every:
+                self.save()
+                saved = time.time()
+        if not stopped:
+            self.share = 1.0
+            self.check()
+        self.save()
+        self.teacher.detach(self.model)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--davis", type=Path, required=True, help="DAVIS-layout folder")
+    parser.add_argument("--stills", type=Path, required=True, help="folder with images.csv")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoints and log go here")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, help="length of the run in steps")
+    length.add_argument("--hours", type=float, help="time from now to the end of the run")
+    parser.add_argument("--phases", default=DEFAULT_PHASES, help="SIZE:CLIPSxFRAMES@END,...")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=float, default=150, help="seconds")
+    parser.add_argument("--check-every", type=float, default=600, help="seconds")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    options = parse_arguments(arguments)
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    pool = load_pool(options.davis, options.stills, cache=options.out / "pool.pt")
+    phases = parse_phases(options.phases)
+    trainer = Trainer(pool, options.out, phases, options.device, options.seed)
+    resumed = trainer.resume()
+    trainer.log(resumed=resumed, parameters=sum(p.numel() for p in trainer.model.parameters()))
+    deadline = None if options.hours is None else time.time() + 3600 * options.hours
+    # The CPU's fused attention is slow to differentiate on small windows.
+    on_cpu = torch.device(options.device).type == "cpu"
+    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+        clock = Clock(options.steps, deadline)
+        trainer.run(clock, options.threads, options.save_every, options.check_every)
+
+
+if __name__ == "__main__":
+    main()
