@@ -141,7 +141,7 @@ def run(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", message="cannot import name '_C' from 'sam2'")
     try:
-        status: Any = app(arguments, standalone_mode=False)
+        status: Any = app(arguments, prog_name="efficient-sam2", standalone_mode=False)
     except InputError as error:
         return _refuse(str(error))
     except UsageError as error:

@@ -21,18 +21,19 @@ HASH_FIELD = "efficient-sam2"
 
 
 def davis_palette() -> Ids:
-    """Return the palette of DAVIS (and PASCAL VOC), uint8 ``[256, 3]``.
+    """Return the palette of the DAVIS annotations, uint8 ``[256, 3]``.
 
-    >>> davis_palette()[:4].tolist()
-    [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    The first 22 colours are those of PASCAL VOC with 191 for 192, the others greys.
+
+    >>> davis_palette()[[1, 2, 9, 22]].tolist()
+    [[128, 0, 0], [0, 128, 0], [191, 0, 0], [22, 22, 22]]
     """
     ids = np.arange(256)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((ids >> channel) & 1) << (7 - bit)).astype(np.uint8)
-        ids = ids >> 3
-    return palette
+    palette = np.repeat(ids[:, None], 3, axis=1)
+    for channel in range(3):
+        high, low = (ids >> channel) & 1, (ids >> (channel + 3)) & 1
+        palette[:22, channel] = np.minimum(128 * high + 64 * low, 191)[:22]
+    return palette.astype(np.uint8)
 
 
 PALETTE = davis_palette()

@@ -1,0 +1,181 @@
+"""The command as a user runs it: exit statuses, one line for bad input, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsity import cli
+from sparsity.profile import load_profile
+
+MODEL = ("--model", "sam2.1-tiny", "--weights", "random", "--image-size", "256", "--device", "cpu")
+
+
+@pytest.fixture
+def first_mask(tmp_path: Path, clip_mask: np.ndarray) -> Path:
+    Image.fromarray(clip_mask.astype(np.uint8) * 255).save(tmp_path / "first.png")
+    return tmp_path / "first.png"
+
+
+def _bad_inputs(tmp: Path, clip: Path, mask: Path) -> dict[str, tuple[list[str], str]]:
+    """Return command lines by name, with a word of the answer."""
+    (tmp / "none").mkdir()
+    truncated = tmp / "cut.mp4"
+    truncated.write_bytes(b"\0\0\0\x18ftypmp42" + bytes(500))
+    Image.new("L", (10, 10), 255).save(tmp / "small.png")
+    Image.new("L", (128, 96), 0).save(tmp / "empty.png")
+    for name, change in {
+        "nan": '"windows": {"saliency_mass": NaN}',
+        "range": '"memory": {"keep": 1.5}',
+        "unknown": '"memroy": {"keep": 0.5}',
+        "other": f'"model": "sha256:{64 * "0"}"',
+        "version": '"schema": "efficient-sam2/profile/9"',
+    }.items():
+        head = '"schema": "efficient-sam2/profile/1", ' if name != "version" else ""
+        (tmp / f"{name}.json").write_text("{" + head + f'"name": "x", {change}' + "}")
+    good = [str(clip), "--prompt", str(mask), *MODEL]
+    point = [str(clip), *MODEL]
+    return {
+        "no such file": (["nowhere.mp4", *good[1:]], "nowhere.mp4 does not exist"),
+        "0 frames": ([str(tmp / "none"), *good[1:]], "holds no frames"),
+        "truncated mp4": ([str(truncated), *good[1:]], "expected"),
+        "no such mask": ([*point, "--prompt", "no.png"], "no.png does not exist"),
+        "mask of another size": (
+            [*point, "--prompt", str(tmp / "small.png")],
+            "10x10; the video is 128x96",
+        ),
+        "empty mask": ([*point, "--prompt", str(tmp / "empty.png")], "is empty"),
+        "no prompt": (point, "no prompt given"),
+        "two prompts": ([*good, "--points", "5,5"], "give one"),
+        "point outside": ([*point, "--points", "128,5"], "lies outside"),
+        "point of one number": ([*point, "--points", "12"], "expected x,y or x,y,label"),
+        "point with NaN": ([*point, "--points", "nan,1"], "expected x,y"),
+        "point label": ([*point, "--points", "1,1,7"], "label 7"),
+        "background alone": ([*point, "--points", "1,1,0"], "at least one on the object"),
+        "box turned round": ([*point, "--box", "50,50,10,10"], "is empty or lies outside"),
+        "frame index": ([*good, "--prompt-frame", "8"], "frames 0 to 7"),
+        "negative frame": ([*good, "--prompt-frame=-1"], "frames 0 to 7"),
+        "max frames": ([*good, "--max-frames", "0"], "expected 1 or more"),
+        "unknown model": ([*good[:3], "--model", "sam9"], "expected one of"),
+        "unknown device": ([*good, "--device", "toaster"], "device 'toaster'"),
+        "unknown dtype": ([*good, "--dtype", "int4"], "dtype 'int4'"),
+        "no checkpoint": ([*good[:3], "--checkpoint", "no.pt", "--model", "sam2.1-tiny"], "no.pt"),
+        "image size": ([*good[:-3], "250"], "multiple of 32"),
+        "unknown profile": ([*good, "--profile", "fastest"], "fastest"),
+        "profile with NaN": ([*good, "--profile", str(tmp / "nan.json")], "saliency_mass"),
+        "profile out of range": ([*good, "--profile", str(tmp / "range.json")], "keep"),
+        "profile with unknown key": ([*good, "--profile", str(tmp / "unknown.json")], "memroy"),
+        "profile of another model": ([*good, "--profile", str(tmp / "other.json")], "model"),
+        "profile of another version": ([*good, "--profile", str(tmp / "version.json")], "schema"),
+        "unknown option": ([*good, "--fast"], "--fast"),
+    }
+
+
+def test_bad_input_gets_one_line_and_status_2(
+    tmp_path: Path, clip_folder: Path, first_mask: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    failures = {}
+    for name, (words, expected) in _bad_inputs(tmp_path, clip_folder, first_mask).items():
+        status = cli.run(["segment", *words, "--out", str(out)])
+        said = capsys.readouterr()
+        lines = said.err.strip().splitlines()
+        if status != 2 or len(lines) != 1 or expected not in said.err or said.out or out.exists():
+            failures[name] = status, said.err, said.out, out.exists()
+    assert failures == {}
+
+
+def test_the_same_command_with_good_input_works(
+    tmp_path: Path, clip_folder: Path, first_mask: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["segment", str(clip_folder), "--prompt", str(first_mask), *MODEL, "--max-frames", "2"]
+    assert cli.run([*words, "--out", str(tmp_path / "out")]) == 0
+    assert "2 frames, 1 objects" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
+def test_a_profile_for_another_model_can_be_forced(
+    tmp_path: Path, clip_folder: Path, first_mask: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "other.json"
+    other = load_profile("exact").model_copy(
+        update={"model": f"sha256:{64 * '0'}", "name": "other"}
+    )
+    profile.write_text(other.to_json())
+    words = ["segment", str(clip_folder), "--prompt", str(first_mask), *MODEL, "--max-frames", "2"]
+    words += ["--profile", str(profile), "--out", str(tmp_path / "out")]
+    assert cli.run(words) == 2
+    assert not (tmp_path / "out").exists()
+    assert cli.run([*words, "--force"]) == 0
+    assert '"forced": true' in (tmp_path / "out" / "report.json").read_text()
+
+
+def test_profiles_are_shown_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["profile", "show", "paper"]) == 0
+    (tmp_path / "mine.json").write_text(capsys.readouterr().out)
+    assert load_profile(tmp_path / "mine.json") == load_profile("paper")
+    assert cli.run(["profile", "check", str(tmp_path / "mine.json")]) == 0
+    assert "paper: valid, for any model" in capsys.readouterr().out
+    (tmp_path / "mine.json").write_text("{")
+    assert cli.run(["profile", "check", str(tmp_path / "mine.json")]) == 2
+
+
+def test_fetch_refuses_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["fetch", "sam3"]) == 2
+    assert "sam2.1-tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["profile"]], ids=["command", "group"])
+def test_without_arguments_the_help_is_shown(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(words) == 2
+    assert "Usage: efficient-sam2" in capsys.readouterr().out
+
+
+def test_every_subcommand_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+    assert "segment" in names
+    for name in names:
+        assert cli.run([name, "--help"]) == 0
+        assert f"efficient-sam2 {name} " in " ".join(capsys.readouterr().out.split("Example:")[1:])
+
+
+def _start(clip: Path, mask: Path, out: Path) -> subprocess.Popen[str]:
+    words = ["segment", str(clip), "--prompt", str(mask), *MODEL, "--profile", "dense"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "sparsity.cli", *words, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_interrupt_and_kill(tmp_path: Path, clip_folder: Path, first_mask: Path) -> None:
+    out = tmp_path / "out"
+    for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        running = _start(clip_folder, first_mask, out)
+        had = len(list(out.glob("masks/*.png")))
+        until = time.monotonic() + 60
+        while len(list(out.glob("masks/*.png"))) <= had and time.monotonic() < until:
+            time.sleep(0.01)
+        running.send_signal(number)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == status
+        assert "Traceback" not in said
+        assert not (out / "report.json").exists()
+    finished = _start(clip_folder, first_mask, out)
+    printed, said = finished.communicate(timeout=120)
+    assert finished.returncode == 0, said
+    assert "8 frames, 1 objects" in printed
+    assert len(list(out.glob("masks/*.png"))) == 8
+    assert not list(out.rglob("*.part"))
