@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from sparsity.demo.unroll import Step
 
 FOCAL_ALPHA = 0.5  # 0.25, as SAM 2 has it, keeps masks empty while the decoder is still blank
-POINTER_SHARE = 0.03  # of the attention mass, below which pointers are called for
+POINTER_SHARES = (0.03, 0.12)  # of the attention mass, between which pointers are left alone
+ABSENT_WEIGHT = 3.0  # absent frames are few
 
 
 def mask_loss(step: Step, truth: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
@@ -44,7 +45,9 @@ def mask_loss(step: Step, truth: torch.Tensor, usable: torch.Tensor) -> torch.Te
     masks = (both.amin(1) * weight).sum() / total
     ious = ((step.ious.float() - iou).abs().mean(1) * weight).sum() / total
     score = F.binary_cross_entropy_with_logits(
-        step.score[:, 0].float(), present.float(), weight=usable.float()
+        step.score[:, 0].float(),
+        present.float(),
+        weight=usable.float() * torch.where(present, 1.0, ABSENT_WEIGHT),
     )
     return masks + ious + score
 
@@ -58,8 +61,7 @@ def attention_loss(step: Step, occupied: torch.Tensor) -> torch.Tensor | None:
     """Ask queries on the target to look at the target's memory tokens, in every memory frame.
 
     Half of the loss is about the mass on the target over all frames, half about every single
-    frame that shows it, so that attention does not settle on one frame alone. Pointers are
-    left out of both.
+    frame that shows it, so that attention does not settle on one frame alone.
 
     Parameters
     ----------
@@ -75,7 +77,6 @@ def attention_loss(step: Step, occupied: torch.Tensor) -> torch.Tensor | None:
     total = occupied.new_zeros(())
     for weights in step.weights:
         spatial = weights[:, :, : len(step.memory) * cells]
-        spatial = spatial / spatial.sum(-1, keepdim=True).clamp(min=1e-6)
         frames = (spatial.unflatten(-1, (-1, cells)) * keys[:, None]).sum(-1)  # [N, q, frames]
         overall = -frames.sum(-1).clamp(1e-4, 1).log()
         each = -(frames.clamp(1e-4, 1).log() * shown[:, None]).sum(-1)
@@ -87,10 +88,11 @@ def attention_loss(step: Step, occupied: torch.Tensor) -> torch.Tensor | None:
 
 
 def pointer_loss(step: Step, cells: int) -> torch.Tensor:
-    """Call for object pointers where they get less than ``POINTER_SHARE`` of the mass."""
+    """Keep the attention mass of object pointers within ``POINTER_SHARES`` in every layer."""
     start = len(step.memory) * cells
     shares = torch.stack([w[:, :, start:].sum(-1).mean(-1) for w in step.weights])
-    return F.relu(math.log(POINTER_SHARE) - shares.clamp(min=1e-5).log()).mean()
+    logs, (low, high) = shares.clamp(min=1e-5).log(), POINTER_SHARES
+    return (F.relu(math.log(low) - logs) + F.relu(logs - math.log(high))).mean()
 
 
 def token_contrast(

@@ -18,14 +18,10 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsity.demo.losses import (
@@ -35,153 +31,24 @@ from sparsity.demo.losses import (
     pointer_loss,
     token_contrast,
 )
+from sparsity.demo.network import autocast, build_model, prepare_weights, set_size
 from sparsity.demo.photos import Pool, load_pool
 from sparsity.demo.scenes import make_batch
+from sparsity.demo.schedule import (
+    DEFAULT_PHASES,
+    Clock,
+    Phase,
+    free_threads,
+    kind_shares,
+    parse_phases,
+)
 from sparsity.demo.unroll import AttentionTeacher, unroll
+from sparsity.demo.validation import VALIDATION_SIZE, validate
 
-CONFIG = Path(__file__).with_name("config.yaml")
 PEAK_RATE = 1.2e-3
 EMA_DECAY = 0.997
 WARM_UP = 60  # steps
-VALIDATION_SIZE = 256
 SMALLEST_TARGET = 0.002  # share of frame 0 below which a target is not asked for
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of the run: clips of ``length`` frames at ``size`` px, until share ``end``."""
-
-    size: int
-    clips: int
-    length: int
-    end: float
-
-
-DEFAULT_PHASES = "128:8x5@0.5,192:4x6@0.78,256:3x7@1"
-
-
-def parse_phases(text: str) -> list[Phase]:
-    """Read ``SIZE:CLIPSxFRAMES@END,...``; the last END is 1."""
-    phases = []
-    for part in text.split(","):
-        size, rest = part.split(":")
-        batch, end = rest.split("@")
-        clips, length = batch.split("x")
-        phases.append(Phase(int(size), int(clips), int(length), float(end)))
-    return phases
-
-
-def kind_shares(progress: float) -> dict[str, float]:
-    """Return how often each kind of clip is made: recall first, real video more and more."""
-    real = 0.15 + 0.22 * progress
-    jump = 0.45 - 0.25 * progress
-    drift = 0.05 + 0.17 * min(1.0, progress * 3)
-    rest = 1 - real - jump - drift
-    return {"davis": real, "jump": jump, "drift": drift, "smooth": rest * 0.5, "still": rest * 0.5}
-
-
-def set_size(model: Any, size: int) -> None:
-    """Change the working resolution (pixels); every weight is kept."""
-    cells = size // 16
-    model.image_size, model.sam_image_embedding_size = size, cells
-    prompts = model.sam_prompt_encoder
-    prompts.image_embedding_size = (cells, cells)
-    prompts.input_image_size = (size, size)
-    prompts.mask_input_size = (4 * cells, 4 * cells)
-
-
-def build_model() -> Any:
-    """Build ``config.yaml`` with sam2's classes, weights as sam2 draws them."""
-    return instantiate(OmegaConf.load(CONFIG).model, _recursive_=True)
-
-
-@torch.no_grad()
-def prepare_weights(model: Any, gain: float = 0.75) -> None:
-    """Start memory attention as a comparison of looks, and presence as "present".
-
-    The memory carries an orthonormal projection P of the frame's features; each layer's queries
-    and keys compare P f with P f', softened by ``gain``. SAM 2 has to learn this; with a few
-    hours it does not.
-    """
-    model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
-    wide, narrow = model.hidden_dim, model.mem_dim
-    projection = torch.linalg.qr(torch.randn(wide, wide))[0][:narrow]
-    spread = torch.linalg.qr(torch.randn(wide, wide))[0][:, :narrow]
-    encoder = model.memory_encoder
-    encoder.pix_feat_proj.weight.copy_(torch.eye(wide)[:, :, None, None])
-    encoder.out_proj.weight.copy_(projection[:, :, None, None])
-    encoder.pix_feat_proj.bias.zero_()
-    encoder.out_proj.bias.zero_()
-    for layer in model.memory_attention.layers:
-        attention = layer.cross_attn_image
-        attention.q_proj.weight.copy_(gain * spread @ projection)
-        attention.k_proj.weight.copy_(gain * spread)
-        attention.q_proj.bias.zero_()
-        attention.k_proj.bias.zero_()
-
-
-def jaccard(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Return the intersection over union of boolean masks [N, ...] as [N]; both empty: 1."""
-    found, true = found.flatten(1), true.flatten(1)
-    union = (found | true).sum(1)
-    return torch.where(union > 0, (found & true).sum(1) / union.clamp(min=1), 1.0)
-
-
-@torch.no_grad()
-def validate(model: Any, pool: Pool, device: str, length: int = 16) -> dict[str, Any]:
-    """Track the held-out clips at 256 px from frame 0's mask; mean J over frames 1.. in %."""
-    set_size(model, VALIDATION_SIZE)
-    clips = torch.stack([clip[:length] for clip in pool.held_out]).to(device)
-    side = (VALIDATION_SIZE, VALIDATION_SIZE)
-    scaled = F.interpolate(clips.flatten(0, 1).float() / 255, side, mode="bilinear")
-    scaled = scaled.unflatten(0, clips.shape[:2])
-    masks = scaled[:, :, 3:] > 0.5
-    model.eval()
-    with autocast(device):
-        out = unroll(model, scaled[:, :, :3], masks)
-    true = out.targets > 0.5
-    each = torch.stack([jaccard(s.best[:, 0] > 0, true[:, s.frame]) for s in out.steps]).mean(0)
-    frozen = torch.stack([jaccard(true[:, 0], true[:, s.frame]) for s in out.steps]).mean()
-    model.train()
-    return {
-        "calibrate_j": round(100 * each.mean().item(), 1),
-        "calibrate_each": [round(100 * x) for x in each.tolist()],
-        "frozen_mask_j": round(100 * frozen.item(), 1),
-    }
-
-
-def free_threads(most: int) -> int:
-    """Return how many threads to use now: ``most``, less what other programs keep busy.
-
-    Two threads that share a core with another program spend their time waiting for each other.
-    """
-    loads = Path("/proc/loadavg")
-    if not loads.exists():
-        return most
-    running = int(loads.read_text().split()[3].split("/")[0])
-    return max(1, most - max(0, running - 1))
-
-
-def autocast(device: str) -> torch.autocast:
-    """Return the mixed precision the model is trained in: bfloat16."""
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
-
-
-@dataclass
-class Clock:
-    """The share of the run that is done, by steps or by hours, surviving interruptions."""
-
-    steps: int | None
-    deadline: float | None  # seconds since the epoch
-    start_share: float = 0.0
-    started: float = 0.0
-
-    def share(self, step: int) -> float:
-        if self.steps is not None:
-            return min(1.0, step / self.steps)
-        assert self.deadline is not None
-        left = (self.deadline - time.time()) / max(1.0, self.deadline - self.started)
-        return min(1.0, 1 - (1 - self.start_share) * max(0.0, left))
 
 
 class Trainer:
@@ -274,7 +141,7 @@ class Trainer:
         return {
             "mask": torch.stack(per_frame).mean(),
             "attention": (0.3 - 0.15 * done) * attention,
-            "pointer": 0.05 * torch.stack(pointers).mean(),
+            "pointer": 0.1 * torch.stack(pointers).mean(),
             "contrast": 0.3 * (1 - done) * token_contrast(out.tokens, masks),
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ class _Explicit(TorchFunctionMode):
         query, key, value = args[:3]
         logits = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])
         bias = self.teacher.bias
+        if callable(bias):
+            bias = bias(len(self.teacher.weights), logits)
         if bias is not None:
             spare = logits.shape[-1] - bias.shape[-1]
             logits = logits + F.pad(bias, (0, spare))[:, None, None]
@@ -47,12 +49,13 @@ class AttentionTeacher:
     ----------
     weights : list of Tensor, float32 [N, queries, keys]
         One per layer since the list was last emptied; rows sum to 1.
-    bias : Tensor or None, float32 [N, spatial keys]
-        Added to the logits; pointers, which come last, are never hidden.
+    bias : Tensor, float32 [N, spatial keys], or a function that returns one, or None
+        Added to the logits; keys it does not reach (pointers come last) are not hidden. The
+        function is given the layer's number and its logits [N, 1, queries, keys].
     """
 
     weights: list[torch.Tensor] = field(default_factory=list)
-    bias: torch.Tensor | None = None
+    bias: torch.Tensor | Callable[[int, torch.Tensor], torch.Tensor | None] | None = None
 
     def attach(self, model: Any) -> None:
         """Write out the softmax of the model's memory cross-attention."""
@@ -90,6 +93,16 @@ class Step:
     score: torch.Tensor
     weights: list[torch.Tensor] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+
+
+class Watcher(Protocol):
+    """Sees a clip being tracked and may interfere: for measurements, not for training."""
+
+    def before(self, t: int, memory: list[int]) -> None:
+        """Frame ``t`` is about to attend to the frames ``memory``."""
+
+    def after(self, t: int, step: Step | None, memory: dict[str, Any]) -> None:
+        """Frame ``t`` is done; ``memory`` is what will be remembered of it."""
 
 
 @dataclass
@@ -176,6 +189,7 @@ def unroll(
     forced: float = 0.0,
     hide: float = 0.0,
     teacher: AttentionTeacher | None = None,
+    watcher: Watcher | None = None,
 ) -> Unrolled:
     """Track every target through its clip, the first frame prompted.
 
@@ -216,6 +230,8 @@ def unroll(
             teacher.weights = []
             cells = sizes[-1][0] * sizes[-1][1]
             teacher.bias = None if first else hidden_keys(memory, t, present, cells, hide)
+        if watcher is not None:
+            watcher.before(t, memory)
         raw.clear()
         out, heads, _, _ = model._track_step(
             times[t],
@@ -244,6 +260,8 @@ def unroll(
             model._encode_memory_in_output(features, sizes, None, True, shown, certainty, out)
             out["obj_ptr"] = pointer
             bank["cond_frame_outputs" if first else "non_cond_frame_outputs"][times[t]] = out
+        if watcher is not None:
+            watcher.after(t, steps[-1] if steps and steps[-1].frame == t else None, out)
     hook.remove()
     if teacher is not None:
         teacher.bias = None

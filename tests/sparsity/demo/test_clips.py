@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsity.demo.clips import CLIP_NAMES, SCENES, SURFACES, make_clip
+from sparsity.demo.clips import CLIP_NAMES, make_clip
+from sparsity.demo.stages import SCENES, SURFACES
 
 SIZE = (96, 160)
 

@@ -19,8 +19,10 @@ from probes.errors import InputError
 from probes.models import build_predictor
 from sparsity.demo.clips import make_clip
 from sparsity.demo.export import export
+from sparsity.demo.network import CONFIG, set_size
 from sparsity.demo.photos import load_pool
-from sparsity.demo.train import CONFIG, Clock, Phase, Trainer, free_threads, parse_phases, set_size
+from sparsity.demo.schedule import Clock, Phase, free_threads, parse_phases
+from sparsity.demo.train import Trainer
 
 ROOT = Path(__file__).parents[3]
 SMALL = [Phase(64, 1, 3, 1.0)]

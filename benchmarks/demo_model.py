@@ -1,0 +1,435 @@
+"""Measure what the demo model can and can't do, and whether it is worth probing.
+
+    python benchmarks/demo_model.py --davis FOLDER --list clips.txt --out FILE.json
+
+FOLDER is of DAVIS layout. Frames are 256 x 256 for the model, masks are scored at the original
+resolution, first and last frame left out, bfloat16 autocast as in training. Made clips are 24
+frames of 288 x 512; their textures are not those of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+from vos_benchmark.evaluator import Evaluator
+
+from probes.models import build_predictor, fingerprint
+from sparsity.demo.clips import CLIP_NAMES, make_clip
+from sparsity.demo.network import autocast
+from sparsity.demo.unroll import NEVER, AttentionTeacher, Step, Unrolled, unroll
+from sparsity.demo.validation import jaccard
+
+SIDE = 256
+CELLS = (SIDE // 16) ** 2
+
+
+@dataclass
+class Material:
+    """A clip for the model and its truth: frames [1, T, 3, S, S], masks [1, T, O, S, S]."""
+
+    name: str
+    frames: torch.Tensor
+    masks: torch.Tensor
+    truth: np.ndarray  # uint8 [T, H, W], ids of `objects`
+    objects: list[int]
+
+
+def prepare(name: str, frames: np.ndarray, truth: np.ndarray) -> Material:
+    """Squeeze a clip (uint8 [T, H, W, 3], [T, H, W]) to the model's square."""
+    objects = [int(i) for i in np.unique(truth[0]) if i]
+    size = {"size": (SIDE, SIDE), "mode": "bilinear", "antialias": True}
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    layers = torch.stack([torch.from_numpy(truth == i) for i in objects], 1).float()
+    masks = F.interpolate(layers, **size) >= 0.5
+    return Material(name, F.interpolate(pixels, **size)[None], masks[None], truth, objects)
+
+
+def read_davis(root: Path, name: str, longest: int | None = None) -> Material:
+    """Read a clip of a DAVIS-layout folder."""
+    frames, truth = [], []
+    for path in sorted((root / "JPEGImages" / "480p" / name).glob("*.jpg"))[:longest]:
+        frames.append(np.asarray(Image.open(path).convert("RGB")))
+        annotation = root / "Annotations" / "480p" / name / f"{path.stem}.png"
+        truth.append(np.asarray(Image.open(annotation)))
+    return prepare(name, np.stack(frames), np.stack(truth))
+
+
+@dataclass
+class Cut:
+    """Hides memory tokens by bias: keeps a share of every frame of a group, chosen by a rule.
+
+    ``group``: "all" frames or the "older" ones (neither prompt nor newest). ``rule``: "salient"
+    (highest mean softmax within the frame, per layer) or "random". ``keep`` 0 hides the group.
+    """
+
+    teacher: AttentionTeacher
+    group: str
+    rule: str
+    keep: float
+    drawn: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    def before(self, t: int, memory: list[int]) -> None:
+        self.teacher.bias = None if t == 0 else lambda i, logits: self._bias(i, logits, memory)
+
+    def after(self, t: int, step: Step | None, memory: dict[str, Any]) -> None:
+        if step is not None:
+            step.weights = []
+
+    def _bias(self, layer: int, logits: torch.Tensor, memory: list[int]) -> torch.Tensor:
+        count = logits.shape[0]
+        frames = logits[:, 0, :, : len(memory) * CELLS].unflatten(-1, (-1, CELLS))
+        mass = frames.softmax(-1).mean(1)  # [N, frames, cells]
+        bias = torch.zeros(count, len(memory), CELLS)
+        kept = round(self.keep * CELLS)
+        for place, frame in enumerate(memory):
+            if self.group == "older" and place in (0, len(memory) - 1):
+                continue
+            score = mass[:, place]
+            if self.rule == "random":
+                score = self.drawn.setdefault((layer, frame), torch.rand(count, CELLS))
+            bias[:, place] = NEVER
+            if kept:
+                bias[:, place].scatter_(1, score.topk(kept, 1).indices, 0.0)
+        return bias.flatten(1)
+
+
+@dataclass
+class Swap:
+    """Gives every clip of the batch another one's memory."""
+
+    teacher: AttentionTeacher
+
+    def before(self, t: int, memory: list[int]) -> None:
+        pass
+
+    def after(self, t: int, step: Step | None, memory: dict[str, Any]) -> None:
+        if step is not None:
+            step.weights = []
+        if "maskmem_features" in memory:
+            memory["maskmem_features"] = memory["maskmem_features"].roll(1, 0)
+            memory["obj_ptr"] = memory["obj_ptr"].roll(1, 0)
+
+
+class Survey:
+    """Gathers how attention is spread over memory and over the image, frame by frame."""
+
+    def __init__(self, teacher: AttentionTeacher, model: Any) -> None:
+        self.teacher = teacher
+        self.figures: dict[str, list[Any]] = defaultdict(list)
+        self.decoder: list[torch.Tensor] = []
+        self.occupied = torch.zeros(0)
+        self.last: list[torch.Tensor] = []
+        transformer = model.sam_mask_decoder.transformer
+        modules = [layer.cross_attn_token_to_image for layer in transformer.layers]
+        modules.append(transformer.final_attn_token_to_image)
+        self.hooks = [m.register_forward_hook(self._decoder, with_kwargs=True) for m in modules]
+
+    def _decoder(self, module: Any, _: Any, kwargs: dict[str, Any], out: Any) -> None:
+        query, key = (
+            module._separate_heads(p(kwargs[n]).float(), module.num_heads)
+            for n, p in (("q", module.q_proj), ("k", module.k_proj))
+        )
+        weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1)
+        self.decoder.append(weights[:, :, 2:6].mean((1, 2)))  # the mask tokens, over heads
+
+    def before(self, t: int, memory: list[int]) -> None:
+        self.decoder = []
+
+    def after(self, t: int, step: Step | None, memory: dict[str, Any]) -> None:
+        if step is None:
+            return
+        on = (self.occupied[:, t] > 0.5).float()
+        seen = on.sum(1) > 0
+        if seen.any():
+            attention = torch.stack(self.decoder[-3:]).mean(0)
+            inside = (attention * on).sum(1) / on.sum(1).clamp(min=1)
+            self.figures["decoder_lift"].append((inside / attention.mean(1))[seen].mean().item())
+        spatial = len(step.memory) * CELLS
+        layers: dict[str, list[float]] = defaultdict(list)
+        newest = []
+        for i, weights in enumerate(step.weights):
+            layers["pointer_mass"].append(weights[:, :, spatial:].sum(-1).mean().item())
+            layers["older_mass"].append(
+                weights[:, :, CELLS : spatial - CELLS].sum(-1).mean().item()
+                if spatial > 2 * CELLS
+                else 0
+            )
+            top = weights.topk(max(1, weights.shape[-1] // 10), -1).values.sum(-1)
+            layers["top_10_percent_mass"].append(top.mean().item())
+            frames = weights[:, :, :spatial].unflatten(-1, (-1, CELLS))
+            frames = frames / frames.sum(-1, keepdim=True).clamp(min=1e-9)
+            mass = frames.mean(1)  # [N, frames, cells], sums to 1 in each frame
+            newest.append(mass[:, -1])
+            if len(self.last) == len(step.weights) and len(step.memory) > 2:
+                first, now = self.last[i], mass[:, -2]  # the same frame, one step later
+                shuffled = now[:, torch.randperm(CELLS)]
+                layers["cs"].append(F.cosine_similarity(first, now).mean().item())
+                layers["cs_shuffled"].append(F.cosine_similarity(first, shuffled).mean().item())
+                chosen = first.topk(round(0.05 * CELLS), 1).indices
+                layers["recall_of_salient_5_percent"].append(
+                    now.gather(1, chosen).sum(1).mean().item()
+                )
+        self.last = newest
+        for name, values in layers.items():
+            self.figures[name].append(values)
+        step.weights = []
+
+    def result(self) -> dict[str, Any]:
+        """Return means over frames: one number, or one per layer."""
+        for hook in self.hooks:
+            hook.remove()
+        means = {name: np.mean(values, 0) for name, values in self.figures.items()}
+        return {name: np.round(value, 4).tolist() for name, value in means.items()}
+
+
+class Subject:
+    """The model under measurement."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.teacher = AttentionTeacher()
+
+    @torch.no_grad()
+    def track(self, material: Material, watcher: Any = None, prompt: str = "mask") -> Unrolled:
+        self.teacher.bias = None
+        attached = watcher is not None
+        if attached:
+            self.teacher.attach(self.model)
+        try:
+            with autocast("cpu"):
+                return unroll(
+                    self.model,
+                    material.frames,
+                    material.masks,
+                    prompt=prompt,
+                    teacher=self.teacher if attached else None,
+                    watcher=watcher,
+                )
+        finally:
+            if attached:
+                self.teacher.detach(self.model)
+
+    def quality(self, material: Material, watcher: Any = None) -> dict[str, float]:
+        """Track and score at the original resolution: J, F and their mean, in %."""
+        out = self.track(material, watcher)
+        size = material.truth.shape[1:]
+        evaluator = Evaluator()
+        for step in out.steps[:-1]:
+            logits = F.interpolate(step.best.float(), size=size, mode="bilinear")[:, 0]
+            value, which = logits.max(0)
+            ids = torch.tensor(material.objects)[which]
+            found = torch.where(value > 0, ids, 0).numpy().astype(np.uint8)
+            truth = material.truth[step.frame]
+            evaluator.feed_frame(found, np.where(np.isin(truth, material.objects), truth, 0))
+        js, fs = evaluator.conclude()
+        j, f = float(np.mean(list(js.values()))), float(np.mean(list(fs.values())))
+        return {"j_and_f": (j + f) / 2, "j": j, "f": f}
+
+
+def mean_quality(subject: Subject, clips: list[Material], make: Any = None) -> dict[str, Any]:
+    """Return the mean over clips and every clip's J&F."""
+    each = {c.name: subject.quality(c, make() if make else None) for c in clips}
+    means = {
+        k: round(float(np.mean([q[k] for q in each.values()])), 1) for k in ("j_and_f", "j", "f")
+    }
+    return {**means, "each": {n: round(q["j_and_f"], 1) for n, q in each.items()}}
+
+
+def swapped(subject: Subject, clips: list[Material]) -> float:
+    """Return the mean J&F when each clip is given the memory of the next (first objects)."""
+    scores = []
+    for clip, other in zip(clips, clips[1:] + clips[:1], strict=True):
+        length = min(clip.frames.shape[1], other.frames.shape[1])
+        pair = Material(
+            clip.name,
+            torch.cat([clip.frames[:, :length], other.frames[:, :length]]),
+            torch.cat([clip.masks[:, :length, :1], other.masks[:, :length, :1]]),
+            clip.truth[:length],
+            clip.objects[:1],
+        )
+        out = subject.track(pair, Swap(subject.teacher))
+        evaluator = Evaluator()
+        for step in out.steps[:-1]:
+            logits = F.interpolate(
+                step.best[:1].float(), size=pair.truth.shape[1:], mode="bilinear"
+            )
+            found = (logits[0, 0] > 0).numpy().astype(np.uint8)
+            evaluator.feed_frame(
+                found, (pair.truth[step.frame] == pair.objects[0]).astype(np.uint8)
+            )
+        js, fs = evaluator.conclude()
+        scores.append((js[1] + fs[1]) / 2)
+    return round(float(np.mean(scores)), 1)
+
+
+@torch.no_grad()
+def prompts(subject: Subject, clips: list[Material]) -> dict[str, float]:
+    """Return the mean J of frame 0 from one central click and from the tight box."""
+    scores: dict[str, list[float]] = {"click": [], "box": []}
+    for clip in clips:
+        for i in range(len(clip.objects)):
+            mask = clip.masks[0, 0, i].numpy()
+            depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+            y, x = np.unravel_index(depth.argmax(), mask.shape)
+            rows, columns = np.nonzero(mask)
+            corners = [[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]]
+            points = {"click": [[x + 0.5, y + 0.5]], "box": corners}
+            for kind, coordinates in points.items():
+                labels = {"click": [1], "box": [2, 3]}[kind]
+                prompt = {
+                    "point_coords": torch.tensor([coordinates]).float(),
+                    "point_labels": torch.tensor([labels], dtype=torch.int32),
+                }
+                found = first_frame(subject.model, clip.frames[:, 0], prompt)
+                truth = clip.masks[0, :1, i]
+                scores[kind].append(100 * jaccard(found[0] > 0, truth).item())
+    return {kind: round(float(np.mean(values)), 1) for kind, values in scores.items()}
+
+
+def first_frame(model: Any, frame: torch.Tensor, prompt: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the mask logits [1, 1, S, S] of a prompted frame without memory."""
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    with autocast("cpu"):
+        out = model.forward_image((frame - mean) / std)
+        _, features, positions, sizes = model._prepare_backbone_features(out)
+        bank = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+        step = model._track_step(
+            0, True, features, positions, sizes, prompt, None, bank, 1, False, None
+        )
+    return step[1][4]
+
+
+def presence(subject: Subject, clips: list[Material]) -> dict[str, float]:
+    """Score "absent" as a finding over all frames after the first: precision, recall, F1."""
+    hits = wrong = missed = 0
+    for clip in clips:
+        out = subject.track(clip)
+        truly = ~out.targets.flatten(2).any(-1)
+        for step in out.steps:
+            said = step.score[:, 0] <= 0
+            hits += int((said & truly[:, step.frame]).sum())
+            wrong += int((said & ~truly[:, step.frame]).sum())
+            missed += int((~said & truly[:, step.frame]).sum())
+    precision, recall = hits / max(1, hits + wrong), hits / max(1, hits + missed)
+    f1 = 2 * hits / max(1, 2 * hits + wrong + missed)
+    return {"precision": round(precision, 3), "recall": round(recall, 3), "f1": round(f1, 3)}
+
+
+def twins(subject: Subject, seeds: range) -> dict[str, float]:
+    """Prompt the one look-alike, then the other, each alone: mean J of each way."""
+    ways: dict[str, list[float]] = {"first": [], "second": []}
+    for seed in seeds:
+        clip = make_clip("distractors", seed)
+        for way, i in (("first", 1), ("second", 2)):
+            alone = prepare(f"{seed}", clip.frames, (clip.masks == i).astype(np.uint8))
+            ways[way].append(subject.quality(alone)["j"])
+    return {way: round(float(np.mean(values)), 1) for way, values in ways.items()}
+
+
+def cuts(
+    subject: Subject, clips: list[Material], group: str, shares: tuple[float, ...]
+) -> dict[str, float]:
+    """Return the mean J&F with a group of memory frames cut by rule and share."""
+    figures = {}
+    if group == "older":
+        figures["without"] = mean_quality(
+            subject, clips, lambda: Cut(subject.teacher, group, "salient", 0.0)
+        )["j_and_f"]
+    for rule in ("salient", "random"):
+        for share in shares:
+            quality = mean_quality(
+                subject, clips, lambda r=rule, s=share: Cut(subject.teacher, group, r, s)
+            )
+            figures[f"{rule}_{share:.0%}"] = quality["j_and_f"]
+    return figures
+
+
+def survey(subject: Subject, clips: list[Material]) -> dict[str, Any]:
+    """Return how attention is spread, over all clips."""
+    seen = Survey(subject.teacher, subject.model)
+    for clip in clips:
+        seen.last = []
+        targets = clip.masks.transpose(1, 2).flatten(0, 1).float()
+        seen.occupied = F.avg_pool2d(targets, 16).flatten(2)
+        subject.track(clip, seen)
+    return seen.result()
+
+
+def made(names: tuple[str, ...], seeds: range) -> list[Material]:
+    """Make clips of the given difficulties."""
+    out = []
+    for name in names:
+        for seed in seeds:
+            clip = make_clip(name, seed)
+            out.append(prepare(f"{name}/{seed}", clip.frames, clip.masks))
+    return out
+
+
+def measure(subject: Subject, real: list[Material], seeds: range) -> dict[str, Any]:
+    """Return every figure of the model card, printing each part as it is done."""
+    result: dict[str, Any] = {}
+
+    def part(name: str, value: Any) -> None:
+        result[name] = value
+        print(name, json.dumps(value), flush=True)
+
+    part("real", mean_quality(subject, real))
+    part("real_prompts_frame_0_j", prompts(subject, real))
+    part("made", {n: mean_quality(subject, made((n,), seeds)) for n in CLIP_NAMES})
+    part("absence", presence(subject, made(("leave_and_return",), seeds)))
+    part("twins_j", twins(subject, seeds))
+    part("real_swapped_memory", swapped(subject, real))
+    part("real_all_cut", cuts(subject, real, "all", (0.05,)))
+    lookalikes = made(("distractors",), seeds)
+    part("distractors_all_cut", cuts(subject, lookalikes, "all", (0.05,)))
+    for name in ("changing_look", "occlusion"):
+        clips = made((name,), seeds)
+        part(f"{name}_older", cuts(subject, clips, "older", (0.05,)))
+    part("real_older", cuts(subject, real, "older", ()))
+    part("attention_real", survey(subject, real))
+    part("attention_changing_look", survey(subject, made(("changing_look",), seeds)))
+    return result
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--davis", type=Path, required=True)
+    parser.add_argument("--list", type=Path, help="clip names; default: all of the folder")
+    parser.add_argument("--checkpoint", type=Path, help="default: the weights that come along")
+    parser.add_argument("--longest", type=int, help="frames of a clip at most")
+    parser.add_argument("--seeds", type=int, default=6, help="made clips per difficulty")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    folder = options.davis / "JPEGImages" / "480p"
+    names = (
+        options.list.read_text().split()
+        if options.list
+        else sorted(p.name for p in folder.iterdir())
+    )
+    model = build_predictor("demo", checkpoint=options.checkpoint, device="cpu")
+    real = [read_davis(options.davis, name, options.longest) for name in names]
+    result = {
+        "model": fingerprint(model),
+        "real_clips": {m.name: int(m.frames.shape[1]) for m in real},
+        "made_seeds": options.seeds,
+        **measure(Subject(model), real, range(options.seeds)),
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

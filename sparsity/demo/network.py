@@ -1,0 +1,57 @@
+"""The network that is trained: sam2's classes from the config, and how its weights start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+CONFIG = Path(__file__).with_name("config.yaml")
+
+
+def set_size(model: Any, size: int) -> None:
+    """Change the working resolution (pixels); every weight is kept."""
+    cells = size // 16
+    model.image_size, model.sam_image_embedding_size = size, cells
+    prompts = model.sam_prompt_encoder
+    prompts.image_embedding_size = (cells, cells)
+    prompts.input_image_size = (size, size)
+    prompts.mask_input_size = (4 * cells, 4 * cells)
+
+
+def build_model() -> Any:
+    """Build ``config.yaml`` with sam2's classes, weights as sam2 draws them."""
+    return instantiate(OmegaConf.load(CONFIG).model, _recursive_=True)
+
+
+@torch.no_grad()
+def prepare_weights(model: Any, gain: float = 0.75) -> None:
+    """Start memory attention as a comparison of looks, and presence as "present".
+
+    The memory carries an orthonormal projection P of the frame's features; each layer's queries
+    and keys compare P f with P f', softened by ``gain``. SAM 2 has to learn this; with a few
+    hours it does not.
+    """
+    model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
+    wide, narrow = model.hidden_dim, model.mem_dim
+    projection = torch.linalg.qr(torch.randn(wide, wide))[0][:narrow]
+    spread = torch.linalg.qr(torch.randn(wide, wide))[0][:, :narrow]
+    encoder = model.memory_encoder
+    encoder.pix_feat_proj.weight.copy_(torch.eye(wide)[:, :, None, None])
+    encoder.out_proj.weight.copy_(projection[:, :, None, None])
+    encoder.pix_feat_proj.bias.zero_()
+    encoder.out_proj.bias.zero_()
+    for layer in model.memory_attention.layers:
+        attention = layer.cross_attn_image
+        attention.q_proj.weight.copy_(gain * spread @ projection)
+        attention.k_proj.weight.copy_(gain * spread)
+        attention.q_proj.bias.zero_()
+        attention.k_proj.bias.zero_()
+
+
+def autocast(device: str) -> torch.autocast:
+    """Return the mixed precision the model is trained in: bfloat16."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
