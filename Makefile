@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## track a made clip, dense and accelerated; a table, an overlay and a report in demo-output/
-	$(BIN)/python -m sparsity.demo_run --out demo-output
+	$(BIN)/efficient-sam2 demo --out demo-output
 
 lint: $(STAMP) ## style, format and types
 	$(BIN)/ruff check .

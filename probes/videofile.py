@@ -50,7 +50,7 @@ class FileVideo:
     def _open(self) -> av.container.InputContainer:
         file = io.BytesIO(self._source) if isinstance(self._source, bytes) else str(self._source)
         try:
-            container = av.open(file)
+            container = av.open(file, "r")
         except (FFmpegError, OSError) as error:
             raise InputError(
                 f"{self._label} can't be opened as a video ({_reason(error)}); expected a whole mp4, "
@@ -163,7 +163,7 @@ class FileVideo:
         return False
 
     def _keep(self, position: int, frame: av.VideoFrame) -> None:
-        pixels = frame.to_ndarray(format="rgb24")
+        pixels: Pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
         if frame.rotation % 360:
             pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
         if self.height > 0:

@@ -110,6 +110,19 @@ def fetch(
     print(fetch_checkpoint(name, progress=True))
 
 
+@app.command(epilog="Example: efficient-sam2 demo --out demo-output")
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", help="folder for the overlay and the report")
+    ] = Path("demo-output"),
+    frames: Annotated[int, typer.Option("--frames", min=4, help="length of the made clip")] = 24,
+) -> None:
+    """Track a made clip with stock sam2 and accelerated, and print the table."""
+    from sparsity.demo_run import run_demo
+
+    print(run_demo(out, frames))
+
+
 profile_app = typer.Typer(help="Look at profiles.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(profile_app, name="profile")
 

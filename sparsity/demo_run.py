@@ -1,16 +1,13 @@
-"""``make demo``: a made clip, tracked by stock sam2 and accelerated, in turn, frame by frame.
+"""``make demo`` and ``efficient-sam2 demo``: a made clip, tracked by stock sam2 and accelerated, in turn, frame by frame.
 
 Prints the table and leaves the clip's overlay and a report behind. Everything in it is made on the spot.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,19 +135,3 @@ def _table(rows: list[Row]) -> str:
             for r in rows
         ]
     )
-
-
-def main() -> None:
-    """Run the demo from the command line."""
-    parser = argparse.ArgumentParser(description="Track a made clip, dense and accelerated.")
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo-output"), help="folder for the results"
-    )
-    parser.add_argument("--frames", type=int, default=24, help="length of the clip")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", message="cannot import name '_C' from 'sam2'")
-    print(run_demo(arguments.out, arguments.frames), flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

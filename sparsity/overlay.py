@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,7 +27,7 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float | None) -> None
     rate = Fraction(fps or FRAMES_PER_SECOND).limit_denominator(1001)
     try:
         with av.open(str(part), "w", format="mp4") as container:
-            stream = None
+            stream: Any = None
             for pixels in frames:
                 height, width = (max(2, side // 2 * 2) for side in pixels.shape[:2])
                 if stream is None:

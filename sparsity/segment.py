@@ -257,8 +257,10 @@ class _Run:
 
     def track(self) -> None:
         """Write a mask for every frame, going on from a saved state where there is one."""
-        history = "bounded" if not any(reverse for _, reverse in self.order) else "full"
-        self.state = self.predictor.init_state(self.source, history=history)
+        goes_back = any(reverse for _, reverse in self.order)
+        self.state = self.predictor.init_state(
+            self.source, history="full" if goes_back else "bounded"
+        )
         done = self._restore()
         if not done:
             self.prompt.give_to(self.predictor, self.state)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("probes", "sparsity", "figures")
 
 ROOF = {"sparsity.cli", "sparsity.demo_run"}
-"""Modules above the packages; they alone may import figures from inside sparsity."""
+"""What the command is made of; it alone may import figures from inside sparsity."""
 
 SAM2_USERS = {
     "probes.models",
