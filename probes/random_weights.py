@@ -5,7 +5,8 @@ or memory can be tried on them. Here a few layers of a freshly drawn model are s
 object is carried from frame to frame *by place*: memory attention looks at the same place of the memory
 frames, its values say "object" or "background", and the decoder's last product reads that. Everything
 else stays as drawn. Such a model is for tests and for timing; it says nothing about accuracy, and it
-doesn't follow an object that moves.
+doesn't follow an object that moves. A mask prompt is kept as it is; what a point or a box makes of the
+prompted frame is arbitrary, and that is what is carried along.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 PRESENT = 10.0
 """Bias of the object-score logit: the object is there."""
 
-PLACE = 2.0
+PLACE = 2.5
 """Bias of queries and keys in memory attention; turned by the rotary phases, it makes a query look at
 its own place."""
 
@@ -32,7 +33,7 @@ CONTENT = 0.3
 SIGNAL = 48.0
 """Length of the vector that memory attention adds where the object is."""
 
-TEXTURE = 0.3
+TEXTURE = 0.1
 """Factor on the high-resolution features, which would otherwise drown the signal in the decoder."""
 
 CONTRAST = 8.0
