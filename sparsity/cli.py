@@ -162,6 +162,8 @@ def run(arguments: list[str] | None = None) -> int:
             print(error.format_message())
             return 2
         return _refuse(f"{error.format_message().rstrip('.')}; see efficient-sam2 --help")
+    except OSError as error:
+        return _refuse(f"{error}; expected a file or folder that can be used; choose another")
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

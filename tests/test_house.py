@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_commands_in_the_readme_exist_with_their_options(words: list[str]) -> No
     for word in words:
         if word.startswith("--"):
             assert word in said
+
+
+def test_python_in_the_readme_imports_what_exists() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")
+        for module, names in re.findall(r"^from (\w+) import (.*)$", block, re.M):
+            for name in names.split(", "):
+                assert hasattr(import_module(module), name), f"{module}.{name}"
 
 
 def test_make_targets_in_the_readme_exist() -> None:

@@ -93,6 +93,16 @@ def test_bad_input_gets_one_line_and_status_2(
     assert failures == {}
 
 
+def test_a_place_that_cannot_be_written_is_named(
+    tmp_path: Path, clip_folder: Path, first_mask: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["segment", str(clip_folder), "--prompt", str(first_mask), *MODEL]
+    assert cli.run([*words, "--out", str(first_mask / "inside")]) == 2
+    said = capsys.readouterr().err
+    assert str(first_mask) in said
+    assert len(said.splitlines()) == 1
+
+
 def test_the_same_command_with_good_input_works(
     tmp_path: Path, clip_folder: Path, first_mask: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
