@@ -12,7 +12,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from probes.errors import InputError
-from probes.video import KEPT_FRAMES, Pixels, check_index, check_size
+from probes.frames import KEPT_FRAMES, Pixels, check_index, check_size
 
 
 class FileVideo:

@@ -23,7 +23,7 @@ from sparsity.acceleration.predictor import accelerate
 from sparsity.demo.clips import Clip, make_clip
 from sparsity.masks import draw_over, merge_objects
 from sparsity.overlay import write_video
-from sparsity.segment import write_text
+from sparsity.runs import write_text
 
 PROFILES = ("exact", "paper")
 

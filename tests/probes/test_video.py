@@ -14,7 +14,8 @@ from PIL import Image
 from sam2.utils.misc import load_video_frames
 
 from probes.errors import InputError
-from probes.video import KEPT_FRAMES, KEPT_OF_STREAM, EndOfVideo, ModelFrames, open_video
+from probes.frames import KEPT_FRAMES, KEPT_OF_STREAM
+from probes.video import EndOfVideo, ModelFrames, open_video
 
 FRAMES = 40
 

@@ -1,0 +1,109 @@
+"""The folder a run writes into, and how it ends: whole files, known settings, interrupts that can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from probes.errors import InputError
+
+
+class RunFolder:
+    """The output folder of a run: which files in it are ours, and whose settings they carry."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.masks = path / "masks"
+        self.overlay = path / "overlay.mp4"
+        self.report = path / "report.json"
+        self.settings = path / "run.json"
+        self.state = path / "state.pt"
+        self.hash = ""
+
+    def look(self, force: bool) -> None:
+        """Refuse a folder that holds something else, before any work is done."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(
+                f"{self.path} is a file; expected a folder for results; choose another --out"
+            )
+        if (
+            self.path.is_dir()
+            and any(self.path.iterdir())
+            and not self.settings.is_file()
+            and not force
+        ):
+            raise InputError(
+                f"{self.path} holds other files; expected a new or empty folder; choose another --out, or "
+                "--force to write into it"
+            )
+
+    def enter(self, settings: dict[str, Any], force: bool) -> bool:
+        """Make the folder ready; True where it holds results of the same settings."""
+        text = json.dumps(settings, sort_keys=True)
+        self.hash = hashlib.sha256(text.encode()).hexdigest()
+        found = self._found()
+        if found is not None and found == settings:
+            self.masks.mkdir(parents=True, exist_ok=True)
+            return True
+        if found is not None and not force:
+            other = [key for key in settings if found.get(key) != settings[key]]
+            raise InputError(
+                f"{self.path} holds a run with another {', '.join(other)}; expected the same settings or a "
+                "new folder; choose another --out, or --force to replace it"
+            )
+        if found is not None:
+            shutil.rmtree(self.masks, ignore_errors=True)
+        self.clear()
+        self.masks.mkdir(parents=True, exist_ok=True)
+        write_text(self.settings, json.dumps(settings, indent=1, sort_keys=True))
+        return False
+
+    def clear(self) -> None:
+        """Remove what a run writes at its end, and its saved state."""
+        for file in (self.overlay, self.report, self.state):
+            file.unlink(missing_ok=True)
+
+    def _found(self) -> dict[str, Any] | None:
+        """Return the settings of the run that the folder holds."""
+        try:
+            found = json.loads(self.settings.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def stop_after_the_frame() -> Iterator[list[int]]:
+    """Collect interrupts, so that the frame under way is finished; the second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: interrupts don't arrive here
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is whole or absent."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, path)
