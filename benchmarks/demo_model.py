@@ -27,7 +27,8 @@ from vos_benchmark.evaluator import Evaluator
 from probes.models import build_predictor, fingerprint
 from sparsity.demo.clips import CLIP_NAMES, make_clip
 from sparsity.demo.network import autocast
-from sparsity.demo.unroll import NEVER, AttentionTeacher, Step, Unrolled, unroll
+from sparsity.demo.teaching import NEVER, AttentionTeacher
+from sparsity.demo.unroll import Step, Unrolled, unroll
 from sparsity.demo.validation import jaccard
 
 SIDE = 256

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from sparsity.demo.unroll import Step
 
-FOCAL_ALPHA = 0.5  # 0.25, as SAM 2 has it, keeps masks empty while the decoder is still blank
+
+@dataclass(frozen=True)
+class Balance:
+    """Weights of the mask losses; ``alpha`` is the focal loss's weight of the target's pixels.
+
+    0.25, as SAM 2 has it, keeps masks empty while the decoder is still blank.
+    """
+
+    focal: float
+    dice: float
+    alpha: float
+
+
+TRACKED = Balance(20.0, 1.0, 0.5)
+PROMPTED = Balance(10.0, 3.0, 0.8)  # a click alone says so little that empty masks tempt more
 POINTER_SHARES = (0.03, 0.12)  # of the attention mass, between which pointers are left alone
-ABSENT_WEIGHT = 3.0  # absent frames are few
+ABSENT_WEIGHT = 2.0  # absent frames are few
 
 
-def mask_loss(step: Step, truth: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
-    """Return SAM 2's loss for one frame: 20 focal + dice of the best candidate, IoU, presence.
+def mask_loss(
+    step: Step, truth: torch.Tensor, usable: torch.Tensor, balance: Balance = TRACKED
+) -> torch.Tensor:
+    """Return SAM 2's loss for one frame: focal + dice of the best candidate, IoU, presence.
 
     Parameters
     ----------
@@ -30,11 +47,12 @@ def mask_loss(step: Step, truth: torch.Tensor, usable: torch.Tensor) -> torch.Te
     probability = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     right = probability * target + (1 - probability) * (1 - target)
-    alpha = FOCAL_ALPHA * target + (1 - FOCAL_ALPHA) * (1 - target)
+    alpha = balance.alpha * target + (1 - balance.alpha) * (1 - target)
     focal = (alpha * (1 - right) ** 2 * entropy).flatten(2).mean(-1)
     shared = (probability * target).flatten(2).sum(-1)
     areas = probability.flatten(2).sum(-1) + target.flatten(2).sum(-1)
-    both = 20 * focal + 1 - (2 * shared + 1) / (areas + 1)
+    dice = 1 - (2 * shared + 1) / (areas + 1)
+    both = balance.focal * focal + balance.dice * dice
     with torch.no_grad():
         on, true = logits > 0, target >= 0.5
         union = (on | true).flatten(2).sum(-1).clamp(min=1)

@@ -29,11 +29,12 @@ def build_model() -> Any:
 
 @torch.no_grad()
 def prepare_weights(model: Any, gain: float = 0.75) -> None:
-    """Start memory attention as a comparison of looks, and presence as "present".
+    """Start memory attention as a comparison of looks, the decoder's of places; "present" for all.
 
     The memory carries an orthonormal projection P of the frame's features; each layer's queries
     and keys compare P f with P f', softened by ``gain``. SAM 2 has to learn this; with a few
-    hours it does not.
+    hours it does not. The decoder's tokens and the image start out attending to each other where
+    their places agree, so that a click says where from the first step.
     """
     model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
     wide, narrow = model.hidden_dim, model.mem_dim
@@ -50,6 +51,20 @@ def prepare_weights(model: Any, gain: float = 0.75) -> None:
         attention.k_proj.weight.copy_(gain * spread)
         attention.q_proj.bias.zero_()
         attention.k_proj.bias.zero_()
+    match_places(model)
+
+
+@torch.no_grad()
+def match_places(model: Any) -> None:
+    """Add the same orthonormal projection to queries and keys of the decoder's cross-attention."""
+    for layer in model.sam_mask_decoder.transformer.layers:
+        for attention in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token):
+            narrow, wide = attention.q_proj.weight.shape
+            shared = torch.linalg.qr(torch.randn(wide, wide))[0][:narrow].to(
+                attention.q_proj.weight
+            )
+            attention.q_proj.weight.add_(shared)
+            attention.k_proj.weight.add_(shared)
 
 
 def autocast(device: str) -> torch.autocast:

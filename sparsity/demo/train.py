@@ -25,6 +25,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsity.demo.losses import (
+    PROMPTED,
     attention_loss,
     mask_loss,
     occupancy,
@@ -42,7 +43,8 @@ from sparsity.demo.schedule import (
     kind_shares,
     parse_phases,
 )
-from sparsity.demo.unroll import AttentionTeacher, unroll
+from sparsity.demo.teaching import AttentionTeacher
+from sparsity.demo.unroll import prompt_step, unroll
 from sparsity.demo.validation import VALIDATION_SIZE, validate
 
 PEAK_RATE = 1.2e-3
@@ -118,31 +120,34 @@ class Trainer:
         times = [0]
         for _ in range(phase.length - 1):
             times.append(times[-1] + random.choice((1, 1, 1, 2)))
-        prompt = random.choices(("mask", "click", "box"), (0.7, 0.15, 0.15))[0]
         with autocast(self.device):
             out = unroll(
                 self.model,
                 frames,
                 masks,
                 times=times,
-                prompt=prompt,
                 forced=max(0.0, 0.6 - 0.9 * done),
                 hide=0.3 if done > 0.3 else 0.0,
                 teacher=self.teacher,
             )
+            clicked = random.randrange(phase.length)
+            prompted = [prompt_step(self.model, out, clicked, kind) for kind in ("click", "box")]
+        true = out.targets[:, clicked]
+        clear = true.flatten(1).mean(1) > SMALLEST_TARGET
         usable = out.targets[:, 0].flatten(1).mean(1) > SMALLEST_TARGET
         occupied = occupancy(out.targets)
-        tracked = [s for s in out.steps if s.frame]
-        found = [x for s in tracked if (x := attention_loss(s, occupied)) is not None]
+        found = [x for s in out.steps if (x := attention_loss(s, occupied)) is not None]
         zero = frames.new_zeros(())
         per_frame = [mask_loss(s, out.targets[:, s.frame], usable) for s in out.steps]
-        pointers = [pointer_loss(s, occupied.shape[-1]) for s in tracked]
+        pointers = [pointer_loss(s, occupied.shape[-1]) for s in out.steps]
         attention = torch.stack(found).mean() if found else zero
+        asked = [mask_loss(x, true, clear, PROMPTED) for x in prompted]
         return {
             "mask": torch.stack(per_frame).mean(),
+            "prompt": 0.4 * torch.stack(asked).sum(),
             "attention": (0.3 - 0.15 * done) * attention,
             "pointer": 0.1 * torch.stack(pointers).mean(),
-            "contrast": 0.3 * (1 - done) * token_contrast(out.tokens, masks),
+            "contrast": 0.3 * (1 - done) * token_contrast(out.levels[-1], masks),
         }
 
     def take_step(self, phase: Phase) -> None:
