@@ -116,11 +116,13 @@ def demo(
         Path, typer.Option("--out", help="folder for the overlay and the report")
     ] = Path("demo-output"),
     frames: Annotated[int, typer.Option("--frames", min=4, help="length of the made clip")] = 24,
+    as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """Track a made clip with stock sam2 and accelerated, and print the table."""
     from sparsity.demo_run import run_demo
 
-    print(run_demo(out, frames))
+    found = run_demo(out, frames)
+    print(found.json() if as_json else found.text())
 
 
 profile_app = typer.Typer(help="Look at profiles.", no_args_is_help=True, rich_markup_mode=None)

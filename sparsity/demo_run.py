@@ -49,8 +49,32 @@ class Row:
     j: float
 
 
-def run_demo(out: Path, frames: int = 24) -> str:
-    """Track the clip with stock sam2 and with each of `PROFILES`; write the files; return the table."""
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found, and where it left its files."""
+
+    rows: list[Row]
+    random: bool
+    out: Path
+
+    def text(self) -> str:
+        """Return it as a table, with plain words where the weights are random."""
+        lines = [
+            _table(self.rows),
+            "",
+            f"overlay  {self.out / 'overlay.mp4'}",
+            f"report   {self.out / 'report.json'}",
+        ]
+        return "\n".join([RANDOM, "", *lines] if self.random else lines)
+
+    def json(self) -> str:
+        """Return the rows of the table as JSON."""
+        rows = [asdict(row) for row in self.rows]
+        return json.dumps({"random_weights": self.random, "rows": rows}, indent=1)
+
+
+def run_demo(out: Path, frames: int = 24) -> Demo:
+    """Track the clip with stock sam2 and with each of `PROFILES`; write overlay and report into `out`."""
     try:
         stock, random = build_predictor(DEMO), False
     except InputError:
@@ -84,10 +108,7 @@ def run_demo(out: Path, frames: int = 24) -> str:
         "report": json.loads(predictors[shown].report(states[shown]).to_json()),
     }
     write_text(out / "report.json", json.dumps(report, indent=1))
-    lines = [_table(rows), "", f"overlay  {out / 'overlay.mp4'}", f"report   {out / 'report.json'}"]
-    if random:
-        lines = [RANDOM, "", *lines]
-    return "\n".join(lines)
+    return Demo(rows, random, out)
 
 
 def _track_in_turn(

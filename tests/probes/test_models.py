@@ -87,6 +87,14 @@ def test_random_weights_track(any_predictor: Any, clip_folder: Path, clip_mask: 
     assert min(_track(any_predictor, clip_folder, clip_mask, 6)) > 0.45
 
 
+def test_the_demo_configuration_tracks_at_random_too(
+    clip_folder: Path, clip_mask: np.ndarray
+) -> None:
+    model = build_predictor("demo", weights="random", device="cpu")
+    assert model.hidden_dim == 128
+    assert min(_track(model, clip_folder, clip_mask, 3)) > 0.45
+
+
 def test_weights_as_drawn_do_not(
     monkeypatch: pytest.MonkeyPatch, clip_folder: Path, clip_mask: np.ndarray
 ) -> None:

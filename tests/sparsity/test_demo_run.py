@@ -21,7 +21,8 @@ def test_without_trained_weights_the_demo_says_so(
         raise InputError(f"the demo model's {name} is not installed")
 
     monkeypatch.setattr(models, "_demo_file", absent)
-    text = run_demo(tmp_path / "out", frames=5)
+    found = run_demo(tmp_path / "out", frames=5)
+    text = found.text()
     assert text.startswith(RANDOM)
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "%" in line}
     assert list(rows) == ["stock", *PROFILES]
@@ -30,6 +31,7 @@ def test_without_trained_weights_the_demo_says_so(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["random_weights"]
     assert len(report["report"]["frames"]) == 5
+    assert json.loads(found.json())["rows"] == report["rows"]
     assert [row["name"] for row in report["rows"]] == list(rows)
     with av.open(str(tmp_path / "out" / "overlay.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == 5
