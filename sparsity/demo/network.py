@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 CONFIG = Path(__file__).with_name("config.yaml")
+FEATURE_SCALE = 1 / 6  # makes features before memory as large as those after it
+COARSEST = 0.08  # standard deviation of the lowest place frequencies; sam2 draws all with 1
 
 
 def set_size(model: Any, size: int) -> None:
@@ -52,6 +55,36 @@ def prepare_weights(model: Any, gain: float = 0.75) -> None:
         attention.q_proj.bias.zero_()
         attention.k_proj.bias.zero_()
     match_places(model)
+    scale_features(model)
+    spread_frequencies(model)
+
+
+def relative_rate(name: str) -> float:
+    """Return how much faster than others a parameter moves: as much as it was scaled."""
+    if name.startswith(("image_encoder.neck.convs.0.", "image_encoder.neck.convs.1.")):
+        return FEATURE_SCALE
+    writers = ("self_attn.out_proj.", "cross_attn_image.out_proj.", "linear2.")
+    if name.startswith("memory_attention.layers.") and any(w in name for w in writers):
+        return FEATURE_SCALE
+    return 1 / FEATURE_SCALE if name == "memory_encoder.pix_feat_proj.weight" else 1.0
+
+
+@torch.no_grad()
+def scale_features(model: Any) -> None:
+    """Shrink the features that go to memory, with all that reads or adds to them.
+
+    Tracking stays as it is. A clicked frame's features skip memory attention and its norm, and
+    unscaled they drown the code of places, so that the decoder can't tell where a click is.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.mul_(relative_rate(name))
+
+
+@torch.no_grad()
+def spread_frequencies(model: Any) -> None:
+    """Give the code of places coarse frequencies too, which tell left from right."""
+    matrix = model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    matrix.mul_(torch.logspace(math.log10(COARSEST), 0, matrix.shape[1]).to(matrix))
 
 
 @torch.no_grad()

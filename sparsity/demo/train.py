@@ -32,7 +32,7 @@ from sparsity.demo.losses import (
     pointer_loss,
     token_contrast,
 )
-from sparsity.demo.network import autocast, build_model, prepare_weights, set_size
+from sparsity.demo.network import autocast, build_model, prepare_weights, relative_rate, set_size
 from sparsity.demo.photos import Pool, load_pool
 from sparsity.demo.scenes import make_batch
 from sparsity.demo.schedule import (
@@ -64,9 +64,14 @@ class Trainer:
         prepare_weights(self.model)
         self.mean = build_model().to(device)
         self.mean.load_state_dict(self.model.state_dict())
-        wide = [p for p in self.model.parameters() if p.ndim > 1]
-        flat = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": wide, "weight_decay": 0.05}, {"params": flat, "weight_decay": 0.0}]
+        groups = [
+            {
+                "params": [parameter],
+                "weight_decay": 0.05 if parameter.ndim > 1 else 0.0,
+                "relative_rate": relative_rate(name),
+            }
+            for name, parameter in self.model.named_parameters()
+        ]
         self.optimiser = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
         self.teacher = AttentionTeacher()
         self.step, self.share, self.seconds, self.best = 0, 0.0, 0.0, -1.0
@@ -154,7 +159,8 @@ class Trainer:
         """Make one step of the optimiser and of the running mean."""
         anneal = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share))
         for group in self.optimiser.param_groups:
-            group["lr"] = PEAK_RATE * anneal * min(1.0, (self.step + 1) / WARM_UP)
+            rate = PEAK_RATE * anneal * min(1.0, (self.step + 1) / WARM_UP)
+            group["lr"] = rate * group["relative_rate"]
         losses = self.losses(phase)
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.stack(list(losses.values())).sum()
