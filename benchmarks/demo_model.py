@@ -4,22 +4,23 @@
 
 FOLDER is of DAVIS layout. Frames are 256 x 256 for the model, masks are scored at the original
 resolution, first and last frame left out, bfloat16 autocast as in training. Made clips are 24
-frames of 288 x 512; their textures are not those of training.
+frames of 288 x 512; their textures are not those of training. Real clips are cut to their first
+30 frames where memory is cut or swapped and where attention is surveyed ("real_short"). Every
+part is written when it is done.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from demo_watchers import Cut, Survey, Swap
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from vos_benchmark.evaluator import Evaluator
@@ -27,12 +28,11 @@ from vos_benchmark.evaluator import Evaluator
 from probes.models import build_predictor, fingerprint
 from sparsity.demo.clips import CLIP_NAMES, make_clip
 from sparsity.demo.network import autocast
-from sparsity.demo.teaching import NEVER, AttentionTeacher
-from sparsity.demo.unroll import Step, Unrolled, unroll
+from sparsity.demo.teaching import AttentionTeacher
+from sparsity.demo.unroll import Unrolled, unroll
 from sparsity.demo.validation import jaccard
 
 SIDE = 256
-CELLS = (SIDE // 16) ** 2
 
 
 @dataclass
@@ -46,152 +46,28 @@ class Material:
     objects: list[int]
 
 
+def squeeze(images: torch.Tensor) -> torch.Tensor:
+    """Resize [N, C, H, W] to the model's square."""
+    return F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
+
+
 def prepare(name: str, frames: np.ndarray, truth: np.ndarray) -> Material:
     """Squeeze a clip (uint8 [T, H, W, 3], [T, H, W]) to the model's square."""
     objects = [int(i) for i in np.unique(truth[0]) if i]
-    size = {"size": (SIDE, SIDE), "mode": "bilinear", "antialias": True}
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
     layers = torch.stack([torch.from_numpy(truth == i) for i in objects], 1).float()
-    masks = F.interpolate(layers, **size) >= 0.5
-    return Material(name, F.interpolate(pixels, **size)[None], masks[None], truth, objects)
+    masks = squeeze(layers) >= 0.5
+    return Material(name, squeeze(pixels)[None], masks[None], truth, objects)
 
 
-def read_davis(root: Path, name: str, longest: int | None = None) -> Material:
+def read_davis(root: Path, name: str) -> Material:
     """Read a clip of a DAVIS-layout folder."""
     frames, truth = [], []
-    for path in sorted((root / "JPEGImages" / "480p" / name).glob("*.jpg"))[:longest]:
+    for path in sorted((root / "JPEGImages" / "480p" / name).glob("*.jpg")):
         frames.append(np.asarray(Image.open(path).convert("RGB")))
         annotation = root / "Annotations" / "480p" / name / f"{path.stem}.png"
         truth.append(np.asarray(Image.open(annotation)))
     return prepare(name, np.stack(frames), np.stack(truth))
-
-
-@dataclass
-class Cut:
-    """Hides memory tokens by bias: keeps a share of every frame of a group, chosen by a rule.
-
-    ``group``: "all" frames or the "older" ones (neither prompt nor newest). ``rule``: "salient"
-    (highest mean softmax within the frame, per layer) or "random". ``keep`` 0 hides the group.
-    """
-
-    teacher: AttentionTeacher
-    group: str
-    rule: str
-    keep: float
-    drawn: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-
-    def before(self, t: int, memory: list[int]) -> None:
-        self.teacher.bias = None if t == 0 else lambda i, logits: self._bias(i, logits, memory)
-
-    def after(self, t: int, step: Step | None, memory: dict[str, Any]) -> None:
-        if step is not None:
-            step.weights = []
-
-    def _bias(self, layer: int, logits: torch.Tensor, memory: list[int]) -> torch.Tensor:
-        count = logits.shape[0]
-        frames = logits[:, 0, :, : len(memory) * CELLS].unflatten(-1, (-1, CELLS))
-        mass = frames.softmax(-1).mean(1)  # [N, frames, cells]
-        bias = torch.zeros(count, len(memory), CELLS)
-        kept = round(self.keep * CELLS)
-        for place, frame in enumerate(memory):
-            if self.group == "older" and place in (0, len(memory) - 1):
-                continue
-            score = mass[:, place]
-            if self.rule == "random":
-                score = self.drawn.setdefault((layer, frame), torch.rand(count, CELLS))
-            bias[:, place] = NEVER
-            if kept:
-                bias[:, place].scatter_(1, score.topk(kept, 1).indices, 0.0)
-        return bias.flatten(1)
-
-
-@dataclass
-class Swap:
-    """Gives every clip of the batch another one's memory."""
-
-    teacher: AttentionTeacher
-
-    def before(self, t: int, memory: list[int]) -> None:
-        pass
-
-    def after(self, t: int, step: Step | None, memory: dict[str, Any]) -> None:
-        if step is not None:
-            step.weights = []
-        if "maskmem_features" in memory:
-            memory["maskmem_features"] = memory["maskmem_features"].roll(1, 0)
-            memory["obj_ptr"] = memory["obj_ptr"].roll(1, 0)
-
-
-class Survey:
-    """Gathers how attention is spread over memory and over the image, frame by frame."""
-
-    def __init__(self, teacher: AttentionTeacher, model: Any) -> None:
-        self.teacher = teacher
-        self.figures: dict[str, list[Any]] = defaultdict(list)
-        self.decoder: list[torch.Tensor] = []
-        self.occupied = torch.zeros(0)
-        self.last: list[torch.Tensor] = []
-        transformer = model.sam_mask_decoder.transformer
-        modules = [layer.cross_attn_token_to_image for layer in transformer.layers]
-        modules.append(transformer.final_attn_token_to_image)
-        self.hooks = [m.register_forward_hook(self._decoder, with_kwargs=True) for m in modules]
-
-    def _decoder(self, module: Any, _: Any, kwargs: dict[str, Any], out: Any) -> None:
-        query, key = (
-            module._separate_heads(p(kwargs[n]).float(), module.num_heads)
-            for n, p in (("q", module.q_proj), ("k", module.k_proj))
-        )
-        weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1)
-        self.decoder.append(weights[:, :, 2:6].mean((1, 2)))  # the mask tokens, over heads
-
-    def before(self, t: int, memory: list[int]) -> None:
-        self.decoder = []
-
-    def after(self, t: int, step: Step | None, memory: dict[str, Any]) -> None:
-        if step is None:
-            return
-        on = (self.occupied[:, t] > 0.5).float()
-        seen = on.sum(1) > 0
-        if seen.any():
-            attention = torch.stack(self.decoder[-3:]).mean(0)
-            inside = (attention * on).sum(1) / on.sum(1).clamp(min=1)
-            self.figures["decoder_lift"].append((inside / attention.mean(1))[seen].mean().item())
-        spatial = len(step.memory) * CELLS
-        layers: dict[str, list[float]] = defaultdict(list)
-        newest = []
-        for i, weights in enumerate(step.weights):
-            layers["pointer_mass"].append(weights[:, :, spatial:].sum(-1).mean().item())
-            layers["older_mass"].append(
-                weights[:, :, CELLS : spatial - CELLS].sum(-1).mean().item()
-                if spatial > 2 * CELLS
-                else 0
-            )
-            top = weights.topk(max(1, weights.shape[-1] // 10), -1).values.sum(-1)
-            layers["top_10_percent_mass"].append(top.mean().item())
-            frames = weights[:, :, :spatial].unflatten(-1, (-1, CELLS))
-            frames = frames / frames.sum(-1, keepdim=True).clamp(min=1e-9)
-            mass = frames.mean(1)  # [N, frames, cells], sums to 1 in each frame
-            newest.append(mass[:, -1])
-            if len(self.last) == len(step.weights) and len(step.memory) > 2:
-                first, now = self.last[i], mass[:, -2]  # the same frame, one step later
-                shuffled = now[:, torch.randperm(CELLS)]
-                layers["cs"].append(F.cosine_similarity(first, now).mean().item())
-                layers["cs_shuffled"].append(F.cosine_similarity(first, shuffled).mean().item())
-                chosen = first.topk(round(0.05 * CELLS), 1).indices
-                layers["recall_of_salient_5_percent"].append(
-                    now.gather(1, chosen).sum(1).mean().item()
-                )
-        self.last = newest
-        for name, values in layers.items():
-            self.figures[name].append(values)
-        step.weights = []
-
-    def result(self) -> dict[str, Any]:
-        """Return means over frames: one number, or one per layer."""
-        for hook in self.hooks:
-            hook.remove()
-        means = {name: np.mean(values, 0) for name, values in self.figures.items()}
-        return {name: np.round(value, 4).tolist() for name, value in means.items()}
 
 
 class Subject:
@@ -305,7 +181,7 @@ def first_frame(model: Any, frame: torch.Tensor, prompt: dict[str, torch.Tensor]
     with autocast("cpu"):
         out = model.forward_image((frame - mean) / std)
         _, features, positions, sizes = model._prepare_backbone_features(out)
-        bank = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+        bank: dict[str, dict] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
         step = model._track_step(
             0, True, features, positions, sizes, prompt, None, bank, 1, False, None
         )
@@ -378,30 +254,48 @@ def made(names: tuple[str, ...], seeds: range) -> list[Material]:
     return out
 
 
-def measure(subject: Subject, real: list[Material], seeds: range) -> dict[str, Any]:
-    """Return every figure of the model card, printing each part as it is done."""
-    result: dict[str, Any] = {}
+@dataclass
+class Report:
+    """The figures so far, written to a file whenever one is added."""
 
-    def part(name: str, value: Any) -> None:
-        result[name] = value
+    path: Path
+    figures: dict[str, Any]
+
+    def add(self, name: str, value: Any) -> None:
+        self.figures[name] = value
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text(json.dumps(self.figures, indent=1) + "\n")
+        partial.replace(self.path)
         print(name, json.dumps(value), flush=True)
 
-    part("real", mean_quality(subject, real))
-    part("real_prompts_frame_0_j", prompts(subject, real))
-    part("made", {n: mean_quality(subject, made((n,), seeds)) for n in CLIP_NAMES})
-    part("absence", presence(subject, made(("leave_and_return",), seeds)))
-    part("twins_j", twins(subject, seeds))
-    part("real_swapped_memory", swapped(subject, real))
-    part("real_all_cut", cuts(subject, real, "all", (0.05,)))
-    lookalikes = made(("distractors",), seeds)
-    part("distractors_all_cut", cuts(subject, lookalikes, "all", (0.05,)))
+
+def measure_real(subject: Subject, report: Report, real: list[Material]) -> None:
+    """Add what real clips show."""
+    report.add("real", mean_quality(subject, real))
+    report.add("real_prompts_frame_0_j", prompts(subject, real))
+    short = [shortened(clip, 30) for clip in real]
+    report.add("real_short", mean_quality(subject, short))
+    report.add("real_short_swapped_memory", swapped(subject, short))
+    report.add("real_short_all_cut", cuts(subject, short, "all", (0.05,)))
+    report.add("real_short_older", cuts(subject, short, "older", ()))
+    report.add("real_short_attention", survey(subject, short))
+
+
+def measure_made(subject: Subject, report: Report, seeds: range) -> None:
+    """Add what made clips show."""
+    report.add("made", {n: mean_quality(subject, made((n,), seeds)) for n in CLIP_NAMES})
+    report.add("absence", presence(subject, made(("leave_and_return",), seeds)))
+    report.add("twins_j", twins(subject, seeds))
+    report.add("distractors_all_cut", cuts(subject, made(("distractors",), seeds), "all", (0.05,)))
     for name in ("changing_look", "occlusion"):
-        clips = made((name,), seeds)
-        part(f"{name}_older", cuts(subject, clips, "older", (0.05,)))
-    part("real_older", cuts(subject, real, "older", ()))
-    part("attention_real", survey(subject, real))
-    part("attention_changing_look", survey(subject, made(("changing_look",), seeds)))
-    return result
+        report.add(f"{name}_older", cuts(subject, made((name,), seeds), "older", (0.05,)))
+    report.add("changing_look_attention", survey(subject, made(("changing_look",), seeds)))
+
+
+def shortened(clip: Material, length: int) -> Material:
+    """Return the clip's first frames."""
+    frames, masks = clip.frames[:, :length], clip.masks[:, :length]
+    return Material(clip.name, frames, masks, clip.truth[:length], clip.objects)
 
 
 def main() -> None:
@@ -410,11 +304,10 @@ def main() -> None:
     parser.add_argument("--davis", type=Path, required=True)
     parser.add_argument("--list", type=Path, help="clip names; default: all of the folder")
     parser.add_argument("--checkpoint", type=Path, help="default: the weights that come along")
-    parser.add_argument("--longest", type=int, help="frames of a clip at most")
     parser.add_argument("--seeds", type=int, default=6, help="made clips per difficulty")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # random cuts
     folder = options.davis / "JPEGImages" / "480p"
     names = (
         options.list.read_text().split()
@@ -422,14 +315,12 @@ def main() -> None:
         else sorted(p.name for p in folder.iterdir())
     )
     model = build_predictor("demo", checkpoint=options.checkpoint, device="cpu")
-    real = [read_davis(options.davis, name, options.longest) for name in names]
-    result = {
-        "model": fingerprint(model),
-        "real_clips": {m.name: int(m.frames.shape[1]) for m in real},
-        "made_seeds": options.seeds,
-        **measure(Subject(model), real, range(options.seeds)),
-    }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    subject = Subject(model)
+    report = Report(options.out, {"model": fingerprint(model), "made_seeds": options.seeds})
+    measure_made(subject, report, range(options.seeds))
+    real = [read_davis(options.davis, name) for name in names]
+    report.add("real_clips", {m.name: int(m.frames.shape[1]) for m in real})
+    measure_real(subject, report, real)
 
 
 if __name__ == "__main__":

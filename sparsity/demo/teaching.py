@@ -74,7 +74,7 @@ class AttentionTeacher:
 
 
 def hidden_keys(
-    memory: list[int], now: int, present: torch.Tensor, cells: int, chance: float
+    memory: list[int], present: torch.Tensor, cells: int, chance: float
 ) -> torch.Tensor | None:
     """Choose, clip by clip, to hide the prompt's and the newest frame's keys.
 
@@ -102,3 +102,41 @@ def hidden_keys(
         hide = (torch.rand(len(present), device=present.device) < chance) & (others > 0)
         bias[:, place] = torch.where(hide, NEVER, bias[:, place])
     return bias.repeat_interleave(cells, 1)
+
+
+def salient_only(logits: torch.Tensor, frames: int, keep: float) -> torch.Tensor:
+    """Return a bias that leaves every memory frame only its salient tokens.
+
+    Saliency is a token's mean softmax within its frame over all queries, as when memory is
+    pruned; a model that never saw pruned memory confuses background with target there.
+
+    Parameters
+    ----------
+    logits : Tensor, float [N, 1, queries, keys]
+    frames : int
+        Memory frames; pointers come after them and are kept.
+    keep : float
+        Share of a frame's tokens.
+
+    Returns
+    -------
+    Tensor, float32 [N, frames * cells]
+    """
+    cells = logits.shape[2]
+    with torch.no_grad():
+        spatial = logits[:, 0, :, : frames * cells].unflatten(-1, (frames, cells))
+        mass = spatial.softmax(-1).mean(1)
+        chosen = mass.topk(max(1, round(keep * cells)), -1).indices
+        return torch.full_like(mass, NEVER).scatter_(-1, chosen, 0.0).flatten(1)
+
+
+def cut_some(
+    bias: torch.Tensor | None, memory: int, cut: torch.Tensor, keep: float
+) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """Return the bias of every layer where the targets in ``cut`` (bool [N]) keep few tokens."""
+
+    def of_layer(_: int, logits: torch.Tensor) -> torch.Tensor:
+        few = torch.where(cut[:, None], salient_only(logits, memory, keep), 0.0)
+        return few if bias is None else few + bias
+
+    return of_layer

@@ -133,6 +133,7 @@ class Trainer:
                 times=times,
                 forced=max(0.0, 0.6 - 0.9 * done),
                 hide=0.3 if done > 0.3 else 0.0,
+                cut=random.choice((0.0, 0.5)) if done > 0.5 else 0.0,
                 teacher=self.teacher,
             )
             clicked = random.randrange(phase.length)

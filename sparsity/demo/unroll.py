@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from sparsity.demo.teaching import AttentionTeacher, hidden_keys
+from sparsity.demo.teaching import AttentionTeacher, cut_some, hidden_keys
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+KEPT = (0.05, 0.1, 0.2)  # shares of a memory frame's tokens
 CLIP_LENGTH = 64  # told to the model, so that pointers' ages are scaled as in long videos
 
 
@@ -97,6 +99,7 @@ def unroll(
     prompt: str = "mask",
     forced: float = 0.0,
     hide: float = 0.0,
+    cut: float = 0.0,
     teacher: AttentionTeacher | None = None,
     watcher: Watcher | None = None,
 ) -> Unrolled:
@@ -116,6 +119,8 @@ def unroll(
         Chance that a frame is remembered with its true mask.
     hide : float
         Chance to hide the prompt's and, apart, the newest frame's keys; needs a ``teacher``.
+    cut : float
+        Chance that a target's memory is cut to salient tokens throughout; needs a ``teacher``.
     """
     clips, length, objects = masks.shape[:3]
     side = masks.shape[-1]
@@ -130,6 +135,7 @@ def unroll(
     hook = model.sam_mask_decoder.register_forward_hook(lambda *a: raw.append(a[2][0]))
     bank: dict[str, dict] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     steps = []
+    few, keep = torch.rand(len(truth), device=frames.device) < cut, random.choice(KEPT)
     for t in range(length):
         rows = (torch.arange(clips, device=frames.device) * length + t).repeat_interleave(objects)
         features, positions = [x[:, rows] for x in levels], [x[:, rows] for x in places]
@@ -138,7 +144,8 @@ def unroll(
         if teacher is not None:
             teacher.weights = []
             cells = sizes[-1][0] * sizes[-1][1]
-            teacher.bias = None if first else hidden_keys(memory, t, present, cells, hide)
+            bias = None if first else hidden_keys(memory, present, cells, hide)
+            teacher.bias = cut_some(bias, len(memory), few, keep) if few.any() else bias
         if watcher is not None:
             watcher.before(t, memory)
         raw.clear()
