@@ -9,6 +9,7 @@ import torch
 
 from sparsity.demo.losses import attention_loss, occupancy, pointer_loss
 from sparsity.demo.network import (
+    FEATURE_SCALE,
     build_model,
     prepare_weights,
     scale_features,
