@@ -58,7 +58,7 @@ def _shoot(
     for thing in stage.things:
         x, y = thing.path(t)
         radius = thing.radius * height * (1 + thing.breathe * math.sin(0.21 * t))
-        wide = radius if thing.identity else radius * 0.42  # pillars are tall
+        wide = radius * thing.slim
         _draw(frame, mask, thing, x * width, y * height, (wide, radius), t, length)
     return frame, mask
 

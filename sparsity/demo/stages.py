@@ -46,6 +46,7 @@ class Thing:
     breathe: float = 0.06  # relative change of size
     last_sprite: np.ndarray | None = None  # what it slowly turns into
     identity: int = 0  # object id; 0 for what only hides others
+    slim: float = 1.0  # width in heights
 
 
 @dataclass
@@ -190,7 +191,9 @@ def _occlusion(rng: np.random.Generator, length: int, count: int) -> Stage:
     pillar = _sprite(rng, PILLARS[int(rng.integers(len(PILLARS)))], _tint(rng, 0.2))
     pillar[..., 3] = 255
     place = rng.uniform(0.45, 0.6)
-    return _plain(rng, [*things, Thing(pillar, 0.75, lambda t: (place, 0.5), breathe=0.0)])
+    return _plain(
+        rng, [*things, Thing(pillar, 0.75, lambda t: (place, 0.5), breathe=0.0, slim=0.42)]
+    )
 
 
 def _leave_and_return(rng: np.random.Generator, length: int, count: int) -> Stage:
@@ -259,8 +262,13 @@ def _scene_cut(rng: np.random.Generator, length: int, count: int) -> Stage:
 
 
 def _changing_look(rng: np.random.Generator, length: int, count: int) -> Stage:
-    """Objects slowly take another colour and surface while a pillar hides them now and then."""
+    """Objects slowly take another colour and surface; a slim pillar hides them for a moment.
+
+    When they come out the newest frame shows nothing and the first frame another look: what they
+    look like is in the frames between.
+    """
     stage = _occlusion(rng, length, count)
+    stage.things[-1].slim = 0.3
     for thing in stage.things:
         if thing.identity:
             other = _sprite(rng, SURFACES[int(rng.integers(len(SURFACES)))], _tint(rng, 0.5))
