@@ -180,20 +180,34 @@ def _crossing(rng: np.random.Generator, index: int, count: int, period: float) -
     return path
 
 
-def _occlusion(rng: np.random.Generator, length: int, count: int) -> Stage:
-    """Objects pass behind a pillar wider than they are."""
+def _behind(
+    rng: np.random.Generator,
+    length: int,
+    count: int,
+    radius: float,
+    slim: float,
+    places: list[float],
+) -> Stage:
+    """Return a scene in which objects cross behind pillars at the given shares of the width."""
     period = float(np.clip(length * 0.8, 16, 40))
-    things = _things(
-        rng, count, 0.17 / count**0.5, [_crossing(rng, i, count, period) for i in range(count)]
-    )
+    paths = [_crossing(rng, i, count, period) for i in range(count)]
+    things = _things(rng, count, radius / count**0.5, paths)
     for thing in things:
         thing.breathe = 0.02
     pillar = _sprite(rng, PILLARS[int(rng.integers(len(PILLARS)))], _tint(rng, 0.2))
     pillar[..., 3] = 255
-    place = rng.uniform(0.45, 0.6)
-    return _plain(
-        rng, [*things, Thing(pillar, 0.75, lambda t: (place, 0.5), breathe=0.0, slim=0.42)]
-    )
+    for place in places:
+
+        def stand(t: int, x: float = place) -> tuple[float, float]:
+            return x, 0.5
+
+        things.append(Thing(pillar, 0.75, stand, breathe=0.0, slim=slim))
+    return _plain(rng, things)
+
+
+def _occlusion(rng: np.random.Generator, length: int, count: int) -> Stage:
+    """Objects pass behind a pillar wider than they are."""
+    return _behind(rng, length, count, 0.17, 0.42, [rng.uniform(0.45, 0.6)])
 
 
 def _leave_and_return(rng: np.random.Generator, length: int, count: int) -> Stage:
@@ -262,13 +276,12 @@ def _scene_cut(rng: np.random.Generator, length: int, count: int) -> Stage:
 
 
 def _changing_look(rng: np.random.Generator, length: int, count: int) -> Stage:
-    """Objects slowly take another colour and surface; a slim pillar hides them for a moment.
+    """Objects slowly take another colour and surface and pass behind one pillar after the other.
 
     When they come out the newest frame shows nothing and the first frame another look: what they
     look like is in the frames between.
     """
-    stage = _occlusion(rng, length, count)
-    stage.things[-1].slim = 0.3
+    stage = _behind(rng, length, count, 0.12, 0.2, [0.34, 0.58, 0.82])
     for thing in stage.things:
         if thing.identity:
             other = _sprite(rng, SURFACES[int(rng.integers(len(SURFACES)))], _tint(rng, 0.5))
