@@ -1,8 +1,9 @@
 """Measure what the demo model can and can't do, and whether it is worth probing.
 
+    python benchmarks/demo_model.py --out FILE.json
     python benchmarks/demo_model.py --davis FOLDER --list clips.txt --out FILE.json
 
-FOLDER is of DAVIS layout. Frames are 256 x 256 for the model, masks are scored at the original
+Without FOLDER, which is of DAVIS layout, made clips are measured. Frames are 256 x 256 for the model, masks are scored at the original
 resolution, first and last frame left out, bfloat16 autocast as in training. Made clips are 24
 frames of 288 x 512; their textures are not those of training. Real clips are cut to their first
 30 frames where memory is cut or swapped and where attention is surveyed ("real_short"). Every
@@ -301,23 +302,24 @@ def shortened(clip: Material, length: int) -> Material:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--davis", type=Path, required=True)
+    parser.add_argument("--davis", type=Path, help="measure real clips instead of made ones")
     parser.add_argument("--list", type=Path, help="clip names; default: all of the folder")
     parser.add_argument("--checkpoint", type=Path, help="default: the weights that come along")
     parser.add_argument("--seeds", type=int, default=6, help="made clips per difficulty")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.manual_seed(0)  # random cuts
-    folder = options.davis / "JPEGImages" / "480p"
-    names = (
-        options.list.read_text().split()
-        if options.list
-        else sorted(p.name for p in folder.iterdir())
-    )
     model = build_predictor("demo", checkpoint=options.checkpoint, device="cpu")
     subject = Subject(model)
-    report = Report(options.out, {"model": fingerprint(model), "made_seeds": options.seeds})
-    measure_made(subject, report, range(options.seeds))
+    report = Report(
+        options.out, {"model": fingerprint(model), "seeds_of_made_clips": options.seeds}
+    )
+    if options.davis is None:
+        measure_made(subject, report, range(options.seeds))
+        return
+    folder = options.davis / "JPEGImages" / "480p"
+    every = sorted(path.name for path in folder.iterdir())
+    names = options.list.read_text().split() if options.list else every
     real = [read_davis(options.davis, name) for name in names]
     report.add("real_clips", {m.name: int(m.frames.shape[1]) for m in real})
     measure_real(subject, report, real)

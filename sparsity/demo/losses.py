@@ -26,7 +26,7 @@ class Balance:
 TRACKED = Balance(20.0, 1.0, 0.5)
 PROMPTED = Balance(10.0, 3.0, 0.8)  # a click alone says so little that empty masks tempt more
 POINTER_SHARES = (0.03, 0.12)  # of the attention mass, between which pointers are left alone
-ABSENT_WEIGHT = 2.0  # absent frames are few
+ABSENT_WEIGHT = 1.2  # absent frames are few
 
 
 def mask_loss(

@@ -17,7 +17,7 @@ class Phase:
     end: float
 
 
-DEFAULT_PHASES = "128:8x5@0.5,192:3x8@0.78,256:2x9@1"
+DEFAULT_PHASES = "128:8x5@0.5,192:3x8@0.76,256:2x9@1"
 
 
 def parse_phases(text: str) -> list[Phase]:
