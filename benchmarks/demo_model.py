@@ -3,11 +3,11 @@
     python benchmarks/demo_model.py --out FILE.json
     python benchmarks/demo_model.py --davis FOLDER --list clips.txt --out FILE.json
 
-Without FOLDER, which is of DAVIS layout, made clips are measured. Frames are 256 x 256 for the model, masks are scored at the original
-resolution, first and last frame left out, bfloat16 autocast as in training. Made clips are 24
-frames of 288 x 512; their textures are not those of training. Real clips are cut to their first
-30 frames where memory is cut or swapped and where attention is surveyed ("real_short"). Every
-part is written when it is done.
+Without FOLDER, which is of DAVIS layout, made clips are measured: 24 frames of 288 x 512, their
+textures not those of training. Frames are 256 x 256 for the model, masks are scored at the
+original resolution, first and last frame left out, bfloat16 autocast as in training. Real clips
+are cut to their first 30 frames where memory is cut or swapped and where attention is surveyed
+("real_short"). Every part is written when it is done.
 """
 
 from __future__ import annotations
