@@ -1,0 +1,166 @@
+"""What each key of memory attention is: memory frame, age, slot, pointer. Derived from SAM 2's own rules.
+
+The memory bank is not "seven frames": all conditioning frames come first, in the order in which they were
+added, then the remembered frames from oldest to newest, then the object pointers, several tokens each
+(sam2 1.1.0, ``modeling/sam2_base.py``, ``_prepare_memory_conditioned_features``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_utils import select_closest_cond_frames
+
+
+@dataclass(frozen=True)
+class MemoryFrame:
+    """One frame of the memory bank.
+
+    Attributes
+    ----------
+    frame
+        Its index in the video.
+    position
+        Temporal position: 0 for conditioning frames, else 1 (oldest) to 6 (newest).
+    age
+        Distance to the current frame, in frames.
+    conditioning
+        Whether the frame was prompted.
+    newest
+        Whether it is the frame adjacent to the current one.
+    """
+
+    frame: int
+    position: int
+    age: int
+    conditioning: bool
+    newest: bool
+
+    @property
+    def slot(self) -> str:
+        """``"prompt"``, or ``"1"`` (oldest) to ``"6"`` (newest)."""
+        return "prompt" if self.position == 0 else str(self.position)
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """One object pointer: its frame, and its signed distance in frames as the encoder sees it."""
+
+    frame: int
+    distance: int
+
+
+@dataclass(frozen=True)
+class MemoryLayout:
+    """The keys of one memory cross-attention call, in order.
+
+    Frame ``i`` holds keys ``[i * tokens, (i + 1) * tokens)``; pointer ``j`` the next `pointer_tokens` each.
+    `pointer_limit` is the greatest number of pointers, by which their distances are scaled.
+    """
+
+    frames: tuple[MemoryFrame, ...]
+    pointers: tuple[Pointer, ...]
+    tokens: int
+    pointer_tokens: int
+    pointer_limit: int
+
+    @property
+    def frame_keys(self) -> int:
+        """Number of keys that belong to memory frames."""
+        return len(self.frames) * self.tokens
+
+    @property
+    def keys(self) -> int:
+        """Number of all keys."""
+        return self.frame_keys + len(self.pointers) * self.pointer_tokens
+
+
+def memory_layout(
+    model: SAM2Base,
+    frame: int,
+    output_dict: Mapping[str, Mapping[int, Any]],
+    num_frames: int,
+    reverse: bool,
+) -> MemoryLayout:
+    """Lay out the memory bank that SAM 2 reads when it tracks an object into a frame.
+
+    Parameters
+    ----------
+    model
+        Gives the number of memory frames, the stride, the pointer rules and the grid.
+    frame
+        Index of the frame to be tracked.
+    output_dict
+        The object's results: ``cond_frame_outputs`` and ``non_cond_frame_outputs`` by frame.
+    num_frames
+        Frames of the video (it caps the number of pointers).
+    reverse
+        Whether tracking runs backwards.
+    """
+    selected, unselected = select_closest_cond_frames(
+        frame, output_dict["cond_frame_outputs"], model.max_cond_frames_in_attn
+    )
+    remembered = output_dict["non_cond_frame_outputs"]
+    sign = -1 if reverse else 1
+    frames = [MemoryFrame(t, 0, abs(frame - t), True, t == frame - sign) for t in selected]
+    for position in range(1, model.num_maskmem):
+        t = _bank_frame(model, frame, position, reverse)
+        if t in remembered or t in unselected:
+            frames.append(
+                MemoryFrame(
+                    t,
+                    position,
+                    abs(frame - t),
+                    t in unselected and t not in remembered,
+                    t == frame - sign,
+                )
+            )
+
+    pointers = []
+    limit = min(num_frames, model.max_obj_ptrs_in_encoder)
+    if model.use_obj_ptrs_in_encoder:
+        past_only = not model.training and model.only_obj_ptrs_in_the_past_for_eval
+        for t in selected:
+            if not past_only or (t >= frame if reverse else t <= frame):
+                signed = (frame - t) * sign
+                pointers.append(
+                    Pointer(t, signed if model.use_signed_tpos_enc_to_obj_ptrs else abs(signed))
+                )
+        for distance in range(1, limit):
+            t = frame - sign * distance
+            if t < 0 or t >= num_frames:
+                break
+            if t in remembered or t in unselected:
+                pointers.append(Pointer(t, distance))
+    return MemoryLayout(
+        tuple(frames),
+        tuple(pointers),
+        tokens=model.sam_image_embedding_size**2,
+        pointer_tokens=max(1, model.hidden_dim // model.mem_dim),
+        pointer_limit=limit,
+    )
+
+
+def stored_result(
+    output_dict: Mapping[str, Mapping[int, Any]], entry: MemoryFrame | Pointer
+) -> Any:
+    """The stored result of a frame of the layout: the conditioning one where there are both and it was selected."""
+    first, second = "non_cond_frame_outputs", "cond_frame_outputs"
+    if isinstance(entry, MemoryFrame) and entry.position == 0:
+        first, second = second, first
+    found = output_dict[first].get(entry.frame)
+    return output_dict[second][entry.frame] if found is None else found
+
+
+def _bank_frame(model: SAM2Base, frame: int, position: int, reverse: bool) -> int:
+    """Index of the frame at a temporal position: the adjacent one, then every stride-th before it."""
+    stride = 1 if model.training else model.memory_temporal_stride_for_eval
+    back = model.num_maskmem - position
+    if back == 1:
+        return frame + 1 if reverse else frame - 1
+    if reverse:
+        return -(-(frame + 2) // stride) * stride + (back - 2) * stride
+    return ((frame - 2) // stride) * stride - (back - 2) * stride

@@ -1,0 +1,97 @@
+"""Attention by the fastest exact formulation of device, dtype and shape, found by measuring.
+
+`F.scaled_dot_product_attention` is the fastest on a GPU and on CPUs with matrix units; on other CPUs its
+bfloat16 kernel runs at float32 speed, and products in row blocks are up to four times faster. The first
+call of each shape class times the candidates on its own tensors; the fused kernel stays unless another one
+is clearly faster, so that the choice is the same in every process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsity.acceleration.linear import product
+
+CLEARLY = 1.2
+"""How many times faster than the fused kernel another formulation must be to replace it."""
+
+ROWS = 512
+"""Query rows of one block: the block of weights then fits the last-level cache."""
+
+_chosen: dict[tuple[object, ...], str] = {}
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's fused attention. Shapes ``[B, h, N, c]``, ``[B, h, M, c]`` twice."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def batched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two batched products around a softmax; for many small windows."""
+    b, h, n, c = q.shape
+    weights = torch.bmm((q * c**-0.5).reshape(b * h, n, c), k.transpose(2, 3).reshape(b * h, c, -1))
+    torch.softmax(weights, -1, out=weights)
+    return torch.bmm(weights, v.reshape(b * h, -1, v.shape[-1])).view(b, h, n, -1)
+
+
+def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Products in blocks of query rows; values may be narrower than keys, ``[B, h, M, d]``."""
+    b, h, n, c = q.shape
+    out = q.new_empty(b, h, n, v.shape[-1])
+    scaled = q * c**-0.5
+    buffer = q.new_empty(min(ROWS, n), k.shape[2])
+    for i in range(b):
+        for j in range(h):
+            keys, values = k[i, j].contiguous(), v[i, j].t().contiguous()
+            for row in range(0, n, ROWS):
+                rows = scaled[i, j, row : row + ROWS].contiguous()
+                weights = product(rows, keys, out=buffer[: len(rows)])
+                torch.softmax(weights, -1, out=weights)
+                out[i, j, row : row + ROWS] = product(weights, values)
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention ``softmax(q kᵀ / √c) v`` for ``[B, h, N, c]``, ``[B, h, M, c]``, ``[B, h, M, c]``."""
+    other = blocked if q.shape[2] * k.shape[2] > 1024**2 else batched
+    candidates = {"fused": lambda: fused(q, k, v), other.__name__: lambda: other(q, k, v)}
+    return fastest(("attend", *_shape_class(q, k)), candidates, q)
+
+
+def fastest(key: tuple[object, ...], candidates: dict[str, Callable[[], Tensor]], like: Tensor) -> Tensor:
+    """Run the candidate that is the fastest for this class of calls; the first one unless another is clearly faster.
+
+    Parameters
+    ----------
+    key
+        Class of calls that share a choice; device type, dtype and thread count are added.
+    candidates
+        By name, the default first. All compute the same.
+    like
+        Says device and dtype. Off the CPU the default is taken without timing.
+    """
+    default = next(iter(candidates))
+    if like.device.type != "cpu" or torch.compiler.is_compiling():
+        return candidates[default]()
+    key = (*key, like.dtype, torch.get_num_threads())
+    if key not in _chosen:
+        seconds = {name: min(_seconds(run) for _ in range(2)) for name, run in candidates.items()}
+        best = min(seconds, key=seconds.__getitem__)
+        _chosen[key] = best if seconds[best] * CLEARLY < seconds[default] else default
+    return candidates[_chosen[key]]()
+
+
+def _seconds(run: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _shape_class(q: Tensor, k: Tensor) -> tuple[int, ...]:
+    """Shapes up to a factor of two, so that a changing number of keys is not timed anew each time."""
+    return tuple(int(size).bit_length() for size in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3]))

@@ -1,0 +1,110 @@
+"""A block of the Hiera trunk on packed tokens, with weights in the run's dtype.
+
+The same arithmetic as ``MultiScaleBlock`` of sam2 (``modeling/backbones/hieradet.py``), on tokens that are
+already in window order: no partition and un-partition between blocks, no padding tokens through the MLP,
+the residual in float32 and updated in place.
+"""
+
+from __future__ import annotations
+
+import torch
+from sam2.modeling.backbones.hieradet import MultiScaleBlock
+from torch import Tensor
+
+from probes.observe import Seam
+from sparsity.acceleration.attention import attend
+from sparsity.acceleration.linear import Linear, Norm
+from sparsity.acceleration.windows import WindowTokens
+
+
+class Block:
+    """One trunk block.
+
+    Parameters
+    ----------
+    block
+        sam2's block; its weights are cast and packed once.
+    dtype
+        Of the products.
+    site
+        Name of its attention, for observers.
+    """
+
+    def __init__(self, block: MultiScaleBlock, dtype: torch.dtype, site: str, seam: Seam) -> None:
+        self.site, self.seam, self.heads = site, seam, block.attn.num_heads
+        self.norm1, self.norm2 = Norm(block.norm1, dtype), Norm(block.norm2, dtype)
+        self.qkv, self.out = Linear.of(block.attn.qkv, dtype), Linear.of(block.attn.proj, dtype)
+        self.up, self.down = (Linear.of(layer, dtype) for layer in block.mlp.layers)
+        self.widen = Linear.of(block.proj, dtype) if block.dim != block.dim_out else None
+
+    def windowed(self, x: Tensor, where: WindowTokens) -> Tensor:
+        """Window attention and MLP on packed tokens ``[P, C]`` (float32, overwritten)."""
+        y = where.scatter(self.norm1(x))
+        x.add_(where.gather(self._attention(y, where.windows, where.window**2, where.ids)))
+        return self._mlp(x)
+
+    def windows_of(self, x: Tensor, windows: int, window: int) -> Tensor:
+        """The same on whole windows ``[windows * window**2, C]``, without padding."""
+        x.add_(self._attention(self.norm1(x), windows, window**2, None))
+        return self._mlp(x)
+
+    def among(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Attention of all given tokens ``[P, C]`` among themselves, and MLP; `keys` names them for observers."""
+        x.add_(self._attention(self.norm1(x), 1, len(x), keys))
+        return self._mlp(x)
+
+    def pooled(self, x: Tensor, windows: int, window: int) -> Tensor:
+        """Window attention with pooled queries on whole windows ``[windows * window**2, C]``.
+
+        Returns the tokens of the next stage, ``[windows * (window / 2)**2, 2C]``, float32.
+        """
+        y = self.norm1(x)
+        assert self.widen is not None, "blocks that pool also widen"
+        shortcut = max_pool(self.widen(y).view(windows, window, window, -1))
+        attended = self._attention(y, windows, window**2, None, pool=window)
+        return self._mlp(shortcut.reshape(attended.shape).float().add_(attended))
+
+    def pooled_padded(self, x: Tensor, grid: int, where: WindowTokens, into: WindowTokens) -> Tensor:
+        """The same for a grid that windows do not divide.
+
+        Parameters
+        ----------
+        x
+            ``[grid**2, C]`` in grid order.
+        where, into
+            All windows of the grid, and of the pooled grid.
+
+        Returns
+        -------
+        Tensor
+            ``[P, 2C]``, packed in the order of `into`.
+        """
+        y = self.norm1(x)
+        assert self.widen is not None, "blocks that pool also widen"
+        shortcut = max_pool(self.widen(y).view(1, grid, grid, -1)).flatten(0, 2)
+        slots = where.scatter(y.index_select(0, where.tokens))
+        attended = into.gather(self._attention(slots, where.windows, where.window**2, where.ids, pool=where.window))
+        return self._mlp(shortcut.index_select(0, into.tokens).float().add_(attended))
+
+    def _attention(self, y: Tensor, windows: int, size: int, keys: Tensor | None, pool: int = 0) -> Tensor:
+        """Attention inside each window of ``[windows * size, C]``, projected."""
+        q, k, v = self.qkv(y).view(windows, size, 3, self.heads, -1).unbind(2)  # [windows, size, h, c]
+        if pool:
+            q = max_pool(q.reshape(windows, pool, pool, -1)).view(windows, size // 4, self.heads, -1)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if self.seam.observers:
+            self.seam.tell(self.site, q, k, v, keys=keys)
+        attended = attend(q, k, v)
+        return self.out(attended.transpose(1, 2).reshape(windows * q.shape[2], -1))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return x.add_(self.down(self.up(self.norm2(x), "gelu")))
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Maximum over 2 x 2 neighbours of ``[B, H, W, C]``, without changing the layout."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // 2, 2, w // 2, 2, c)
+    return torch.maximum(
+        torch.maximum(x[:, :, 0, :, 0], x[:, :, 0, :, 1]), torch.maximum(x[:, :, 1, :, 0], x[:, :, 1, :, 1])
+    )

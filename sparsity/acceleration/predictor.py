@@ -1,0 +1,569 @@
+"""The accelerated video predictor: sam2's own predictor with the decisions of a profile taken in it."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sam2.build_sam import build_sam2_video_predictor
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor
+
+from probes.errors import InputError
+from probes.layout import MemoryLayout, memory_layout, stored_result
+from probes.models import fingerprint
+from probes.observe import Seam
+from probes.video import EndOfVideo, ModelFrames, open_video
+from sparsity.acceleration.encoder import Encoder, Routing, why_not_exact, window_grid
+from sparsity.acceleration.memory import Recall, SparseMemoryAttention, why_not_sparse
+from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
+from sparsity.acceleration.report import ObjectReport, Report
+from sparsity.acceleration.saliency import token_to_image
+from sparsity.acceleration.session import KEY, FeatureKind, FrameExtras, Session, WindowChooser
+from sparsity.acceleration.shortcuts import load_shortcut
+from sparsity.profile import Memory, Profile, load_profile
+from sparsity.routing import Decision, FrameCues, ObjectCues, decide, object_cues
+from sparsity.select import scene_change, thumbnail
+
+STOCK_PROFILE = load_profile("dense")
+
+MOST_OBJECTS = 8
+"""Objects that are tracked in one pass; more are tracked in several."""
+
+
+@dataclass
+class _Tracked:
+    """Objects that one pass tracks into a frame; stands in for sam2's ``output_dict`` on the way down."""
+
+    outputs: list[dict[str, dict[int, Any]]]
+    reverse: bool
+    candidates: Tensor | None = None
+    best: Tensor | None = None
+    saliency: Tensor | None = None
+    layouts: list[MemoryLayout] = field(default_factory=list)
+    recalls: list[Recall] = field(default_factory=list)
+
+
+class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
+    """SAM 2's video predictor with sparse window routing, sparse memory retrieval and exact rewrites.
+
+    Made by `accelerate` from a stock predictor, whose modules it shares and leaves untouched. Methods and
+    signatures are sam2's. All state of a video lives in its ``inference_state``.
+    """
+
+    _profile: Profile
+    _forced: bool
+    _seam: Seam
+
+    # ------------------------------------------------------------------ profile
+
+    @property
+    def profile(self) -> Profile:
+        """The profile in use."""
+        return self._profile
+
+    @contextmanager
+    def use(self, profile: Profile | str | Path | None, *, force: bool = False) -> Iterator[None]:
+        """Use another profile for the length of the context; None means stock behaviour, bit for bit.
+
+        Raises
+        ------
+        InputError
+            The profile was made for another model (and `force` is not set), or asks for what this model
+            cannot have.
+        """
+        before = self._profile, self._forced, self._shortcut
+        self._adopt(STOCK_PROFILE if profile is None else load_profile(profile), force)
+        try:
+            yield
+        finally:
+            self._profile, self._forced, self._shortcut = before
+
+    def report(self, inference_state: dict[str, Any]) -> Report:
+        """What was done so far for a video: windows, keys, reasons and object scores, frame by frame."""
+        return self._session(inference_state).report
+
+    def choose_windows(self, inference_state: dict[str, Any], chooser: WindowChooser | None) -> None:
+        """Let `chooser` (frame index -> windows, or None for a dense frame) route instead of the profile's rule.
+
+        For benchmarks with fixed windows or with the routes of another run; None restores the rule.
+        """
+        self._session(inference_state).chooser = chooser
+
+    def _adopt(self, profile: Profile, force: bool) -> None:
+        forced = False
+        if profile.model is not None:
+            own = fingerprint(self)
+            forced = profile.model != own
+            if forced and not force:
+                raise InputError(
+                    f"profile {profile.name!r} was calibrated for the model {profile.model[:19]}…, this one is "
+                    f"{own[:19]}…; calibrate it for this model, or force it"
+                )
+        if profile.technique("encoder") and (reason := why_not_exact(self)):
+            raise InputError(f"profile {profile.name!r} asks for the technique 'encoder', but {reason}; switch it off")
+        if profile.memory is not None or profile.technique("memory_attention"):
+            if reason := why_not_sparse(self):
+                raise InputError(f"profile {profile.name!r} prunes memory, but {reason}; set memory to null")
+        if profile.memory is not None and isinstance(profile.memory.keep, tuple):
+            layers = len(self.memory_attention.layers)
+            if len(profile.memory.keep) != layers:
+                raise InputError(
+                    f"profile {profile.name!r} has {len(profile.memory.keep)} values of memory.keep, the model has "
+                    f"{layers} memory-attention layers; give one value or {layers}"
+                )
+        channels = self.image_encoder.trunk.blocks[self.image_encoder.trunk.stage_ends[2]].dim_out
+        shortcut = load_shortcut(profile.shortcut, channels, self.device) if profile.windows is not None else None
+        self._profile, self._forced, self._shortcut = profile, forced, shortcut
+
+    # ------------------------------------------------------------------ sessions
+
+    @torch.inference_mode()
+    def init_state(
+        self,
+        video_path: Any,
+        offload_video_to_cpu: bool = False,
+        offload_state_to_cpu: bool = False,
+        async_loading_frames: bool = False,
+        *,
+        history: Literal["full", "bounded"] = "full",
+    ) -> dict[str, Any]:
+        """Begin a video.
+
+        Parameters
+        ----------
+        video_path
+            Whatever `probes.video.open_video` opens: a folder of frames, a video file, an array
+            ``[T, H, W, 3]``, or an iterator of frames.
+        offload_video_to_cpu, async_loading_frames
+            Accepted for sam2's sake; frames are always decoded when they are needed.
+        history
+            ``"full"`` keeps every result, as stock does; ``"bounded"`` drops those that no future frame
+            reads, so that memory stays flat however long the video is.
+        """
+        source = open_video(video_path)
+        device = self.device
+        state: dict[str, Any] = {
+            "images": ModelFrames(source, self.image_size, torch.device("cpu") if offload_video_to_cpu else device),
+            "num_frames": sys.maxsize if source.num_frames is None else source.num_frames,
+            "offload_video_to_cpu": offload_video_to_cpu,
+            "offload_state_to_cpu": offload_state_to_cpu,
+            "video_height": source.height,
+            "video_width": source.width,
+            "device": device,
+            "storage_device": torch.device("cpu") if offload_state_to_cpu else device,
+            "obj_id_to_idx": OrderedDict(),
+            "obj_idx_to_id": OrderedDict(),
+            "obj_ids": [],
+        }
+        for key in ("point_inputs_per_obj", "mask_inputs_per_obj", "cached_features", "constants"):
+            state[key] = {}
+        for key in ("output_dict_per_obj", "temp_output_dict_per_obj", "frames_tracked_per_obj"):
+            state[key] = {}
+        self._session(state).history = history
+        self._get_image_feature(state, frame_idx=0, batch_size=1)
+        return state
+
+    def _session(self, state: dict[str, Any]) -> Session:
+        """Our entry in a video's state; begun here when the state was made by the stock predictor."""
+        if KEY not in state:
+            state[KEY] = Session(Report(self._profile.name, self._forced))
+        return state[KEY]
+
+    def reset_state(self, inference_state: dict[str, Any]) -> None:
+        """Forget all objects and results of a video, like stock."""
+        super().reset_state(inference_state)
+        old = self._session(inference_state)
+        inference_state[KEY] = Session(
+            Report(self._profile.name, self._forced), old.history, old.chooser, features=old.features
+        )
+
+    def propagate_in_video(
+        self,
+        inference_state: dict[str, Any],
+        start_frame_idx: int | None = None,
+        max_frame_num_to_track: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[tuple[int, list[int], Tensor]]:
+        """Track all objects through the video, like stock; ends where a stream of frames ends."""
+        if self.clear_non_cond_mem_around_input:
+            raise InputError(
+                "clear_non_cond_mem_around_input is set, but sam2 1.1.0 calls a method for it that does not exist; "
+                "build the predictor without it"
+            )
+        session = self._session(inference_state)
+        session.ahead.clear()
+        session.report.profile, session.report.forced = self._profile.name, self._forced
+        if reverse and inference_state["num_frames"] == sys.maxsize:
+            raise InputError("a stream of frames was given; reverse tracking needs a video whose frames can be revisited")
+        frames = super().propagate_in_video(inference_state, start_frame_idx, max_frame_num_to_track, reverse)
+        try:
+            for frame, ids, masks in frames:
+                self._note_prompts(inference_state, frame, reverse)
+                if session.history == "bounded":
+                    self._forget(inference_state, frame, reverse)
+                yield frame, ids, masks
+        except EndOfVideo:
+            return
+
+    def _note_prompts(self, state: dict[str, Any], frame: int, reverse: bool) -> None:
+        """Enter objects whose result on this frame is a prompt into the report."""
+        session, total = self._session(state), window_grid(self).count
+        report = session.frame_report(frame, reverse, Decision(None, "prompt"), total)
+        for index, outputs in state["output_dict_per_obj"].items():
+            out = outputs["cond_frame_outputs"].get(frame)
+            if out is not None:
+                object_id = state["obj_idx_to_id"][index]
+                report.objects[object_id] = ObjectReport(float(out["object_score_logits"].max()))
+
+    def _forget(self, state: dict[str, Any], frame: int, reverse: bool) -> None:
+        """Drop results that lie further back than any memory frame or pointer of a later frame."""
+        stride = self.memory_temporal_stride_for_eval
+        reach = max(stride * self.num_maskmem, self.max_obj_ptrs_in_encoder)
+        for outputs in state["output_dict_per_obj"].values():
+            results = outputs["non_cond_frame_outputs"]
+            old = [t for t in results if (t - frame if reverse else frame - t) > reach]
+            for t in old:
+                del results[t]
+
+    # ------------------------------------------------------------------ one frame
+
+    def _run_single_frame_inference(
+        self,
+        inference_state: dict[str, Any],
+        output_dict: dict[str, dict[int, Any]],
+        frame_idx: int,
+        batch_size: int,
+        is_init_cond_frame: bool,
+        point_inputs: Any,
+        mask_inputs: Any,
+        reverse: bool,
+        run_mem_encoder: bool,
+        prev_sam_mask_logits: Tensor | None = None,
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Track one object into a frame as the profile says; prompted frames go the stock way."""
+        tracking = not is_init_cond_frame and point_inputs is None and mask_inputs is None and run_mem_encoder
+        session = self._session(inference_state)
+        per_object = inference_state["output_dict_per_obj"]
+        index = next((i for i, outputs in per_object.items() if outputs is output_dict), None)
+        if not tracking or index is None:
+            return super()._run_single_frame_inference(
+                inference_state, output_dict, frame_idx, batch_size, is_init_cond_frame,
+                point_inputs, mask_inputs, reverse, run_mem_encoder, prev_sam_mask_logits,
+            )  # fmt: skip
+        found = session.ahead.pop(index, None)
+        if found is not None and found[:2] == (frame_idx, reverse):
+            return found[2]
+        session.ahead.clear()
+        group = [index]
+        if self._profile.technique("batched_objects"):
+            waiting = (i for i in per_object if i > index and frame_idx not in per_object[i]["cond_frame_outputs"])
+            group += list(waiting)[: MOST_OBJECTS - 1]
+        results = self._track_together(inference_state, session, group, frame_idx, reverse)
+        session.ahead.update({i: (frame_idx, reverse, result) for i, result in zip(group[1:], results[1:])})
+        return results[0]
+
+    def _track_together(
+        self, state: dict[str, Any], session: Session, group: list[int], frame: int, reverse: bool
+    ) -> list[tuple[dict[str, Any], Tensor]]:
+        """Track several objects into a frame in one pass and give each its part."""
+        if session.decision is None or session.decision[:2] != (frame, reverse):
+            session.decision = frame, reverse, self._decide(state, session, frame, reverse)
+        decision = session.decision[2]
+        tracked = _Tracked([state["output_dict_per_obj"][i] for i in group], reverse)
+        session.routing = decision
+        try:
+            together, logits = super()._run_single_frame_inference(
+                inference_state=state, output_dict=tracked, frame_idx=frame, batch_size=len(group),
+                is_init_cond_frame=False, point_inputs=None, mask_inputs=None, reverse=reverse, run_mem_encoder=True,
+            )  # fmt: skip
+        finally:
+            session.routing = None
+        results = []
+        for b, index in enumerate(group):
+            part = {key: _slice(value, b) for key, value in together.items()}
+            part[KEY] = self._extras(state, tracked, b, part, frame, reverse)
+            results.append((part, logits[b : b + 1]))
+            report = session.frame_report(frame, reverse, decision, window_grid(self).count)
+            report.objects[state["obj_idx_to_id"][index]] = self._object_report(tracked, b, part)
+        return results
+
+    def _track_step(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """sam2's step; on tracked frames also note candidate masks and decoder attention for routing."""
+        tracked = args[7] if len(args) > 7 else kwargs["output_dict"]
+        if not isinstance(tracked, _Tracked) or self._profile.windows is None:
+            return super()._track_step(*args, **kwargs)
+        with token_to_image(self.sam_mask_decoder) as noted:
+            result = super()._track_step(*args, **kwargs)
+        tracked.candidates, tracked.best = result[1][0], result[1][3][:, 0]
+        tracked.saliency = noted.saliency(self.sam_image_embedding_size)
+        return result
+
+    def _decide(self, state: dict[str, Any], session: Session, frame: int, reverse: bool) -> Decision:
+        """Choose the windows of a frame from the results on the adjacent one."""
+        windows = self._profile.windows
+        if windows is None:
+            return Decision(None, "not routed")
+        if session.chooser is not None:
+            return Decision(session.chooser(frame), "given")
+        per_object = state["output_dict_per_obj"]
+        if any(frame in outputs["cond_frame_outputs"] for outputs in per_object.values()):
+            return Decision(None, "prompt")
+        adjacent = frame + 1 if reverse else frame - 1
+        if any(adjacent in outputs["cond_frame_outputs"] for outputs in per_object.values()):
+            return Decision(None, "first tracked")
+        cues: dict[int, ObjectCues | None] = {}
+        for index, outputs in per_object.items():
+            extras = outputs["non_cond_frame_outputs"].get(adjacent, {}).get(KEY)
+            cues[index] = extras.cues if extras is not None and extras.windows == windows else None
+        since = 1 if session.last_dense is None else abs(frame - session.last_dense)
+        change = self._scene_change(state, session, frame, adjacent)
+        if self._profile.shortcut.kind == "cached" and session.change is None:
+            return Decision(None, "nothing cached")
+        return decide(FrameCues(cues, change, since), windows, self._profile.guard)
+
+    def _scene_change(self, state: dict[str, Any], session: Session, frame: int, adjacent: int) -> float:
+        """How much the picture changed since the adjacent frame; 0 where no rule asks."""
+        if self._profile.guard.scene_cut is None:
+            return 0.0
+        for index in (adjacent, frame):
+            if index not in session.thumbnails:
+                session.thumbnails[index] = thumbnail(state["images"][index].to(state["device"]))
+        session.thumbnails = {index: session.thumbnails[index] for index in (adjacent, frame)}
+        spread = session.thumbnails[frame].new_tensor((0.229, 0.224, 0.225)).view(3, 1, 1)  # undo normalisation
+        return scene_change(session.thumbnails[adjacent] * spread, session.thumbnails[frame] * spread)
+
+    def _extras(
+        self, state: dict[str, Any], tracked: _Tracked, b: int, part: dict[str, Any], frame: int, reverse: bool
+    ) -> FrameExtras:
+        """Reduce an object's result to its routing cues."""
+        windows = self._profile.windows
+        if windows is None or tracked.candidates is None or tracked.best is None:
+            return FrameExtras()
+        before = tracked.outputs[b]["non_cond_frame_outputs"].get(frame + 1 if reverse else frame - 1)
+        last = None
+        if self._profile.guard.mask_jump is not None and before is not None:
+            last = before["pred_masks"].to(tracked.best.device)[0, 0]
+        saliency = None if tracked.saliency is None else tracked.saliency[b]
+        cues = object_cues(
+            tracked.candidates[b], tracked.best[b], last, saliency, part["object_score_logits"].max(),
+            window_grid(self), windows,
+        )  # fmt: skip
+        return FrameExtras(cues, windows)
+
+    def _object_report(self, tracked: _Tracked, b: int, part: dict[str, Any]) -> ObjectReport:
+        report = ObjectReport(float(part["object_score_logits"].max()))
+        if tracked.recalls:
+            layout, recall = tracked.layouts[b], tracked.recalls[b]
+            exempt = self._memory.exempt
+            prunable = [f for f in layout.frames if not _is_exempt(f.conditioning, f.newest, exempt)]
+            whole = len(prunable) - recall.pruned_frames
+            layers = max(1, len(recall.keys_used))
+            report.keys_used, report.keys_total = recall.keys_used, layout.keys
+            report.pruned_frames = recall.pruned_frames
+            report.prunable_keys_total = len(prunable) * layout.tokens
+            report.prunable_keys_used = sum(recall.prunable_used) / layers + whole * layout.tokens
+        return report
+
+    # ------------------------------------------------------------------ image features
+
+    def _get_image_feature(self, inference_state: dict[str, Any], frame_idx: int, batch_size: int) -> tuple[Any, ...]:
+        """Features of a frame: routed inside a tracking call that decided so, dense everywhere else."""
+        session = self._session(inference_state)
+        routed = session.routing
+        windows = None if routed is None else routed.windows
+        wanted = FeatureKind(windows, self._profile.technique("encoder"))
+        cache = inference_state["cached_features"]
+        if frame_idx in cache and not session.features.serves(wanted):
+            inference_state["cached_features"] = cache = {}
+        if frame_idx not in cache:
+            keep = self._profile.windows is not None and self._profile.shortcut.kind == "cached" and windows is None
+            if windows is not None or wanted.exact or keep:
+                image = inference_state["images"][frame_idx].to(inference_state["device"]).float().unsqueeze(0)
+                shortcut = self._shortcut if session.change is None or self._shortcut else _add(session.change)
+                features, change = self._encoder(image, Routing(windows, shortcut, keep), exact=wanted.exact)
+                inference_state["cached_features"] = {frame_idx: (image, features)}
+                session.change = session.change if change is None else change
+            session.features = wanted
+        if windows is None:
+            session.last_dense = frame_idx
+        return super()._get_image_feature(inference_state, frame_idx, batch_size)
+
+    # ------------------------------------------------------------------ memory
+
+    @property
+    def _memory(self) -> Memory:
+        """SMR's settings; all tokens where the profile has none."""
+        return self._profile.memory or Memory(keep=1.0)
+
+    def _prepare_memory_conditioned_features(
+        self,
+        frame_idx: int,
+        is_init_cond_frame: bool,
+        current_vision_feats: list[Tensor],
+        current_vision_pos_embeds: list[Tensor],
+        feat_sizes: list[tuple[int, int]],
+        output_dict: Any,
+        num_frames: int,
+        track_in_reverse: bool = False,
+    ) -> Tensor:
+        """Condition features on memory: by kept tokens on tracked frames, the stock way elsewhere."""
+        exact = self._profile.technique("memory_attention")
+        sparse = isinstance(output_dict, _Tracked) and self.num_maskmem > 0
+        if not sparse or not (exact or self._profile.memory is not None):
+            outputs = output_dict.outputs[0] if isinstance(output_dict, _Tracked) else output_dict
+            if isinstance(output_dict, _Tracked) and len(output_dict.outputs) > 1:
+                raise AssertionError("objects are tracked together only where memory attention can be")
+            return super()._prepare_memory_conditioned_features(
+                frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes,
+                outputs, num_frames, track_in_reverse,
+            )  # fmt: skip
+        tracked, attention, device = output_dict, self._attention, current_vision_feats[-1].device
+        with torch.autocast(device.type, enabled=False):
+            banks = []
+            for outputs in tracked.outputs:
+                layout = memory_layout(self, frame_idx, outputs, num_frames, track_in_reverse)
+                tokens, measure = self._kept_tokens(layout, outputs, track_in_reverse)
+                tracked.layouts.append(layout)
+                banks.append(attention.bank(layout, outputs, tokens, measure))
+            x, tracked.recalls = attention(
+                current_vision_feats[-1][:, 0], current_vision_pos_embeds[-1][:, 0], banks, self._memory,
+                exact=exact, seed=frame_idx,
+            )  # fmt: skip
+        for outputs, bank, recall in zip(tracked.outputs, banks, tracked.recalls):
+            recall.pruned_frames = sum(tokens is not None for tokens in bank.kept)
+            for f, chosen in recall.chosen.items():
+                extras = stored_result(outputs, bank.layout.frames[f]).setdefault(KEY, FrameExtras())
+                extras.tokens[track_in_reverse] = chosen
+        return x.permute(0, 2, 1).view(len(x), self.hidden_dim, *feat_sizes[-1])
+
+    def _kept_tokens(
+        self, layout: MemoryLayout, outputs: dict[str, dict[int, Any]], reverse: bool
+    ) -> tuple[list[list[Tensor] | None], list[int]]:
+        """For each memory frame its kept tokens, or None; and the frames whose saliency is to be measured now."""
+        memory, stride = self._profile.memory, self.memory_temporal_stride_for_eval
+        tokens: list[list[Tensor] | None] = [None] * len(layout.frames)
+        measure: list[int] = []
+        if memory is None or memory.keep == 1.0:
+            return tokens, measure
+        for f, entry in enumerate(layout.frames):
+            extras = stored_result(outputs, entry).get(KEY)
+            chosen = None if extras is None else extras.tokens.get(reverse)
+            if chosen is not None and not _is_exempt(entry.conditioning, entry.newest, memory.exempt):
+                tokens[f] = chosen
+            elif chosen is None and not _is_exempt(entry.conditioning, False, memory.exempt):
+                if entry.conditioning or entry.frame % stride == 0:  # others leave the bank unread
+                    measure.append(f)
+        return tokens, measure
+
+    # ------------------------------------------------------------------ weights in the run's dtype
+
+    @property
+    def _encoder(self) -> Encoder:
+        return self._in_run_dtype("encoder", lambda dtype: Encoder(self, dtype, self._seam))
+
+    @property
+    def _attention(self) -> SparseMemoryAttention:
+        return self._in_run_dtype("memory", lambda dtype: SparseMemoryAttention(self, dtype, self._seam))
+
+    def _in_run_dtype(self, part: str, make: Any) -> Any:
+        """Packed weights of a part for the dtype of this run; dropped when the model's weights change."""
+        stamp = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if self._derived.get("stamp") != stamp:
+            self._derived.clear()
+            self._derived["stamp"] = stamp
+        device = self.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
+        key = (part, dtype, self.image_size)
+        if key not in self._derived:
+            self._derived[key] = make(dtype)
+        return self._derived[key]
+
+
+def accelerate(
+    predictor: SAM2VideoPredictor, profile: Profile | str | Path = "paper", *, force: bool = False
+) -> EfficientSAM2VideoPredictor:
+    """Make an accelerated predictor that shares a stock predictor's modules; the stock one stays as it is.
+
+    Parameters
+    ----------
+    predictor
+        An eager `SAM2VideoPredictor`.
+    profile
+        A `Profile`, the name of a built-in one, or a JSON file.
+    force
+        Use a profile that was calibrated for another model; the report then says so.
+
+    Raises
+    ------
+    InputError
+        The predictor is of another class, or the profile does not fit it.
+    """
+    if isinstance(predictor, EfficientSAM2VideoPredictor):
+        predictor = _unwrapped(predictor)
+    if type(predictor) is not SAM2VideoPredictor:
+        raise InputError(
+            f"a {type(predictor).__name__} was given; accelerate takes sam2's SAM2VideoPredictor; "
+            "build it without vos_optimized"
+        )
+    accelerated = EfficientSAM2VideoPredictor.__new__(EfficientSAM2VideoPredictor)
+    accelerated.__dict__ = dict(predictor.__dict__)
+    accelerated.__dict__["_modules"] = dict(predictor._modules)
+    accelerated.__dict__.update(_seam=Seam(), _derived={}, _shortcut=None)
+    accelerated._adopt(load_profile(profile), force)
+    encoder = ChannelsLastMemoryEncoder.sharing(
+        predictor.memory_encoder, lambda: accelerated._profile.technique("memory_encoder")
+    )
+    accelerated._modules["memory_encoder"] = encoder
+    return accelerated
+
+
+def build_efficient_sam2_video_predictor(
+    config_file: str,
+    ckpt_path: str | None = None,
+    device: str = "cuda",
+    mode: str = "eval",
+    hydra_overrides_extra: list[str] | None = None,
+    apply_postprocessing: bool = True,
+    vos_optimized: bool = False,
+    profile: Profile | str | Path = "paper",
+    **kwargs: Any,
+) -> EfficientSAM2VideoPredictor:
+    """Build like ``sam2.build_sam.build_sam2_video_predictor``, with a profile."""
+    stock = build_sam2_video_predictor(
+        config_file, ckpt_path, device, mode, hydra_overrides_extra or [], apply_postprocessing, vos_optimized, **kwargs
+    )
+    return accelerate(stock, profile)
+
+
+def _unwrapped(predictor: EfficientSAM2VideoPredictor) -> SAM2VideoPredictor:
+    """The stock predictor on the same modules."""
+    stock = SAM2VideoPredictor.__new__(SAM2VideoPredictor)
+    stock.__dict__ = {k: v for k, v in predictor.__dict__.items() if k not in _OURS}
+    return stock
+
+
+_OURS = ("_seam", "_derived", "_shortcut", "_profile", "_forced")
+
+
+def _is_exempt(conditioning: bool, newest: bool, exempt: tuple[str, ...]) -> bool:
+    return (conditioning and "conditioning" in exempt) or (newest and "newest" in exempt)
+
+
+def _slice(value: Any, b: int) -> Any:
+    """One object's part of a batched result."""
+    if isinstance(value, Tensor):
+        return value[b : b + 1]
+    return [item[b : b + 1] for item in value] if isinstance(value, list) else value
+
+
+def _add(change: Tensor) -> Any:
+    """The cached shortcut: what the last dense frame's blocks changed, added again."""
+    return lambda x: x + change

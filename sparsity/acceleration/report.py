@@ -1,0 +1,131 @@
+"""What an accelerated run did: windows, keys, scores and reasons, frame by frame."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class ObjectReport:
+    """One object on one frame.
+
+    Attributes
+    ----------
+    score
+        Object-score logit; above 0 the object is present.
+    keys_used
+        Keys that memory cross-attention read, one number per layer; empty where none ran.
+    keys_total
+        Keys that a dense run reads.
+    prunable_keys_used, prunable_keys_total
+        The same for keys of frames that may be pruned (neither exempt nor pointers), mean over layers.
+    pruned_frames
+        Memory frames that were read in part.
+    """
+
+    score: float
+    keys_used: list[int] = field(default_factory=list)
+    keys_total: int = 0
+    prunable_keys_used: float = 0.0
+    prunable_keys_total: int = 0
+    pruned_frames: int = 0
+
+
+@dataclass
+class FrameReport:
+    """One tracked frame.
+
+    Attributes
+    ----------
+    frame, reverse
+        Index and direction.
+    windows_kept, windows_total
+        Windows of encoder stage 3 that were computed, of how many.
+    windows
+        Their indices; None when all were.
+    reason
+        ``"routed"``, ``"saliency added"``, or why the frame was dense.
+    objects
+        By object id.
+    """
+
+    frame: int
+    reverse: bool
+    windows_kept: int
+    windows_total: int
+    windows: list[int] | None
+    reason: str
+    objects: dict[int, ObjectReport] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """A whole run so far, as `EfficientSAM2VideoPredictor.report` gives it.
+
+    Attributes
+    ----------
+    profile
+        Name of the profile that was last in use.
+    forced
+        Whether the profile was made for another model and forced.
+    frames
+        In the order of tracking.
+    """
+
+    profile: str
+    forced: bool
+    frames: list[FrameReport] = field(default_factory=list)
+
+    @property
+    def windows_share(self) -> float:
+        """Mean share of windows computed, dense frames counted as 1."""
+        return _mean([frame.windows_kept / frame.windows_total for frame in self.frames])
+
+    @property
+    def keys_share(self) -> float:
+        """Mean share of memory keys read over frames, objects and layers."""
+        return _mean(
+            [
+                sum(item.keys_used) / len(item.keys_used) / item.keys_total
+                for frame in self.frames
+                for item in frame.objects.values()
+                if item.keys_used
+            ]
+        )
+
+    @property
+    def prunable_keys_share(self) -> float:
+        """Mean share of prunable keys read, over frames and objects that have any."""
+        return _mean(
+            [
+                item.prunable_keys_used / item.prunable_keys_total
+                for frame in self.frames
+                for item in frame.objects.values()
+                if item.prunable_keys_total
+            ]
+        )
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How often each reason occurred."""
+        return dict(Counter(frame.reason for frame in self.frames))
+
+    def scores(self, object_id: int) -> dict[int, float]:
+        """Object-score logits of one object by frame; above 0 the object is present."""
+        return {item.frame: item.objects[object_id].score for item in self.frames if object_id in item.objects}
+
+    def to_json(self) -> str:
+        """The report as one JSON document."""
+        summary = {
+            "windows_share": self.windows_share,
+            "keys_share": self.keys_share,
+            "prunable_keys_share": self.prunable_keys_share,
+            "reasons": self.reasons,
+        }
+        return json.dumps({**asdict(self), "summary": summary}, indent=1)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 1.0

@@ -1,0 +1,97 @@
+"""What the accelerated predictor keeps about one video, inside the video's own inference state.
+
+Nothing about a video lives on the model. Results of an object on a frame (kept memory tokens, routing cues)
+lie in the very dict that holds its mask, so they follow it when objects are removed, frames are tracked
+anew or results are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sparsity.acceleration.report import FrameReport, Report
+from sparsity.profile import Windows
+from sparsity.routing import Decision, ObjectCues
+
+KEY = "efficient"
+"""Key of our entry in sam2's dicts."""
+
+WindowChooser = Callable[[int], "tuple[int, ...] | None"]
+"""From a frame's index to the windows to compute; None for a dense frame."""
+
+
+@dataclass
+class FrameExtras:
+    """Our entry in an object's result on a frame.
+
+    Attributes
+    ----------
+    cues
+        What the result says about the next frame, and the settings it was reduced with.
+    tokens
+        By direction (reverse or not): kept tokens per memory-attention layer, once they were chosen.
+    """
+
+    cues: ObjectCues | None = None
+    windows: Windows | None = None
+    tokens: dict[bool, list[Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """How cached image features were computed: which windows (None: all), and by exact rewrites or stock code."""
+
+    windows: tuple[int, ...] | None = None
+    exact: bool = False
+
+    def serves(self, wanted: FeatureKind) -> bool:
+        """Whether features of this kind may be used where `wanted` is asked for."""
+        if wanted.windows is None:
+            return self.windows is None and (self.exact == wanted.exact or wanted.exact)
+        return self.windows is None or set(wanted.windows) <= set(self.windows)
+
+
+@dataclass
+class Session:
+    """Our entry in a video's inference state.
+
+    Attributes
+    ----------
+    history
+        ``"full"`` keeps all results like stock; ``"bounded"`` drops what no future frame can read.
+    chooser
+        Chooses windows instead of the profile's rule, when given.
+    features
+        Kind of the features in sam2's one-frame cache.
+    routing
+        Decision that is being carried out; None outside tracking calls, where frames are dense.
+    decision
+        The last decision, with the frame and direction it is for.
+    ahead
+        Results of objects that were tracked together with an earlier one, by object index, with the frame
+        and direction they are for.
+    """
+
+    report: Report
+    history: Literal["full", "bounded"] = "full"
+    chooser: WindowChooser | None = None
+    features: FeatureKind = FeatureKind()
+    routing: Decision | None = None
+    decision: tuple[int, bool, Decision] | None = None
+    ahead: dict[int, tuple[int, bool, tuple[dict[str, Any], Tensor]]] = field(default_factory=dict)
+    thumbnails: dict[int, Tensor] = field(default_factory=dict)
+    last_dense: int | None = None
+    change: Tensor | None = None
+
+    def frame_report(self, frame: int, reverse: bool, decision: Decision, total: int) -> FrameReport:
+        """The report of a frame, begun when it is not the last one."""
+        frames = self.report.frames
+        if not frames or (frames[-1].frame, frames[-1].reverse) != (frame, reverse):
+            windows = None if decision.windows is None else list(decision.windows)
+            kept = total if windows is None else len(windows)
+            frames.append(FrameReport(frame, reverse, kept, total, windows, decision.reason))
+        return frames[-1]

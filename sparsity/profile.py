@@ -1,0 +1,258 @@
+"""The profile: which thresholds and techniques the accelerated predictor applies, and what they promise.
+
+A profile is a small JSON document (``"schema": "efficient-sam2/profile/1"``). It is strict: unknown keys,
+NaN and values out of range are refused, so that a typo can never silently change a result. This module
+needs pydantic alone; figures and reports read profiles without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from probes.errors import InputError
+
+SCHEMA = "efficient-sam2/profile/1"
+
+Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
+"""A share in (0, 1]."""
+
+EXACT_TECHNIQUES = ("encoder", "memory_attention", "memory_encoder", "batched_objects")
+"""Rewrites that change the order of the arithmetic and nothing else."""
+
+CALIBRATED_TECHNIQUES = ("query_sparsity", "late_stage_routing", "early_stage_routing")
+"""Approximations beyond SWR and SMR; each takes part in the promise of the profile that switches it on."""
+
+TECHNIQUES = EXACT_TECHNIQUES + CALIBRATED_TECHNIQUES
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Windows(_Strict):
+    """Sparse window routing (SWR): which windows of encoder stage 3 are computed.
+
+    Attributes
+    ----------
+    saliency_mass
+        Share of decoder saliency, in (0, 1], that the added windows must hold when a mask is empty or a
+        score low (paper: 0.7).
+    score_below
+        Object-score logit under which the saliency windows are added (authors' code: 5.0).
+    margin_px
+        Distance in pixels of the model's input by which masks are grown before they choose windows.
+    candidates
+        ``"all"`` candidate masks of the decoder choose windows (paper), or the ``"best"`` alone.
+    """
+
+    saliency_mass: Share = 0.7
+    score_below: FiniteFloat = 5.0
+    margin_px: Annotated[FiniteFloat, Field(ge=0)] = 8.0
+    candidates: Literal["all", "best"] = "all"
+
+
+class Memory(_Strict):
+    """Sparse memory retrieval (SMR): which tokens of a memory frame are read.
+
+    Attributes
+    ----------
+    keep
+        Share of a memory frame's tokens that stay, in (0, 1]; one value or one per memory-attention layer.
+    queries
+        Number of query rows (stratified sample) from which token saliency is measured, or ``"all"``.
+    exempt
+        Kinds of keys that are always whole: ``conditioning`` frames, the ``newest`` frame, ``pointers``.
+    """
+
+    keep: Share | tuple[Share, ...] = 0.05
+    queries: PositiveInt | Literal["all"] = 1024
+    exempt: tuple[Literal["conditioning", "newest", "pointers"], ...] = (
+        "conditioning",
+        "newest",
+        "pointers",
+    )
+
+    @model_validator(mode="after")
+    def _pointers_are_whole(self) -> Memory:
+        if "pointers" not in self.exempt:
+            raise ValueError("memory.exempt must contain 'pointers'; object pointers have no tokens to choose from")
+        return self
+
+
+class Shortcut(_Strict):
+    """What a window that is not computed goes through instead of the blocks of stage 3.
+
+    ``identity`` passes it unchanged, ``mean`` adds a constant, ``ridge`` a linear map, ``bottleneck`` the
+    paper's two-layer adapter, ``cached`` the change that the last dense frame's blocks made there.
+    """
+
+    kind: Literal["identity", "mean", "ridge", "bottleneck", "cached"] = "identity"
+    file: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _file_when_fitted(self) -> Shortcut:
+        fitted = self.kind in ("mean", "ridge", "bottleneck")
+        if fitted and self.file is None:
+            raise ValueError(f"shortcut.kind {self.kind!r} needs shortcut.file, the safetensors or .pth file of its weights")
+        if not fitted and self.file is not None:
+            raise ValueError(f"shortcut.kind {self.kind!r} takes no file; remove shortcut.file or choose another kind")
+        return self
+
+
+class Guard(_Strict):
+    """When a frame is encoded densely although it could be routed. ``None`` switches a rule off.
+
+    Attributes
+    ----------
+    refresh_every
+        A dense frame at least every so many frames.
+    mask_jump
+        Dense when 1 - IoU between the two last masks of an object exceeds this, in (0, 1].
+    scene_cut
+        Dense when the mean absolute difference of the frame's thumbnail to the last one exceeds this,
+        in (0, 1] of full scale.
+    score_below
+        Dense when an object-score logit falls below this, or a mask is empty.
+    kept_share
+        Dense when routing keeps more than this share of the windows, where it no longer pays.
+    """
+
+    refresh_every: PositiveInt | None = None
+    mask_jump: Share | None = None
+    scene_cut: Share | None = None
+    score_below: FiniteFloat | None = None
+    kept_share: Share = 0.9
+
+
+class Promise(_Strict):
+    """What the calibration found: loss of J&F in points, with the bound it holds to."""
+
+    mean_loss: FiniteFloat
+    upper_bound: FiniteFloat
+    confidence: Share
+    method: str
+    clips: NonNegativeInt
+    unit: str = "J&F points, mean over videos"
+    expected_windows: Share | None = None
+    expected_keys: Share | None = None
+    expected_speedup: Annotated[FiniteFloat, Field(gt=0)] | None = None
+
+
+class Router(_Strict):
+    """A logistic model of "will this window be needed in the next frame?" over named cheap cues."""
+
+    cues: tuple[str, ...]
+    mean: tuple[FiniteFloat, ...]
+    scale: tuple[FiniteFloat, ...]
+    coefficients: tuple[FiniteFloat, ...]
+    intercept: FiniteFloat
+    threshold: Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _one_value_per_cue(self) -> Router:
+        sizes = {len(self.cues), len(self.mean), len(self.scale), len(self.coefficients)}
+        if len(sizes) != 1:
+            raise ValueError("router.cues, mean, scale and coefficients must have the same length")
+        return self
+
+
+class Profile(_Strict):
+    """Thresholds and techniques of an accelerated run; see the module's docstring.
+
+    Attributes
+    ----------
+    model
+        Fingerprint of the model the profile was calibrated for, or None for any model.
+    windows, memory
+        SWR and SMR; None switches one off.
+    techniques
+        Further techniques by name (`TECHNIQUES`); a name that is absent is off.
+    promise, made_by
+        What calibration found and how; None for profiles nobody calibrated.
+    """
+
+    schema_: Literal["efficient-sam2/profile/1"] = Field(SCHEMA, alias="schema")
+    name: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] | None = None
+    windows: Windows | None = None
+    memory: Memory | None = None
+    shortcut: Shortcut = Shortcut()
+    guard: Guard = Guard()
+    router: Router | None = None
+    techniques: Mapping[Literal[TECHNIQUES], bool | dict[str, FiniteFloat]] = {}  # type: ignore[valid-type]
+    promise: Promise | None = None
+    made_by: dict[str, Any] | None = None
+
+    def technique(self, name: str) -> bool:
+        """Whether the technique `name` is switched on."""
+        return self.techniques.get(name, False) is not False
+
+    def to_json(self) -> str:
+        """The profile as the JSON document that `load_profile` reads."""
+        return self.model_dump_json(by_alias=True, indent=2, exclude_defaults=False)
+
+
+_EXACT = {name: True for name in EXACT_TECHNIQUES}
+
+BUILTIN = {
+    "dense": Profile(name="dense"),
+    "exact": Profile(name="exact", techniques=_EXACT),
+    "paper": Profile(name="paper", windows=Windows(), memory=Memory(), techniques=_EXACT),
+}
+"""Profiles by name: bit-equal to stock; the same maths in another order; the paper's settings."""
+
+
+def load_profile(name: str | Path | Profile) -> Profile:
+    """Return a built-in profile by name, or read one from a JSON file.
+
+    Raises
+    ------
+    InputError
+        The name is unknown and no such file exists, or the document breaks the schema: one line that says
+        which field, what was given and what is expected.
+    """
+    if isinstance(name, Profile):
+        return name
+    if str(name) in BUILTIN:
+        return BUILTIN[str(name)]
+    path = Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(BUILTIN))
+        raise InputError(f"profile {str(name)!r} is neither a file nor a built-in; use one of {known}, or a JSON file")
+    try:
+        return parse_profile(path.read_text(encoding="utf-8"))
+    except (InputError, UnicodeDecodeError) as error:
+        raise InputError(f"profile {path}: {error}") from None
+
+
+def parse_profile(text: str) -> Profile:
+    """Read a profile from JSON text.
+
+    Raises
+    ------
+    InputError
+        The text is no JSON object or breaks the schema.
+    """
+    try:
+        return Profile.model_validate(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise InputError(f"is no JSON ({error.msg} at line {error.lineno}); write one with 'efficient-sam2 calibrate'") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        raise InputError(f"{place} is {first['input']!r}; {first['msg'].lower()}; correct that field") from None

@@ -1,0 +1,197 @@
+"""Selection rules: which windows and which tokens to keep. Pure functions of tensors, no model.
+
+Calibration replays recordings with the very functions that the predictor calls, so that a threshold means
+the same in both. One boundary rule holds everywhere: *the smallest set whose mass reaches the threshold,
+the crossing element included, never empty, ties by index*.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOW_RES_STRIDE = 4
+"""Pixels of the model's input per pixel of a low-resolution mask."""
+
+TOKEN_STRIDE = 16
+"""Pixels of the model's input per token of encoder stage 3."""
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Windows of encoder stage 3: a square grid of tokens cut into square windows, the last ones padded.
+
+    Attributes
+    ----------
+    tokens
+        Tokens per side of the grid (input size / 16).
+    window
+        Tokens per side of a window.
+    """
+
+    tokens: int
+    window: int
+
+    @property
+    def side(self) -> int:
+        """Windows per side."""
+        return -(-self.tokens // self.window)
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return self.side**2
+
+
+def smallest_set(mass: Tensor, share: float) -> Tensor:
+    """Choose the smallest set of elements that holds a share of the mass.
+
+    Parameters
+    ----------
+    mass
+        Non-negative, ``[..., n]``.
+    share
+        Wanted share of each row's total, in (0, 1].
+
+    Returns
+    -------
+    Tensor
+        Bool, ``[..., n]``. The element that crosses the threshold is in; never empty; among equals the
+        lower index is taken.
+
+    Examples
+    --------
+    >>> smallest_set(torch.tensor([0.1, 0.5, 0.4]), 0.6)
+    tensor([False,  True,  True])
+    """
+    values, order = mass.double().sort(dim=-1, descending=True, stable=True)
+    before = values.cumsum(-1) - values
+    kept = before < share * values.sum(-1, keepdim=True)
+    kept[..., 0] = True
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def top_tokens(saliency: Tensor, count: int) -> Tensor:
+    """Choose the `count` most salient tokens of each row; among equals the lower index.
+
+    Parameters
+    ----------
+    saliency
+        ``[..., n]``.
+
+    Returns
+    -------
+    Tensor
+        int64, ``[..., count]``, ascending.
+    """
+    order = saliency.sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :count].sort(dim=-1).values
+
+
+def keep_count(keep: float, tokens: int) -> int:
+    """Tokens that a share `keep` of a memory frame means: rounded down, at least one (method, K = 204 of 4096)."""
+    return max(1, math.floor(keep * tokens + 1e-9))
+
+
+def sample_rows(rows: int, count: int, seed: int) -> Tensor:
+    """Draw one row from each of `count` equal strata of ``range(rows)``.
+
+    Parameters
+    ----------
+    rows, count
+        Number of rows, and how many to draw; all of them when `count` >= `rows`.
+    seed
+        Same seed, same rows.
+
+    Returns
+    -------
+    Tensor
+        int64, ``[min(count, rows)]``, ascending.
+    """
+    if count >= rows:
+        return torch.arange(rows)
+    jitter = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return ((torch.arange(count) + jitter) * (rows / count)).floor().long().clamp_(max=rows - 1)
+
+
+def windows_of_mask(mask: Tensor, grid: WindowGrid, margin_px: float) -> Tensor:
+    """Find the windows that a mask touches once it is grown by a margin.
+
+    Parameters
+    ----------
+    mask
+        Bool, ``[..., h, w]`` at low resolution (4 pixels of the model's input per element).
+    margin_px
+        Growth in pixels of the model's input; rounded up to whole elements (8 px = 2 elements, the
+        authors' dilation).
+
+    Returns
+    -------
+    Tensor
+        Bool, ``[..., windows]``, row by row.
+    """
+    span = grid.window * TOKEN_STRIDE // LOW_RES_STRIDE
+    margin = math.ceil(margin_px / LOW_RES_STRIDE)
+    lead, (h, w) = mask.shape[:-2], mask.shape[-2:]
+    pad = (margin, margin + grid.side * span - w, margin, margin + grid.side * span - h)
+    grown = F.pad(mask.reshape(-1, 1, h, w).to(torch.float32), pad)
+    hit = F.max_pool2d(grown, span + 2 * margin, stride=span) > 0
+    return hit.reshape(*lead, grid.count)
+
+
+def window_mass(saliency: Tensor, grid: WindowGrid) -> Tensor:
+    """Sum a token map inside each window.
+
+    Parameters
+    ----------
+    saliency
+        ``[..., tokens, tokens]``.
+
+    Returns
+    -------
+    Tensor
+        float32, ``[..., windows]``; sums to the map's total.
+    """
+    lead, n = saliency.shape[:-2], grid.tokens
+    extra = grid.side * grid.window - n
+    padded = F.pad(saliency.reshape(-1, 1, n, n).to(torch.float32), (0, extra, 0, extra))
+    mean = F.avg_pool2d(padded, grid.window, stride=grid.window)
+    return mean.reshape(*lead, grid.count) * grid.window**2
+
+
+def mask_jump(before: Tensor, after: Tensor) -> Tensor:
+    """How much a mask changed: 1 - IoU, in [0, 1]; 0 where both are empty.
+
+    Parameters
+    ----------
+    before, after
+        Bool, ``[..., h, w]``.
+    """
+    both = (before & after).flatten(-2).sum(-1)
+    either = (before | after).flatten(-2).sum(-1)
+    return torch.where(either > 0, 1 - both / either.clamp(min=1), torch.zeros_like(both, dtype=torch.float32))
+
+
+def thumbnail(frame: Tensor, side: int = 16) -> Tensor:
+    """Shrink a frame for `scene_change`.
+
+    Parameters
+    ----------
+    frame
+        ``[3, H, W]`` in units of full scale.
+
+    Returns
+    -------
+    Tensor
+        ``[3, side, side]``.
+    """
+    return F.adaptive_avg_pool2d(frame[None].float(), side)[0]
+
+
+def scene_change(before: Tensor, after: Tensor) -> float:
+    """Mean absolute difference of two thumbnails, as a share of full scale."""
+    return float((before - after).abs().mean())
