@@ -89,7 +89,9 @@ class Memory(_Strict):
     @model_validator(mode="after")
     def _pointers_are_whole(self) -> Memory:
         if "pointers" not in self.exempt:
-            raise ValueError("memory.exempt must contain 'pointers'; object pointers have no tokens to choose from")
+            raise ValueError(
+                "memory.exempt must contain 'pointers'; object pointers have no tokens to choose from"
+            )
         return self
 
 
@@ -108,9 +110,13 @@ class Shortcut(_Strict):
     def _file_when_fitted(self) -> Shortcut:
         fitted = self.kind in ("mean", "ridge", "bottleneck")
         if fitted and self.file is None:
-            raise ValueError(f"shortcut.kind {self.kind!r} needs shortcut.file, the safetensors or .pth file of its weights")
+            raise ValueError(
+                f"shortcut.kind {self.kind!r} needs shortcut.file, the safetensors or .pth file of its weights"
+            )
         if not fitted and self.file is not None:
-            raise ValueError(f"shortcut.kind {self.kind!r} takes no file; remove shortcut.file or choose another kind")
+            raise ValueError(
+                f"shortcut.kind {self.kind!r} takes no file; remove shortcut.file or choose another kind"
+            )
         return self
 
 
@@ -207,7 +213,7 @@ class Profile(_Strict):
         return self.model_dump_json(by_alias=True, indent=2, exclude_defaults=False)
 
 
-_EXACT = {name: True for name in EXACT_TECHNIQUES}
+_EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
 
 BUILTIN = {
     "dense": Profile(name="dense"),
@@ -233,7 +239,9 @@ def load_profile(name: str | Path | Profile) -> Profile:
     path = Path(name)
     if not path.is_file():
         known = ", ".join(sorted(BUILTIN))
-        raise InputError(f"profile {str(name)!r} is neither a file nor a built-in; use one of {known}, or a JSON file")
+        raise InputError(
+            f"profile {str(name)!r} is neither a file nor a built-in; use one of {known}, or a JSON file"
+        )
     try:
         return parse_profile(path.read_text(encoding="utf-8"))
     except (InputError, UnicodeDecodeError) as error:
@@ -251,8 +259,12 @@ def parse_profile(text: str) -> Profile:
     try:
         return Profile.model_validate(json.loads(text))
     except json.JSONDecodeError as error:
-        raise InputError(f"is no JSON ({error.msg} at line {error.lineno}); write one with 'efficient-sam2 calibrate'") from None
+        raise InputError(
+            f"is no JSON ({error.msg} at line {error.lineno}); write one with 'efficient-sam2 calibrate'"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "document"
-        raise InputError(f"{place} is {first['input']!r}; {first['msg'].lower()}; correct that field") from None
+        raise InputError(
+            f"{place} is {first['input']!r}; {first['msg'].lower()}; correct that field"
+        ) from None

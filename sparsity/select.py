@@ -173,7 +173,9 @@ def mask_jump(before: Tensor, after: Tensor) -> Tensor:
     """
     both = (before & after).flatten(-2).sum(-1)
     either = (before | after).flatten(-2).sum(-1)
-    return torch.where(either > 0, 1 - both / either.clamp(min=1), torch.zeros_like(both, dtype=torch.float32))
+    return torch.where(
+        either > 0, 1 - both / either.clamp(min=1), torch.zeros_like(both, dtype=torch.float32)
+    )
 
 
 def thumbnail(frame: Tensor, side: int = 16) -> Tensor:

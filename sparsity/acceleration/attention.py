@@ -63,7 +63,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return fastest(("attend", *_shape_class(q, k)), candidates, q)
 
 
-def fastest(key: tuple[object, ...], candidates: dict[str, Callable[[], Tensor]], like: Tensor) -> Tensor:
+def fastest(
+    key: tuple[object, ...], candidates: dict[str, Callable[[], Tensor]], like: Tensor
+) -> Tensor:
     """Run the candidate that is the fastest for this class of calls; the first one unless another is clearly faster.
 
     Parameters
@@ -94,4 +96,7 @@ def _seconds(run: Callable[[], Tensor]) -> float:
 
 def _shape_class(q: Tensor, k: Tensor) -> tuple[int, ...]:
     """Shapes up to a factor of two, so that a changing number of keys is not timed anew each time."""
-    return tuple(int(size).bit_length() for size in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3]))
+    return tuple(
+        int(size).bit_length()
+        for size in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3])
+    )

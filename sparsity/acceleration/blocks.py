@@ -64,7 +64,9 @@ class Block:
         attended = self._attention(y, windows, window**2, None, pool=window)
         return self._mlp(shortcut.reshape(attended.shape).float().add_(attended))
 
-    def pooled_padded(self, x: Tensor, grid: int, where: WindowTokens, into: WindowTokens) -> Tensor:
+    def pooled_padded(
+        self, x: Tensor, grid: int, where: WindowTokens, into: WindowTokens
+    ) -> Tensor:
         """The same for a grid that windows do not divide.
 
         Parameters
@@ -83,14 +85,22 @@ class Block:
         assert self.widen is not None, "blocks that pool also widen"
         shortcut = max_pool(self.widen(y).view(1, grid, grid, -1)).flatten(0, 2)
         slots = where.scatter(y.index_select(0, where.tokens))
-        attended = into.gather(self._attention(slots, where.windows, where.window**2, where.ids, pool=where.window))
+        attended = into.gather(
+            self._attention(slots, where.windows, where.window**2, where.ids, pool=where.window)
+        )
         return self._mlp(shortcut.index_select(0, into.tokens).float().add_(attended))
 
-    def _attention(self, y: Tensor, windows: int, size: int, keys: Tensor | None, pool: int = 0) -> Tensor:
+    def _attention(
+        self, y: Tensor, windows: int, size: int, keys: Tensor | None, pool: int = 0
+    ) -> Tensor:
         """Attention inside each window of ``[windows * size, C]``, projected."""
-        q, k, v = self.qkv(y).view(windows, size, 3, self.heads, -1).unbind(2)  # [windows, size, h, c]
+        q, k, v = (
+            self.qkv(y).view(windows, size, 3, self.heads, -1).unbind(2)
+        )  # [windows, size, h, c]
         if pool:
-            q = max_pool(q.reshape(windows, pool, pool, -1)).view(windows, size // 4, self.heads, -1)
+            q = max_pool(q.reshape(windows, pool, pool, -1)).view(
+                windows, size // 4, self.heads, -1
+            )
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.seam.observers:
             self.seam.tell(self.site, q, k, v, keys=keys)
@@ -106,5 +116,6 @@ def max_pool(x: Tensor) -> Tensor:
     b, h, w, c = x.shape
     x = x.view(b, h // 2, 2, w // 2, 2, c)
     return torch.maximum(
-        torch.maximum(x[:, :, 0, :, 0], x[:, :, 0, :, 1]), torch.maximum(x[:, :, 1, :, 0], x[:, :, 1, :, 1])
+        torch.maximum(x[:, :, 0, :, 0], x[:, :, 0, :, 1]),
+        torch.maximum(x[:, :, 1, :, 0], x[:, :, 1, :, 1]),
     )

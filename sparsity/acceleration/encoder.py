@@ -63,9 +63,18 @@ def why_not_exact(model: SAM2Base) -> str | None:
         return "the trunk does not have four stages with 2 x 2 pooling between them"
     if any(block <= ends[1] + 1 or block > ends[2] for block in trunk.global_att_blocks):
         return "a global block lies outside stage 3"
-    if spec[0] != 2 * spec[1] or spec[1] % 2 or spec[2] != 2 * spec[3] or (model.image_size // 4) % spec[0]:
+    if (
+        spec[0] != 2 * spec[1]
+        or spec[1] % 2
+        or spec[2] != 2 * spec[3]
+        or (model.image_size // 4) % spec[0]
+    ):
         return f"windows {tuple(spec)} do not nest on a {model.image_size} pixel input"
-    if list(neck.fpn_top_down_levels) != [2, 3] or neck.fpn_interp_model != "nearest" or neck.fuse_type != "sum":
+    if (
+        list(neck.fpn_top_down_levels) != [2, 3]
+        or neck.fpn_interp_model != "nearest"
+        or neck.fuse_type != "sum"
+    ):
         return "the neck mixes other levels than SAM 2's"
     if model.image_encoder.scalp != 1 or not model.use_high_res_features_in_sam:
         return "the model does not feed high-resolution features to the decoder"
@@ -88,7 +97,9 @@ class Encoder:
         trunk = model.image_encoder.trunk
         self.first, self.last = trunk.stage_ends[1] + 2, trunk.stage_ends[2]
 
-    def __call__(self, image: Tensor, routing: Routing, *, exact: bool) -> tuple[Features, Tensor | None]:
+    def __call__(
+        self, image: Tensor, routing: Routing, *, exact: bool
+    ) -> tuple[Features, Tensor | None]:
         """Encode one image.
 
         Parameters
@@ -130,11 +141,17 @@ class Encoder:
     def _early(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Patch embedding to stage 3's pooling block, strip by strip of stage-1 windows."""
         trunk = self.model.image_encoder.trunk
-        window, half, quarter = trunk.window_spec[0], trunk.window_spec[0] // 2, trunk.window_spec[0] // 4
+        window, half, quarter = (
+            trunk.window_spec[0],
+            trunk.window_spec[0] // 2,
+            trunk.window_spec[0] // 4,
+        )
         weight, bias, stride, padding = self._patch
         patches = F.conv2d(image.to(self.dtype), weight, bias, stride=stride, padding=padding)[0]
         side = patches.shape[-1] // window
-        cut = patches.view(-1, side, window, side, window).permute(1, 3, 2, 4, 0)  # [side, side, window, window, C]
+        cut = patches.view(-1, side, window, side, window).permute(
+            1, 3, 2, 4, 0
+        )  # [side, side, window, window, C]
         position = self._position(patches.shape[-1], window)
         rows = side if self.seam.observers else max(1, STRIP_TOKENS // (side * window * window))
         ends, early = trunk.stage_ends, self._early_blocks
@@ -159,7 +176,10 @@ class Encoder:
                 out = x.new_empty(side, quarter, side, quarter, x.shape[-1])
             out[row : row + here] = x.view(here, side, quarter, quarter, -1).transpose(1, 2)
         assert out is not None, "an image has at least one window"
-        return out.view(side * quarter, side * quarter, -1), [_to_map(fine, window), _to_map(middle, half)]
+        return out.view(side * quarter, side * quarter, -1), [
+            _to_map(fine, window),
+            _to_map(middle, half),
+        ]
 
     def _late(self, x: Tensor, high_res: list[Tensor]) -> Features:
         """Stage 4 and the neck, from stage 3's output ``[grid, grid, C]``."""
@@ -175,9 +195,14 @@ class Encoder:
         coarse = top(deep.to(self.dtype))
         above = coarse.new_empty(coarse.shape).index_copy_(0, into.tokens, coarse).float()
         half = grid // 2
-        fused = lateral(flat.to(self.dtype)).float().view(half, 2, half, 2, -1) + above.view(half, 1, half, 1, -1)
+        fused = lateral(flat.to(self.dtype)).float().view(half, 2, half, 2, -1) + above.view(
+            half, 1, half, 1, -1
+        )
         feature = fused.view(1, grid, grid, -1).permute(0, 3, 1, 2)
-        unread = [feature.new_zeros(()).expand(1, feature.shape[1], *level.shape[-2:]) for level in high_res]
+        unread = [
+            feature.new_zeros(()).expand(1, feature.shape[1], *level.shape[-2:])
+            for level in high_res
+        ]
         return {
             "vision_features": feature,
             "vision_pos_enc": [*unread, self._last_position(feature)],
@@ -207,7 +232,11 @@ class Encoder:
         scalp = model.image_encoder.scalp
         if scalp > 0:
             features, positions = features[:-scalp], positions[:-scalp]
-        output: Features = {"vision_features": features[-1], "vision_pos_enc": positions, "backbone_fpn": features}
+        output: Features = {
+            "vision_features": features[-1],
+            "vision_pos_enc": positions,
+            "backbone_fpn": features,
+        }
         if model.use_high_res_features_in_sam:
             features[0] = model.sam_mask_decoder.conv_s0(features[0])
             features[1] = model.sam_mask_decoder.conv_s1(features[1])
@@ -217,7 +246,9 @@ class Encoder:
         trunk = self.model.image_encoder.trunk
         stage = sum(index > end for end in trunk.stage_ends) + 1
         kind = "global" if self._is_global(index) else "window"
-        return Block(trunk.blocks[index], self.dtype, f"encoder.stage{stage}.block{index}.{kind}", self.seam)
+        return Block(
+            trunk.blocks[index], self.dtype, f"encoder.stage{stage}.block{index}.{kind}", self.seam
+        )
 
     def _is_global(self, index: int) -> bool:
         return self.model.image_encoder.trunk.blocks[index].window_size == 0
@@ -233,7 +264,10 @@ class Encoder:
 
     @cached_property
     def _late_blocks(self) -> list[Block]:
-        return [self._block(index) for index in range(self.last + 1, len(self.model.image_encoder.trunk.blocks))]
+        return [
+            self._block(index)
+            for index in range(self.last + 1, len(self.model.image_encoder.trunk.blocks))
+        ]
 
     @cached_property
     def _patch(self) -> tuple[Tensor, Tensor | None, tuple[int, ...], tuple[int, ...]]:
@@ -252,7 +286,9 @@ class Encoder:
     @cached_property
     def _neck(self) -> tuple[Linear, Linear]:
         convs = self.model.image_encoder.neck.convs
-        lateral, top = (Linear(c.conv.weight[:, :, 0, 0], c.conv.bias, self.dtype) for c in (convs[1], convs[0]))
+        lateral, top = (
+            Linear(c.conv.weight[:, :, 0, 0], c.conv.bias, self.dtype) for c in (convs[1], convs[0])
+        )
         return lateral, top
 
     @cached_property
@@ -265,13 +301,17 @@ class Encoder:
         if key not in self._cached:
             embed = self.model.image_encoder.trunk._get_pos_embed((size, size))[0].detach()
             side = size // window
-            self._cached[key] = embed.view(side, window, side, window, -1).transpose(1, 2).contiguous().float()
+            self._cached[key] = (
+                embed.view(side, window, side, window, -1).transpose(1, 2).contiguous().float()
+            )
         return self._cached[key]
 
     def _last_position(self, feature: Tensor) -> Tensor:
         key = ("neck", feature.shape[-1])
         if key not in self._cached:
-            self._cached[key] = self.model.image_encoder.neck.position_encoding(feature).to(feature.dtype)
+            self._cached[key] = self.model.image_encoder.neck.position_encoding(feature).to(
+                feature.dtype
+            )
         return self._cached[key]
 
 

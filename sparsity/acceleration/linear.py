@@ -67,7 +67,9 @@ class Linear:
     def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
         if self.packed is not None:
             algorithm = "none" if activation == "gelu" else ""
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], algorithm)
+            return torch.ops.mkldnn._linear_pointwise(
+                x, self.packed, self.bias, activation, [], algorithm
+            )
         y = F.linear(x, self.weight, self.bias)
         if activation == "gelu":
             return F.gelu(y)

@@ -69,7 +69,11 @@ def why_not_sparse(model: SAM2Base) -> str | None:
     for layer in model.memory_attention.layers:
         if layer.self_attn.num_heads != 1 or layer.cross_attn_image.num_heads != 1:
             return "its memory attention has several heads"
-        if layer.pos_enc_at_attn or layer.pos_enc_at_cross_attn_queries or not layer.pos_enc_at_cross_attn_keys:
+        if (
+            layer.pos_enc_at_attn
+            or layer.pos_enc_at_cross_attn_queries
+            or not layer.pos_enc_at_cross_attn_keys
+        ):
             return "its memory attention adds positions elsewhere than SAM 2's"
         if layer.activation_str != "relu":
             return f"its memory attention uses {layer.activation_str}, not relu"
@@ -94,7 +98,11 @@ class SparseMemoryAttention:
         self._phases: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def bank(
-        self, layout: MemoryLayout, output_dict: dict, tokens: list[list[Tensor] | None], measure: list[int]
+        self,
+        layout: MemoryLayout,
+        output_dict: dict,
+        tokens: list[list[Tensor] | None],
+        measure: list[int],
     ) -> Bank:
         """Collect an object's memory.
 
@@ -124,10 +132,17 @@ class SparseMemoryAttention:
             keyed.append((pointers.float() + position).to(self.dtype))
         return Bank(layout, torch.cat(memory), torch.cat(keyed), tokens, measure)
 
-    def _pointers(self, layout: MemoryLayout, output_dict: dict, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _pointers(
+        self, layout: MemoryLayout, output_dict: dict, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         """Object pointers split into tokens, and their temporal positions, ``[pointers * tokens, mem]`` each."""
         model = self.model
-        stacked = torch.cat([stored_result(output_dict, pointer)["obj_ptr"].to(device) for pointer in layout.pointers])
+        stacked = torch.cat(
+            [
+                stored_result(output_dict, pointer)["obj_ptr"].to(device)
+                for pointer in layout.pointers
+            ]
+        )
         tokens = stacked.reshape(-1, model.mem_dim)  # pointer by pointer
         if not model.add_tpos_enc_to_obj_ptrs:
             return tokens, torch.zeros_like(tokens)
@@ -138,7 +153,14 @@ class SparseMemoryAttention:
         return tokens, position.repeat_interleave(layout.pointer_tokens, dim=0)
 
     def __call__(
-        self, feature: Tensor, position: Tensor, banks: list[Bank], memory: Memory, *, exact: bool, seed: int
+        self,
+        feature: Tensor,
+        position: Tensor,
+        banks: list[Bank],
+        memory: Memory,
+        *,
+        exact: bool,
+        seed: int,
     ) -> tuple[Tensor, list[Recall]]:
         """Condition a frame's features on each object's memory.
 
@@ -172,7 +194,9 @@ class SparseMemoryAttention:
                 x = x.expand(len(banks), -1, -1).clone()
             y = layer.norm2(x)
             for i, (bank, recall) in enumerate(zip(banks, recalls)):
-                x[i].add_(self._recall(layer, index, y[i], bank, recall, phases, memory, exact, seed))
+                x[i].add_(
+                    self._recall(layer, index, y[i], bank, recall, phases, memory, exact, seed)
+                )
             x.add_(layer.down(layer.up(layer.norm3(x).flatten(0, 1), "relu")).view_as(x))
         with torch.autocast(x.device.type, enabled=False):
             return self.norm(x), recalls
@@ -195,7 +219,11 @@ class SparseMemoryAttention:
         pieces, starts, cos, sin, start = [], [], [], [], 0
         for f, tokens in enumerate(kept):
             first = f * layout.tokens
-            ids = torch.arange(first, first + layout.tokens, device=y.device) if tokens is None else first + tokens
+            ids = (
+                torch.arange(first, first + layout.tokens, device=y.device)
+                if tokens is None
+                else first + tokens
+            )
             pieces.append(ids)
             starts.append(start)
             start += len(ids)
@@ -214,12 +242,18 @@ class SparseMemoryAttention:
         if self.seam.observers:
             shown = layer.value(values)[None, None]
             site = f"memory.layer{index}.cross"
-            self.seam.tell(site, queries[None, None], keys[None, None], shown, keys=None if everything else ids)
+            self.seam.tell(
+                site, queries[None, None], keys[None, None], shown, keys=None if everything else ids
+            )
         for f in bank.measure:
             share = memory.keep[index] if isinstance(memory.keep, tuple) else memory.keep
             count = layout.tokens if memory.queries == "all" else memory.queries
-            saliency = token_saliency(queries, keys[starts[f] : starts[f] + layout.tokens], count, seed)
-            recall.chosen.setdefault(f, []).append(top_tokens(saliency, keep_count(share, layout.tokens)))
+            saliency = token_saliency(
+                queries, keys[starts[f] : starts[f] + layout.tokens], count, seed
+            )
+            recall.chosen.setdefault(f, []).append(
+                top_tokens(saliency, keep_count(share, layout.tokens))
+            )
 
         def projected() -> Tensor:
             out = fused(queries[None, None], keys[None, None], layer.value(values)[None, None])
@@ -230,14 +264,20 @@ class SparseMemoryAttention:
             return layer.value_out(out[0, 0])
 
         candidates = {"fused": projected, "absorbed": absorbed} if exact else {"fused": projected}
-        return fastest(("recall", len(queries).bit_length(), len(ids).bit_length(), exact), candidates, queries)
+        return fastest(
+            ("recall", len(queries).bit_length(), len(ids).bit_length(), exact), candidates, queries
+        )
 
     def _rotation(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each grid place's phases, ``[tokens, C / 2]`` float32."""
         key = (tokens, device)
         if key not in self._phases:
             side = round(tokens**0.5)
-            cis = self.model.memory_attention.layers[0].cross_attn_image.compute_cis(end_x=side, end_y=side).to(device)
+            cis = (
+                self.model.memory_attention.layers[0]
+                .cross_attn_image.compute_cis(end_x=side, end_y=side)
+                .to(device)
+            )
             self._phases[key] = cis.real.contiguous().float(), cis.imag.contiguous().float()
         return self._phases[key]
 
@@ -247,11 +287,18 @@ class _Layer:
 
     def __init__(self, layer: MemoryAttentionLayer, dtype: torch.dtype) -> None:
         own, cross = layer.self_attn, layer.cross_attn_image
-        self.norm1, self.norm2, self.norm3 = (Norm(n, dtype) for n in (layer.norm1, layer.norm2, layer.norm3))
+        self.norm1, self.norm2, self.norm3 = (
+            Norm(n, dtype) for n in (layer.norm1, layer.norm2, layer.norm3)
+        )
         own_qkv = [_halves(own.q_proj), _halves(own.k_proj), (own.v_proj.weight, own.v_proj.bias)]
-        self.own = Linear(torch.cat([w for w, _ in own_qkv]), torch.cat([b for _, b in own_qkv]), dtype)
+        self.own = Linear(
+            torch.cat([w for w, _ in own_qkv]), torch.cat([b for _, b in own_qkv]), dtype
+        )
         self.own_out = Linear.of(own.out_proj, dtype)
-        self.query, self.key = Linear(*_halves(cross.q_proj), dtype), Linear(*_halves(cross.k_proj), dtype)
+        self.query, self.key = (
+            Linear(*_halves(cross.q_proj), dtype),
+            Linear(*_halves(cross.k_proj), dtype),
+        )
         self.value, self.out = Linear.of(cross.v_proj, dtype), Linear.of(cross.out_proj, dtype)
         outer, inner = cross.out_proj.weight.double(), cross.v_proj.weight.double()
         bias = outer @ cross.v_proj.bias.double() + cross.out_proj.bias.double()
@@ -283,7 +330,10 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ``[N, C / 2]`` float32; the product is taken in float32 as stock does.
     """
     real, imaginary = x.float().chunk(2, dim=-1)
-    turned = torch.addcmul(real * cos, imaginary, sin, value=-1), torch.addcmul(real * sin, imaginary, cos)
+    turned = (
+        torch.addcmul(real * cos, imaginary, sin, value=-1),
+        torch.addcmul(real * sin, imaginary, cos),
+    )
     half = x.shape[-1] // 2
     x[..., :half], x[..., half:] = turned
     return x
@@ -319,4 +369,6 @@ def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tenso
 
 def _halves(layer: torch.nn.Linear) -> tuple[Tensor, Tensor]:
     """Sort a projection's rows so that real parts come first: pairs (2i, 2i + 1) become (i, C/2 + i)."""
-    return torch.cat([layer.weight[0::2], layer.weight[1::2]]), torch.cat([layer.bias[0::2], layer.bias[1::2]])
+    return torch.cat([layer.weight[0::2], layer.weight[1::2]]), torch.cat(
+        [layer.bias[0::2], layer.bias[1::2]]
+    )

@@ -21,7 +21,9 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
     active: Callable[[], bool]
 
     @classmethod
-    def sharing(cls, encoder: MemoryEncoder, active: Callable[[], bool]) -> ChannelsLastMemoryEncoder:
+    def sharing(
+        cls, encoder: MemoryEncoder, active: Callable[[], bool]
+    ) -> ChannelsLastMemoryEncoder:
         """Wrap a memory encoder; names of parameters stay as they are."""
         shared = cls.__new__(cls)
         shared.__dict__ = dict(encoder.__dict__)
@@ -29,7 +31,9 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
         shared.__dict__["_packed"] = {}
         return shared
 
-    def forward(self, pix_feat: Tensor, masks: Tensor, skip_mask_sigmoid: bool = False) -> dict[str, object]:
+    def forward(
+        self, pix_feat: Tensor, masks: Tensor, skip_mask_sigmoid: bool = False
+    ) -> dict[str, object]:
         """Encode features ``[B, C, H, W]`` and masks ``[B, 1, S, S]`` into memory, like stock."""
         if not self.active():
             return super().forward(pix_feat, masks, skip_mask_sigmoid)
@@ -62,9 +66,13 @@ class _FuserBlock:
 
     def __call__(self, x: Tensor) -> Tensor:
         conv, norm = self.block.dwconv, self.block.norm
-        y = F.conv2d(x.to(self.dtype), self.weight, self.bias, padding=conv.padding, groups=conv.groups)
+        y = F.conv2d(
+            x.to(self.dtype), self.weight, self.bias, padding=conv.padding, groups=conv.groups
+        )
         y = y.permute(0, 2, 3, 1)  # [B, H, W, C], contiguous
-        normed = F.layer_norm(y.float(), y.shape[-1:], norm.weight, norm.bias, norm.eps).to(self.dtype)
+        normed = F.layer_norm(y.float(), y.shape[-1:], norm.weight, norm.bias, norm.eps).to(
+            self.dtype
+        )
         out = self.down(self.up(normed.reshape(-1, y.shape[-1]), "gelu")).view(y.shape)
         if self.block.gamma is not None:
             out = self.block.gamma * out

@@ -89,7 +89,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         """What was done so far for a video: windows, keys, reasons and object scores, frame by frame."""
         return self._session(inference_state).report
 
-    def choose_windows(self, inference_state: dict[str, Any], chooser: WindowChooser | None) -> None:
+    def choose_windows(
+        self, inference_state: dict[str, Any], chooser: WindowChooser | None
+    ) -> None:
         """Let `chooser` (frame index -> windows, or None for a dense frame) route instead of the profile's rule.
 
         For benchmarks with fixed windows or with the routes of another run; None restores the rule.
@@ -107,10 +109,14 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                     f"{own[:19]}…; calibrate it for this model, or force it"
                 )
         if profile.technique("encoder") and (reason := why_not_exact(self)):
-            raise InputError(f"profile {profile.name!r} asks for the technique 'encoder', but {reason}; switch it off")
+            raise InputError(
+                f"profile {profile.name!r} asks for the technique 'encoder', but {reason}; switch it off"
+            )
         if profile.memory is not None or profile.technique("memory_attention"):
             if reason := why_not_sparse(self):
-                raise InputError(f"profile {profile.name!r} prunes memory, but {reason}; set memory to null")
+                raise InputError(
+                    f"profile {profile.name!r} prunes memory, but {reason}; set memory to null"
+                )
         if profile.memory is not None and isinstance(profile.memory.keep, tuple):
             layers = len(self.memory_attention.layers)
             if len(profile.memory.keep) != layers:
@@ -119,7 +125,11 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                     f"{layers} memory-attention layers; give one value or {layers}"
                 )
         channels = self.image_encoder.trunk.blocks[self.image_encoder.trunk.stage_ends[2]].dim_out
-        shortcut = load_shortcut(profile.shortcut, channels, self.device) if profile.windows is not None else None
+        shortcut = (
+            load_shortcut(profile.shortcut, channels, self.device)
+            if profile.windows is not None
+            else None
+        )
         self._profile, self._forced, self._shortcut = profile, forced, shortcut
 
     # ------------------------------------------------------------------ sessions
@@ -150,7 +160,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         source = open_video(video_path)
         device = self.device
         state: dict[str, Any] = {
-            "images": ModelFrames(source, self.image_size, torch.device("cpu") if offload_video_to_cpu else device),
+            "images": ModelFrames(
+                source, self.image_size, torch.device("cpu") if offload_video_to_cpu else device
+            ),
             "num_frames": sys.maxsize if source.num_frames is None else source.num_frames,
             "offload_video_to_cpu": offload_video_to_cpu,
             "offload_state_to_cpu": offload_state_to_cpu,
@@ -181,7 +193,10 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         super().reset_state(inference_state)
         old = self._session(inference_state)
         inference_state[KEY] = Session(
-            Report(self._profile.name, self._forced), old.history, old.chooser, features=old.features
+            Report(self._profile.name, self._forced),
+            old.history,
+            old.chooser,
+            features=old.features,
         )
 
     def propagate_in_video(
@@ -201,8 +216,12 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         session.ahead.clear()
         session.report.profile, session.report.forced = self._profile.name, self._forced
         if reverse and inference_state["num_frames"] == sys.maxsize:
-            raise InputError("a stream of frames was given; reverse tracking needs a video whose frames can be revisited")
-        frames = super().propagate_in_video(inference_state, start_frame_idx, max_frame_num_to_track, reverse)
+            raise InputError(
+                "a stream of frames was given; reverse tracking needs a video whose frames can be revisited"
+            )
+        frames = super().propagate_in_video(
+            inference_state, start_frame_idx, max_frame_num_to_track, reverse
+        )
         try:
             for frame, ids, masks in frames:
                 self._note_prompts(inference_state, frame, reverse)
@@ -248,7 +267,12 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         prev_sam_mask_logits: Tensor | None = None,
     ) -> tuple[dict[str, Any], Tensor]:
         """Track one object into a frame as the profile says; prompted frames go the stock way."""
-        tracking = not is_init_cond_frame and point_inputs is None and mask_inputs is None and run_mem_encoder
+        tracking = (
+            not is_init_cond_frame
+            and point_inputs is None
+            and mask_inputs is None
+            and run_mem_encoder
+        )
         session = self._session(inference_state)
         per_object = inference_state["output_dict_per_obj"]
         index = next((i for i, outputs in per_object.items() if outputs is output_dict), None)
@@ -263,10 +287,16 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         session.ahead.clear()
         group = [index]
         if self._profile.technique("batched_objects"):
-            waiting = (i for i in per_object if i > index and frame_idx not in per_object[i]["cond_frame_outputs"])
+            waiting = (
+                i
+                for i in per_object
+                if i > index and frame_idx not in per_object[i]["cond_frame_outputs"]
+            )
             group += list(waiting)[: MOST_OBJECTS - 1]
         results = self._track_together(inference_state, session, group, frame_idx, reverse)
-        session.ahead.update({i: (frame_idx, reverse, result) for i, result in zip(group[1:], results[1:])})
+        session.ahead.update(
+            {i: (frame_idx, reverse, result) for i, result in zip(group[1:], results[1:])}
+        )
         return results[0]
 
     def _track_together(
@@ -305,7 +335,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         tracked.saliency = noted.saliency(self.sam_image_embedding_size)
         return result
 
-    def _decide(self, state: dict[str, Any], session: Session, frame: int, reverse: bool) -> Decision:
+    def _decide(
+        self, state: dict[str, Any], session: Session, frame: int, reverse: bool
+    ) -> Decision:
         """Choose the windows of a frame from the results on the adjacent one."""
         windows = self._profile.windows
         if windows is None:
@@ -328,7 +360,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             return Decision(None, "nothing cached")
         return decide(FrameCues(cues, change, since), windows, self._profile.guard)
 
-    def _scene_change(self, state: dict[str, Any], session: Session, frame: int, adjacent: int) -> float:
+    def _scene_change(
+        self, state: dict[str, Any], session: Session, frame: int, adjacent: int
+    ) -> float:
         """How much the picture changed since the adjacent frame; 0 where no rule asks."""
         if self._profile.guard.scene_cut is None:
             return 0.0
@@ -336,17 +370,29 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             if index not in session.thumbnails:
                 session.thumbnails[index] = thumbnail(state["images"][index].to(state["device"]))
         session.thumbnails = {index: session.thumbnails[index] for index in (adjacent, frame)}
-        spread = session.thumbnails[frame].new_tensor((0.229, 0.224, 0.225)).view(3, 1, 1)  # undo normalisation
-        return scene_change(session.thumbnails[adjacent] * spread, session.thumbnails[frame] * spread)
+        spread = (
+            session.thumbnails[frame].new_tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+        )  # undo normalisation
+        return scene_change(
+            session.thumbnails[adjacent] * spread, session.thumbnails[frame] * spread
+        )
 
     def _extras(
-        self, state: dict[str, Any], tracked: _Tracked, b: int, part: dict[str, Any], frame: int, reverse: bool
+        self,
+        state: dict[str, Any],
+        tracked: _Tracked,
+        b: int,
+        part: dict[str, Any],
+        frame: int,
+        reverse: bool,
     ) -> FrameExtras:
         """Reduce an object's result to its routing cues."""
         windows = self._profile.windows
         if windows is None or tracked.candidates is None or tracked.best is None:
             return FrameExtras()
-        before = tracked.outputs[b]["non_cond_frame_outputs"].get(frame + 1 if reverse else frame - 1)
+        before = tracked.outputs[b]["non_cond_frame_outputs"].get(
+            frame + 1 if reverse else frame - 1
+        )
         last = None
         if self._profile.guard.mask_jump is not None and before is not None:
             last = before["pred_masks"].to(tracked.best.device)[0, 0]
@@ -362,7 +408,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         if tracked.recalls:
             layout, recall = tracked.layouts[b], tracked.recalls[b]
             exempt = self._memory.exempt
-            prunable = [f for f in layout.frames if not _is_exempt(f.conditioning, f.newest, exempt)]
+            prunable = [
+                f for f in layout.frames if not _is_exempt(f.conditioning, f.newest, exempt)
+            ]
             whole = len(prunable) - recall.pruned_frames
             layers = max(1, len(recall.keys_used))
             report.keys_used, report.keys_total = recall.keys_used, layout.keys
@@ -373,7 +421,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
 
     # ------------------------------------------------------------------ image features
 
-    def _get_image_feature(self, inference_state: dict[str, Any], frame_idx: int, batch_size: int) -> tuple[Any, ...]:
+    def _get_image_feature(
+        self, inference_state: dict[str, Any], frame_idx: int, batch_size: int
+    ) -> tuple[Any, ...]:
         """Features of a frame: routed inside a tracking call that decided so, dense everywhere else."""
         session = self._session(inference_state)
         routed = session.routing
@@ -383,11 +433,26 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         if frame_idx in cache and not session.features.serves(wanted):
             inference_state["cached_features"] = cache = {}
         if frame_idx not in cache:
-            keep = self._profile.windows is not None and self._profile.shortcut.kind == "cached" and windows is None
+            keep = (
+                self._profile.windows is not None
+                and self._profile.shortcut.kind == "cached"
+                and windows is None
+            )
             if windows is not None or wanted.exact or keep:
-                image = inference_state["images"][frame_idx].to(inference_state["device"]).float().unsqueeze(0)
-                shortcut = self._shortcut if session.change is None or self._shortcut else _add(session.change)
-                features, change = self._encoder(image, Routing(windows, shortcut, keep), exact=wanted.exact)
+                image = (
+                    inference_state["images"][frame_idx]
+                    .to(inference_state["device"])
+                    .float()
+                    .unsqueeze(0)
+                )
+                shortcut = (
+                    self._shortcut
+                    if session.change is None or self._shortcut
+                    else _add(session.change)
+                )
+                features, change = self._encoder(
+                    image, Routing(windows, shortcut, keep), exact=wanted.exact
+                )
                 inference_state["cached_features"] = {frame_idx: (image, features)}
                 session.change = session.change if change is None else change
             session.features = wanted
@@ -419,7 +484,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         if not sparse or not (exact or self._profile.memory is not None):
             outputs = output_dict.outputs[0] if isinstance(output_dict, _Tracked) else output_dict
             if isinstance(output_dict, _Tracked) and len(output_dict.outputs) > 1:
-                raise AssertionError("objects are tracked together only where memory attention can be")
+                raise AssertionError(
+                    "objects are tracked together only where memory attention can be"
+                )
             return super()._prepare_memory_conditioned_features(
                 frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes,
                 outputs, num_frames, track_in_reverse,
@@ -439,7 +506,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         for outputs, bank, recall in zip(tracked.outputs, banks, tracked.recalls):
             recall.pruned_frames = sum(tokens is not None for tokens in bank.kept)
             for f, chosen in recall.chosen.items():
-                extras = stored_result(outputs, bank.layout.frames[f]).setdefault(KEY, FrameExtras())
+                extras = stored_result(outputs, bank.layout.frames[f]).setdefault(
+                    KEY, FrameExtras()
+                )
                 extras.tokens[track_in_reverse] = chosen
         return x.permute(0, 2, 1).view(len(x), self.hidden_dim, *feat_sizes[-1])
 
@@ -455,7 +524,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         for f, entry in enumerate(layout.frames):
             extras = stored_result(outputs, entry).get(KEY)
             chosen = None if extras is None else extras.tokens.get(reverse)
-            if chosen is not None and not _is_exempt(entry.conditioning, entry.newest, memory.exempt):
+            if chosen is not None and not _is_exempt(
+                entry.conditioning, entry.newest, memory.exempt
+            ):
                 tokens[f] = chosen
             elif chosen is None and not _is_exempt(entry.conditioning, False, memory.exempt):
                 if entry.conditioning or entry.frame % stride == 0:  # others leave the bank unread
@@ -470,7 +541,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
 
     @property
     def _attention(self) -> SparseMemoryAttention:
-        return self._in_run_dtype("memory", lambda dtype: SparseMemoryAttention(self, dtype, self._seam))
+        return self._in_run_dtype(
+            "memory", lambda dtype: SparseMemoryAttention(self, dtype, self._seam)
+        )
 
     def _in_run_dtype(self, part: str, make: Any) -> Any:
         """Packed weights of a part for the dtype of this run; dropped when the model's weights change."""
@@ -538,7 +611,14 @@ def build_efficient_sam2_video_predictor(
 ) -> EfficientSAM2VideoPredictor:
     """Build like ``sam2.build_sam.build_sam2_video_predictor``, with a profile."""
     stock = build_sam2_video_predictor(
-        config_file, ckpt_path, device, mode, hydra_overrides_extra or [], apply_postprocessing, vos_optimized, **kwargs
+        config_file,
+        ckpt_path,
+        device,
+        mode,
+        hydra_overrides_extra or [],
+        apply_postprocessing,
+        vos_optimized,
+        **kwargs,
     )
     return accelerate(stock, profile)
 

@@ -114,7 +114,11 @@ class Report:
 
     def scores(self, object_id: int) -> dict[int, float]:
         """Object-score logits of one object by frame; above 0 the object is present."""
-        return {item.frame: item.objects[object_id].score for item in self.frames if object_id in item.objects}
+        return {
+            item.frame: item.objects[object_id].score
+            for item in self.frames
+            if object_id in item.objects
+        }
 
     def to_json(self) -> str:
         """The report as one JSON document."""

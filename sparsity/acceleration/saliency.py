@@ -27,7 +27,9 @@ class TokenToImage:
             return None
         maps = []
         for module, tokens, image in self.calls:
-            q = module._separate_heads(module.q_proj(tokens[:, : self.output_tokens]), module.num_heads)
+            q = module._separate_heads(
+                module.q_proj(tokens[:, : self.output_tokens]), module.num_heads
+            )
             k = module._separate_heads(module.k_proj(image), module.num_heads)
             logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
             maps.append(logits.softmax(-1).mean((1, 2)))

@@ -87,7 +87,9 @@ class Session:
     last_dense: int | None = None
     change: Tensor | None = None
 
-    def frame_report(self, frame: int, reverse: bool, decision: Decision, total: int) -> FrameReport:
+    def frame_report(
+        self, frame: int, reverse: bool, decision: Decision, total: int
+    ) -> FrameReport:
         """The report of a frame, begun when it is not the last one."""
         frames = self.report.frames
         if not frames or (frames[-1].frame, frames[-1].reverse) != (frame, reverse):

@@ -23,7 +23,9 @@ ShortcutFunction = Callable[[Tensor], Tensor]
 """From all tokens of the grid, ``[tokens, C]``, to as many; the input is not changed."""
 
 
-def load_shortcut(shortcut: Shortcut, channels: int, device: torch.device) -> ShortcutFunction | None:
+def load_shortcut(
+    shortcut: Shortcut, channels: int, device: torch.device
+) -> ShortcutFunction | None:
     """Build the function of a profile's shortcut; None for ``cached``, whose data belongs to a video.
 
     Parameters
@@ -83,16 +85,22 @@ _SHAPES: dict[str, Callable[[int], dict[str, tuple[int, ...]]]] = {
 def _read(shortcut: Shortcut) -> dict[str, Tensor]:
     path = Path(str(shortcut.file))
     if not path.is_file():
-        raise InputError(f"shortcut file {path} does not exist; give the path of a .safetensors or .pth file")
+        raise InputError(
+            f"shortcut file {path} does not exist; give the path of a .safetensors or .pth file"
+        )
     data = path.read_bytes()
     if shortcut.sha256 is not None and hashlib.sha256(data).hexdigest() != shortcut.sha256:
-        raise InputError(f"shortcut file {path} is not the one the profile was made with (SHA-256 differs); fit it anew")
+        raise InputError(
+            f"shortcut file {path} is not the one the profile was made with (SHA-256 differs); fit it anew"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(data)
         return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except Exception as error:
-        raise InputError(f"shortcut file {path} cannot be read ({type(error).__name__}); expected .safetensors or .pth") from None
+        raise InputError(
+            f"shortcut file {path} cannot be read ({type(error).__name__}); expected .safetensors or .pth"
+        ) from None
 
 
 def _brief(shapes: dict[str, tuple[int, ...]]) -> str:

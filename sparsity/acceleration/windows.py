@@ -54,13 +54,19 @@ class WindowTokens:
 
 
 @lru_cache(maxsize=256)
-def window_tokens(grid: int, window: int, kept: tuple[int, ...] | None, device: torch.device) -> WindowTokens:
+def window_tokens(
+    grid: int, window: int, kept: tuple[int, ...] | None, device: torch.device
+) -> WindowTokens:
     """Find the tokens of the kept windows (all when None) of a ``grid`` x ``grid`` map."""
     side = -(-grid // window)
     index = torch.full((side * window, side * window), -1, dtype=torch.int64)
     index[:grid, :grid] = torch.arange(grid * grid).view(grid, grid)
-    by_window = index.view(side, window, side, window).transpose(1, 2).reshape(side * side, window * window)
+    by_window = (
+        index.view(side, window, side, window).transpose(1, 2).reshape(side * side, window * window)
+    )
     ids = torch.arange(side * side) if kept is None else torch.tensor(kept, dtype=torch.int64)
     chosen = by_window[ids].reshape(-1)
     slots = torch.nonzero(chosen >= 0)[:, 0]
-    return WindowTokens(len(ids), window, chosen[slots].to(device), slots.to(device), ids.to(device))
+    return WindowTokens(
+        len(ids), window, chosen[slots].to(device), slots.to(device), ids.to(device)
+    )
