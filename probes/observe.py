@@ -95,6 +95,15 @@ class Seam:
             observer(call)
 
     @contextmanager
+    def at(self, moment: Moment) -> Iterator[None]:
+        """Say when the calls of the context happen."""
+        before, self.moment = self.moment, moment
+        try:
+            yield
+        finally:
+            self.moment = before
+
+    @contextmanager
     def joined(self) -> Iterator[None]:
         """Join calls of one site, made strip by strip, to one call along the batch, told when the context ends."""
         if not self.observers:

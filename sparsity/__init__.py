@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsity.acceleration.build import accelerate as accelerate
+    from sparsity.acceleration.build import (
+        build_efficient_sam2_video_predictor as build_efficient_sam2_video_predictor,
+    )
     from sparsity.acceleration.predictor import (
         EfficientSAM2VideoPredictor as EfficientSAM2VideoPredictor,
-    )
-    from sparsity.acceleration.predictor import accelerate as accelerate
-    from sparsity.acceleration.predictor import (
-        build_efficient_sam2_video_predictor as build_efficient_sam2_video_predictor,
     )
     from sparsity.profile import Profile as Profile
     from sparsity.profile import load_profile as load_profile
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _HOME = {
     "EfficientSAM2VideoPredictor": "sparsity.acceleration.predictor",
     "Profile": "sparsity.profile",
-    "accelerate": "sparsity.acceleration.predictor",
-    "build_efficient_sam2_video_predictor": "sparsity.acceleration.predictor",
+    "accelerate": "sparsity.acceleration.build",
+    "build_efficient_sam2_video_predictor": "sparsity.acceleration.build",
     "load_profile": "sparsity.profile",
 }
 

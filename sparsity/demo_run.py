@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from probes.errors import InputError
 from probes.models import DEMO, build_predictor
-from sparsity.acceleration.predictor import accelerate
+from sparsity.acceleration.build import accelerate
 from sparsity.demo.clips import Clip, make_clip
 from sparsity.masks import draw_over, merge_objects
 from sparsity.overlay import write_video

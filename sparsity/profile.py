@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -25,7 +25,7 @@ from pydantic import (
 
 from probes.errors import InputError
 
-SCHEMA = "efficient-sam2/profile/1"
+SCHEMA: Final = "efficient-sam2/profile/1"
 
 Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
 """A share in (0, 1]."""

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from probes.errors import InputError
 from probes.models import fingerprint
 from probes.video import VideoSource, open_video
-from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor, accelerate
+from sparsity.acceleration.build import accelerate
+from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.masks import draw_over, merge_objects, read_mask, write_mask, written_by
 from sparsity.options import ModelChoice as ModelChoice
 from sparsity.overlay import write_video

@@ -2,8 +2,8 @@
 
 `F.scaled_dot_product_attention` is the fastest on a GPU and on CPUs with matrix units; on other CPUs its
 bfloat16 kernel runs at float32 speed, and products in row blocks are up to four times faster. The first
-call of each shape class times the candidates on its own tensors; the fused kernel stays unless another one
-is clearly faster, so that the choice is the same in every process.
+large call of each shape class times the candidates on its own tensors; the fused kernel stays unless
+another one is clearly faster, so that the choice is the same in every process.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ CLEARLY = 1.2
 
 ROWS = 512
 """Query rows of one block: the block of weights then fits the last-level cache."""
+
+WORTH_TIMING = 2**21
+"""Attention weights of a call below which the default is taken: the clock would decide by chance."""
 
 _chosen: dict[tuple[object, ...], str] = {}
 
@@ -60,29 +63,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention ``softmax(q kᵀ / √c) v`` for ``[B, h, N, c]``, ``[B, h, M, c]``, ``[B, h, M, c]``."""
     other = blocked if q.shape[2] * k.shape[2] > 1024**2 else batched
     candidates = {"fused": lambda: fused(q, k, v), other.__name__: lambda: other(q, k, v)}
-    return fastest(("attend", *_shape_class(q, k)), candidates, q)
+    return fastest("attend", candidates, q, k.shape[2])
 
 
-def fastest(
-    key: tuple[object, ...], candidates: dict[str, Callable[[], Tensor]], like: Tensor
-) -> Tensor:
-    """Run the candidate that is the fastest for this class of calls; the first one unless another is clearly faster.
+def fastest(what: str, candidates: dict[str, Callable[[], Tensor]], q: Tensor, keys: int) -> Tensor:
+    """Run the formulation that is the fastest for this class of calls; the first one unless another is clearly faster.
+
+    A class is what is asked for, device, dtype, thread count and the shapes up to a factor of two.
 
     Parameters
     ----------
-    key
-        Class of calls that share a choice; device type, dtype and thread count are added.
+    what
+        Calls that are the same but for shapes.
     candidates
         By name, the default first. All compute the same.
-    like
-        Says device and dtype. Off the CPU the default is taken without timing.
+    q
+        Queries, ``[..., N, c]``.
+    keys
+        Number of keys.
     """
     default = next(iter(candidates))
-    if like.device.type != "cpu" or torch.compiler.is_compiling():
+    small = q.numel() // q.shape[-1] * keys < WORTH_TIMING
+    if small or q.device.type != "cpu" or torch.compiler.is_compiling():
         return candidates[default]()
-    key = (*key, like.dtype, torch.get_num_threads())
+    shape = tuple(size.bit_length() for size in (*q.shape, keys))
+    key = (what, shape, q.dtype, torch.get_num_threads())
     if key not in _chosen:
-        seconds = {name: min(_seconds(run) for _ in range(2)) for name, run in candidates.items()}
+        seconds = {name: min(_seconds(run) for _ in range(3)) for name, run in candidates.items()}
         best = min(seconds, key=seconds.__getitem__)
         _chosen[key] = best if seconds[best] * CLEARLY < seconds[default] else default
     return candidates[_chosen[key]]()
@@ -92,11 +99,3 @@ def _seconds(run: Callable[[], Tensor]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def _shape_class(q: Tensor, k: Tensor) -> tuple[int, ...]:
-    """Shapes up to a factor of two, so that a changing number of keys is not timed anew each time."""
-    return tuple(
-        int(size).bit_length()
-        for size in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3])
-    )

@@ -115,7 +115,8 @@ class Encoder:
         """
         if exact:
             with torch.autocast(image.device.type, enabled=False):
-                x, high_res = self._early(image)
+                with self.seam.joined():
+                    x, high_res = self._early(image)
                 x, change = self._stage3(x, routing)
                 return self._late(x, high_res), change
         return self._stock_around(image, routing)
@@ -149,11 +150,9 @@ class Encoder:
         weight, bias, stride, padding = self._patch
         patches = F.conv2d(image.to(self.dtype), weight, bias, stride=stride, padding=padding)[0]
         side = patches.shape[-1] // window
-        cut = patches.view(-1, side, window, side, window).permute(
-            1, 3, 2, 4, 0
-        )  # [side, side, window, window, C]
+        cut = patches.view(-1, side, window, side, window).permute(1, 3, 2, 4, 0)
         position = self._position(patches.shape[-1], window)
-        rows = side if self.seam.observers else max(1, STRIP_TOKENS // (side * window * window))
+        rows = max(1, STRIP_TOKENS // (side * window * window))
         ends, early = trunk.stage_ends, self._early_blocks
         level0, level1 = self._composed
         fine = patches.new_empty(side, side, window * window, len(level0.weight))
@@ -318,6 +317,7 @@ class Encoder:
 def _compose(inner: torch.nn.Conv2d, outer: torch.nn.Conv2d, dtype: torch.dtype) -> Linear:
     """Two 1 x 1 convolutions as one, composed in float64."""
     first, second = inner.weight[:, :, 0, 0].double(), outer.weight[:, :, 0, 0].double()
+    assert inner.bias is not None and outer.bias is not None, "SAM 2's have"
     bias = second @ inner.bias.double() + outer.bias.double()
     return Linear(second @ first, bias, dtype)
 

@@ -60,7 +60,6 @@ class Recall:
 
     keys_used: list[int] = field(default_factory=list)
     prunable_used: list[int] = field(default_factory=list)
-    pruned_frames: int = 0
     chosen: dict[int, list[Tensor]] = field(default_factory=dict)
 
 
@@ -193,9 +192,9 @@ class SparseMemoryAttention:
             if len(x) < len(banks):
                 x = x.expand(len(banks), -1, -1).clone()
             y = layer.norm2(x)
-            for i, (bank, recall) in enumerate(zip(banks, recalls)):
+            for i, (bank, recall) in enumerate(zip(banks, recalls, strict=True)):
                 x[i].add_(
-                    self._recall(layer, index, y[i], bank, recall, phases, memory, exact, seed)
+                    self._recall(layer, index, y[i], bank, recall, phases, memory, exact, seed, i)
                 )
             x.add_(layer.down(layer.up(layer.norm3(x).flatten(0, 1), "relu")).view_as(x))
         with torch.autocast(x.device.type, enabled=False):
@@ -212,6 +211,7 @@ class SparseMemoryAttention:
         memory: Memory,
         exact: bool,
         seed: int,
+        row: int,
     ) -> Tensor:
         """One cross-attention of one object, ``[tokens, C]`` to ``[tokens, C]``."""
         layout = bank.layout
@@ -242,9 +242,8 @@ class SparseMemoryAttention:
         if self.seam.observers:
             shown = layer.value(values)[None, None]
             site = f"memory.layer{index}.cross"
-            self.seam.tell(
-                site, queries[None, None], keys[None, None], shown, keys=None if everything else ids
-            )
+            part = None if everything else ids
+            self.seam.tell(site, queries[None, None], keys[None, None], shown, keys=part, row=row)
         for f in bank.measure:
             share = memory.keep[index] if isinstance(memory.keep, tuple) else memory.keep
             count = layout.tokens if memory.queries == "all" else memory.queries
@@ -264,9 +263,7 @@ class SparseMemoryAttention:
             return layer.value_out(out[0, 0])
 
         candidates = {"fused": projected, "absorbed": absorbed} if exact else {"fused": projected}
-        return fastest(
-            ("recall", len(queries).bit_length(), len(ids).bit_length(), exact), candidates, queries
-        )
+        return fastest("recall", candidates, queries, len(ids))
 
     def _rotation(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each grid place's phases, ``[tokens, C / 2]`` float32."""

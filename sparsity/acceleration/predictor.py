@@ -6,27 +6,26 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from sam2.build_sam import build_sam2_video_predictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
 from probes.errors import InputError
-from probes.layout import MemoryLayout, memory_layout, stored_result
-from probes.models import fingerprint
-from probes.observe import Seam
+from probes.layout import memory_layout
+from probes.observe import Moment, Seam
 from probes.video import EndOfVideo, ModelFrames, open_video
-from sparsity.acceleration.encoder import Encoder, Routing, why_not_exact, window_grid
-from sparsity.acceleration.memory import Recall, SparseMemoryAttention, why_not_sparse
-from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
+from sparsity.acceleration.encoder import Encoder, Routing, window_grid
+from sparsity.acceleration.fit import check_fit
+from sparsity.acceleration.memory import Bank, Recall, SparseMemoryAttention
+from sparsity.acceleration.pruning import kept_tokens, note_keys, remember_choice
 from sparsity.acceleration.report import ObjectReport, Report
 from sparsity.acceleration.saliency import token_to_image
 from sparsity.acceleration.session import KEY, FeatureKind, FrameExtras, Session, WindowChooser
-from sparsity.acceleration.shortcuts import load_shortcut
+from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
 from sparsity.profile import Memory, Profile, load_profile
 from sparsity.routing import Decision, FrameCues, ObjectCues, decide, object_cues
 from sparsity.select import scene_change, thumbnail
@@ -35,6 +34,10 @@ STOCK_PROFILE = load_profile("dense")
 
 MOST_OBJECTS = 8
 """Objects that are tracked in one pass; more are tracked in several."""
+
+
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""By which sam2 divides images; thumbnails are compared in units of full scale."""
 
 
 @dataclass
@@ -46,7 +49,7 @@ class _Tracked:
     candidates: Tensor | None = None
     best: Tensor | None = None
     saliency: Tensor | None = None
-    layouts: list[MemoryLayout] = field(default_factory=list)
+    banks: list[Bank] = field(default_factory=list)
     recalls: list[Recall] = field(default_factory=list)
 
 
@@ -57,9 +60,12 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     signatures are sam2's. All state of a video lives in its ``inference_state``.
     """
 
+    _stock: SAM2VideoPredictor
     _profile: Profile
     _forced: bool
     _seam: Seam
+    _derived: dict[Any, Any]
+    _shortcut: ShortcutFunction | None
 
     # ------------------------------------------------------------------ profile
 
@@ -99,37 +105,11 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         self._session(inference_state).chooser = chooser
 
     def _adopt(self, profile: Profile, force: bool) -> None:
-        forced = False
-        if profile.model is not None:
-            own = fingerprint(self)
-            forced = profile.model != own
-            if forced and not force:
-                raise InputError(
-                    f"profile {profile.name!r} was calibrated for the model {profile.model[:19]}…, this one is "
-                    f"{own[:19]}…; calibrate it for this model, or force it"
-                )
-        if profile.technique("encoder") and (reason := why_not_exact(self)):
-            raise InputError(
-                f"profile {profile.name!r} asks for the technique 'encoder', but {reason}; switch it off"
-            )
-        if profile.memory is not None or profile.technique("memory_attention"):
-            if reason := why_not_sparse(self):
-                raise InputError(
-                    f"profile {profile.name!r} prunes memory, but {reason}; set memory to null"
-                )
-        if profile.memory is not None and isinstance(profile.memory.keep, tuple):
-            layers = len(self.memory_attention.layers)
-            if len(profile.memory.keep) != layers:
-                raise InputError(
-                    f"profile {profile.name!r} has {len(profile.memory.keep)} values of memory.keep, the model has "
-                    f"{layers} memory-attention layers; give one value or {layers}"
-                )
-        channels = self.image_encoder.trunk.blocks[self.image_encoder.trunk.stage_ends[2]].dim_out
-        shortcut = (
-            load_shortcut(profile.shortcut, channels, self.device)
-            if profile.windows is not None
-            else None
-        )
+        forced = check_fit(profile, self, force)
+        trunk = self.image_encoder.trunk
+        channels = trunk.blocks[trunk.stage_ends[2]].dim_out
+        routed = profile.windows is not None
+        shortcut = load_shortcut(profile.shortcut, channels, self.device) if routed else None
         self._profile, self._forced, self._shortcut = profile, forced, shortcut
 
     # ------------------------------------------------------------------ sessions
@@ -277,16 +257,18 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         per_object = inference_state["output_dict_per_obj"]
         index = next((i for i, outputs in per_object.items() if outputs is output_dict), None)
         if not tracking or index is None:
-            return super()._run_single_frame_inference(
-                inference_state, output_dict, frame_idx, batch_size, is_init_cond_frame,
-                point_inputs, mask_inputs, reverse, run_mem_encoder, prev_sam_mask_logits,
-            )  # fmt: skip
+            ids = () if index is None else (inference_state["obj_idx_to_id"][index],)
+            with self._seam.at(Moment(frame_idx, ids, reverse)):
+                return super()._run_single_frame_inference(
+                    inference_state, output_dict, frame_idx, batch_size, is_init_cond_frame,
+                    point_inputs, mask_inputs, reverse, run_mem_encoder, prev_sam_mask_logits,
+                )  # fmt: skip
         found = session.ahead.pop(index, None)
         if found is not None and found[:2] == (frame_idx, reverse):
             return found[2]
         session.ahead.clear()
         group = [index]
-        if self._profile.technique("batched_objects"):
+        if self._profile.technique("batched_objects") and self._own_memory_attention:
             waiting = (
                 i
                 for i in per_object
@@ -295,7 +277,10 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             group += list(waiting)[: MOST_OBJECTS - 1]
         results = self._track_together(inference_state, session, group, frame_idx, reverse)
         session.ahead.update(
-            {i: (frame_idx, reverse, result) for i, result in zip(group[1:], results[1:])}
+            {
+                i: (frame_idx, reverse, result)
+                for i, result in zip(group[1:], results[1:], strict=True)
+            }
         )
         return results[0]
 
@@ -307,12 +292,15 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             session.decision = frame, reverse, self._decide(state, session, frame, reverse)
         decision = session.decision[2]
         tracked = _Tracked([state["output_dict_per_obj"][i] for i in group], reverse)
+        ids = tuple(state["obj_idx_to_id"][i] for i in group)
         session.routing = decision
         try:
-            together, logits = super()._run_single_frame_inference(
-                inference_state=state, output_dict=tracked, frame_idx=frame, batch_size=len(group),
-                is_init_cond_frame=False, point_inputs=None, mask_inputs=None, reverse=reverse, run_mem_encoder=True,
-            )  # fmt: skip
+            with self._seam.at(Moment(frame, ids, reverse)):
+                together, logits = super()._run_single_frame_inference(
+                    inference_state=state, output_dict=tracked, frame_idx=frame, batch_size=len(group),
+                    is_init_cond_frame=False, point_inputs=None, mask_inputs=None, reverse=reverse,
+                    run_mem_encoder=True,
+                )  # fmt: skip
         finally:
             session.routing = None
         results = []
@@ -370,9 +358,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             if index not in session.thumbnails:
                 session.thumbnails[index] = thumbnail(state["images"][index].to(state["device"]))
         session.thumbnails = {index: session.thumbnails[index] for index in (adjacent, frame)}
-        spread = (
-            session.thumbnails[frame].new_tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-        )  # undo normalisation
+        spread = session.thumbnails[frame].new_tensor(IMAGE_STD).view(3, 1, 1)
         return scene_change(
             session.thumbnails[adjacent] * spread, session.thumbnails[frame] * spread
         )
@@ -406,17 +392,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     def _object_report(self, tracked: _Tracked, b: int, part: dict[str, Any]) -> ObjectReport:
         report = ObjectReport(float(part["object_score_logits"].max()))
         if tracked.recalls:
-            layout, recall = tracked.layouts[b], tracked.recalls[b]
-            exempt = self._memory.exempt
-            prunable = [
-                f for f in layout.frames if not _is_exempt(f.conditioning, f.newest, exempt)
-            ]
-            whole = len(prunable) - recall.pruned_frames
-            layers = max(1, len(recall.keys_used))
-            report.keys_used, report.keys_total = recall.keys_used, layout.keys
-            report.pruned_frames = recall.pruned_frames
-            report.prunable_keys_total = len(prunable) * layout.tokens
-            report.prunable_keys_used = sum(recall.prunable_used) / layers + whole * layout.tokens
+            note_keys(report, tracked.banks[b], tracked.recalls[b], self._memory)
         return report
 
     # ------------------------------------------------------------------ image features
@@ -439,17 +415,11 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                 and windows is None
             )
             if windows is not None or wanted.exact or keep:
-                image = (
-                    inference_state["images"][frame_idx]
-                    .to(inference_state["device"])
-                    .float()
-                    .unsqueeze(0)
-                )
-                shortcut = (
-                    self._shortcut
-                    if session.change is None or self._shortcut
-                    else _add(session.change)
-                )
+                image = inference_state["images"][frame_idx]
+                image = image.to(inference_state["device"]).float().unsqueeze(0)
+                shortcut = self._shortcut
+                if shortcut is None and session.change is not None:
+                    shortcut = _add(session.change)
                 features, change = self._encoder(
                     image, Routing(windows, shortcut, keep), exact=wanted.exact
                 )
@@ -461,6 +431,12 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         return super()._get_image_feature(inference_state, frame_idx, batch_size)
 
     # ------------------------------------------------------------------ memory
+
+    @property
+    def _own_memory_attention(self) -> bool:
+        """Whether memory attention runs here; else stock's does, one object at a time."""
+        wanted = self._profile.memory is not None or self._profile.technique("memory_attention")
+        return wanted and self.num_maskmem > 0
 
     @property
     def _memory(self) -> Memory:
@@ -479,59 +455,39 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         track_in_reverse: bool = False,
     ) -> Tensor:
         """Condition features on memory: by kept tokens on tracked frames, the stock way elsewhere."""
-        exact = self._profile.technique("memory_attention")
-        sparse = isinstance(output_dict, _Tracked) and self.num_maskmem > 0
-        if not sparse or not (exact or self._profile.memory is not None):
-            outputs = output_dict.outputs[0] if isinstance(output_dict, _Tracked) else output_dict
-            if isinstance(output_dict, _Tracked) and len(output_dict.outputs) > 1:
-                raise AssertionError(
-                    "objects are tracked together only where memory attention can be"
-                )
+        if not isinstance(output_dict, _Tracked):
+            return super()._prepare_memory_conditioned_features(
+                frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes,
+                output_dict, num_frames, track_in_reverse,
+            )  # fmt: skip
+        tracked = output_dict
+        layouts = tuple(
+            memory_layout(self, frame_idx, outputs, num_frames, track_in_reverse)
+            for outputs in tracked.outputs
+        )
+        self._seam.moment = replace(self._seam.moment, layouts=layouts)
+        if not self._own_memory_attention:
+            (outputs,) = tracked.outputs
             return super()._prepare_memory_conditioned_features(
                 frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes,
                 outputs, num_frames, track_in_reverse,
             )  # fmt: skip
-        tracked, attention, device = output_dict, self._attention, current_vision_feats[-1].device
-        with torch.autocast(device.type, enabled=False):
-            banks = []
-            for outputs in tracked.outputs:
-                layout = memory_layout(self, frame_idx, outputs, num_frames, track_in_reverse)
-                tokens, measure = self._kept_tokens(layout, outputs, track_in_reverse)
-                tracked.layouts.append(layout)
-                banks.append(attention.bank(layout, outputs, tokens, measure))
+        exact = self._profile.technique("memory_attention")
+        attention, memory = self._attention, self._memory
+        stride = self.memory_temporal_stride_for_eval
+        with torch.autocast(self.device.type, enabled=False):
+            for outputs, layout in zip(tracked.outputs, layouts, strict=True):
+                tokens, measure = kept_tokens(layout, outputs, memory, stride, track_in_reverse)
+                tracked.banks.append(attention.bank(layout, outputs, tokens, measure))
             x, tracked.recalls = attention(
-                current_vision_feats[-1][:, 0], current_vision_pos_embeds[-1][:, 0], banks, self._memory,
+                current_vision_feats[-1][:, 0], current_vision_pos_embeds[-1][:, 0], tracked.banks, memory,
                 exact=exact, seed=frame_idx,
             )  # fmt: skip
-        for outputs, bank, recall in zip(tracked.outputs, banks, tracked.recalls):
-            recall.pruned_frames = sum(tokens is not None for tokens in bank.kept)
-            for f, chosen in recall.chosen.items():
-                extras = stored_result(outputs, bank.layout.frames[f]).setdefault(
-                    KEY, FrameExtras()
-                )
-                extras.tokens[track_in_reverse] = chosen
+        for outputs, bank, recall in zip(
+            tracked.outputs, tracked.banks, tracked.recalls, strict=True
+        ):
+            remember_choice(outputs, bank, recall, memory, track_in_reverse)
         return x.permute(0, 2, 1).view(len(x), self.hidden_dim, *feat_sizes[-1])
-
-    def _kept_tokens(
-        self, layout: MemoryLayout, outputs: dict[str, dict[int, Any]], reverse: bool
-    ) -> tuple[list[list[Tensor] | None], list[int]]:
-        """For each memory frame its kept tokens, or None; and the frames whose saliency is to be measured now."""
-        memory, stride = self._profile.memory, self.memory_temporal_stride_for_eval
-        tokens: list[list[Tensor] | None] = [None] * len(layout.frames)
-        measure: list[int] = []
-        if memory is None or memory.keep == 1.0:
-            return tokens, measure
-        for f, entry in enumerate(layout.frames):
-            extras = stored_result(outputs, entry).get(KEY)
-            chosen = None if extras is None else extras.tokens.get(reverse)
-            if chosen is not None and not _is_exempt(
-                entry.conditioning, entry.newest, memory.exempt
-            ):
-                tokens[f] = chosen
-            elif chosen is None and not _is_exempt(entry.conditioning, False, memory.exempt):
-                if entry.conditioning or entry.frame % stride == 0:  # others leave the bank unread
-                    measure.append(f)
-        return tokens, measure
 
     # ------------------------------------------------------------------ weights in the run's dtype
 
@@ -558,83 +514,6 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         if key not in self._derived:
             self._derived[key] = make(dtype)
         return self._derived[key]
-
-
-def accelerate(
-    predictor: SAM2VideoPredictor, profile: Profile | str | Path = "paper", *, force: bool = False
-) -> EfficientSAM2VideoPredictor:
-    """Make an accelerated predictor that shares a stock predictor's modules; the stock one stays as it is.
-
-    Parameters
-    ----------
-    predictor
-        An eager `SAM2VideoPredictor`.
-    profile
-        A `Profile`, the name of a built-in one, or a JSON file.
-    force
-        Use a profile that was calibrated for another model; the report then says so.
-
-    Raises
-    ------
-    InputError
-        The predictor is of another class, or the profile does not fit it.
-    """
-    if isinstance(predictor, EfficientSAM2VideoPredictor):
-        predictor = _unwrapped(predictor)
-    if type(predictor) is not SAM2VideoPredictor:
-        raise InputError(
-            f"a {type(predictor).__name__} was given; accelerate takes sam2's SAM2VideoPredictor; "
-            "build it without vos_optimized"
-        )
-    accelerated = EfficientSAM2VideoPredictor.__new__(EfficientSAM2VideoPredictor)
-    accelerated.__dict__ = dict(predictor.__dict__)
-    accelerated.__dict__["_modules"] = dict(predictor._modules)
-    accelerated.__dict__.update(_seam=Seam(), _derived={}, _shortcut=None)
-    accelerated._adopt(load_profile(profile), force)
-    encoder = ChannelsLastMemoryEncoder.sharing(
-        predictor.memory_encoder, lambda: accelerated._profile.technique("memory_encoder")
-    )
-    accelerated._modules["memory_encoder"] = encoder
-    return accelerated
-
-
-def build_efficient_sam2_video_predictor(
-    config_file: str,
-    ckpt_path: str | None = None,
-    device: str = "cuda",
-    mode: str = "eval",
-    hydra_overrides_extra: list[str] | None = None,
-    apply_postprocessing: bool = True,
-    vos_optimized: bool = False,
-    profile: Profile | str | Path = "paper",
-    **kwargs: Any,
-) -> EfficientSAM2VideoPredictor:
-    """Build like ``sam2.build_sam.build_sam2_video_predictor``, with a profile."""
-    stock = build_sam2_video_predictor(
-        config_file,
-        ckpt_path,
-        device,
-        mode,
-        hydra_overrides_extra or [],
-        apply_postprocessing,
-        vos_optimized,
-        **kwargs,
-    )
-    return accelerate(stock, profile)
-
-
-def _unwrapped(predictor: EfficientSAM2VideoPredictor) -> SAM2VideoPredictor:
-    """The stock predictor on the same modules."""
-    stock = SAM2VideoPredictor.__new__(SAM2VideoPredictor)
-    stock.__dict__ = {k: v for k, v in predictor.__dict__.items() if k not in _OURS}
-    return stock
-
-
-_OURS = ("_seam", "_derived", "_shortcut", "_profile", "_forced")
-
-
-def _is_exempt(conditioning: bool, newest: bool, exempt: tuple[str, ...]) -> bool:
-    return (conditioning and "conditioning" in exempt) or (newest and "newest" in exempt)
 
 
 def _slice(value: Any, b: int) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from sparsity.acceleration.report import FrameReport, Report
-from sparsity.profile import Windows
+from sparsity.profile import Memory, Windows
 from sparsity.routing import Decision, ObjectCues
 
 KEY = "efficient"
@@ -22,6 +22,14 @@ KEY = "efficient"
 
 WindowChooser = Callable[[int], "tuple[int, ...] | None"]
 """From a frame's index to the windows to compute; None for a dense frame."""
+
+
+@dataclass(frozen=True)
+class ChosenTokens:
+    """Kept tokens of a memory frame, int64 ``[K]`` per memory-attention layer, and the settings they follow."""
+
+    per_layer: list[Tensor]
+    memory: Memory
 
 
 @dataclass
@@ -33,12 +41,12 @@ class FrameExtras:
     cues
         What the result says about the next frame, and the settings it was reduced with.
     tokens
-        By direction (reverse or not): kept tokens per memory-attention layer, once they were chosen.
+        By direction (reverse or not): the tokens that are kept, once they were chosen.
     """
 
     cues: ObjectCues | None = None
     windows: Windows | None = None
-    tokens: dict[bool, list[Tensor]] = field(default_factory=dict)
+    tokens: dict[bool, ChosenTokens] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

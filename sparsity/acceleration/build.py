@@ -1,0 +1,91 @@
+"""Accelerated predictors, made from stock ones or like sam2 makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from sam2.build_sam import build_sam2_video_predictor
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+from probes.errors import InputError
+from probes.models import check_sam2
+from probes.observe import Seam
+from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
+from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.profile import Profile, load_profile
+
+
+def accelerate(
+    predictor: SAM2VideoPredictor, profile: Profile | str | Path = "paper", *, force: bool = False
+) -> EfficientSAM2VideoPredictor:
+    """Make an accelerated predictor that shares a stock predictor's modules; the stock one stays as it is.
+
+    Parameters
+    ----------
+    predictor
+        An eager `SAM2VideoPredictor`.
+    profile
+        A `Profile`, the name of a built-in one, or a JSON file.
+    force
+        Use a profile that was calibrated for another model; the report then says so.
+
+    Raises
+    ------
+    InputError
+        The predictor is of another class, or the profile does not fit it.
+    """
+    if isinstance(predictor, EfficientSAM2VideoPredictor):
+        predictor = predictor._stock
+    if type(predictor) is not SAM2VideoPredictor:
+        raise InputError(
+            f"a {type(predictor).__name__} was given; accelerate takes sam2's SAM2VideoPredictor; "
+            "build it without vos_optimized"
+        )
+    accelerated = EfficientSAM2VideoPredictor.__new__(EfficientSAM2VideoPredictor)
+    accelerated.__dict__ = dict(predictor.__dict__)
+    accelerated.__dict__["_modules"] = dict(predictor._modules)
+    accelerated.__dict__.update(_stock=predictor, _seam=Seam(), _derived={})
+    accelerated._adopt(load_profile(profile), force)
+    accelerated._modules["memory_encoder"] = ChannelsLastMemoryEncoder.sharing(
+        predictor.memory_encoder, lambda: accelerated.profile.technique("memory_encoder")
+    )
+    return accelerated
+
+
+def build_efficient_sam2_video_predictor(
+    config_file: str,
+    ckpt_path: str | None = None,
+    device: str = "cuda",
+    mode: str = "eval",
+    hydra_overrides_extra: list[str] | None = None,
+    apply_postprocessing: bool = True,
+    vos_optimized: bool = False,
+    profile: Profile | str | Path = "paper",
+    **kwargs: Any,
+) -> EfficientSAM2VideoPredictor:
+    """Build like ``sam2.build_sam.build_sam2_video_predictor``, with a profile.
+
+    Works too where the calling program has initialised Hydra for itself.
+    """
+    check_sam2()
+    hydra = GlobalHydra.instance()
+    of_caller = hydra.hydra
+    hydra.clear()
+    try:
+        with initialize_config_module("sam2", version_base="1.2"):
+            stock = build_sam2_video_predictor(
+                config_file,
+                ckpt_path,
+                device,
+                mode,
+                hydra_overrides_extra or [],
+                apply_postprocessing,
+                vos_optimized,
+                **kwargs,
+            )
+    finally:
+        GlobalHydra.instance().hydra = of_caller
+    return accelerate(stock, profile)

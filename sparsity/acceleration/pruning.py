@@ -1,0 +1,83 @@
+"""Which tokens of an object's memory frames are read on a frame, and what is remembered of that choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from probes.layout import MemoryFrame, MemoryLayout, stored_result
+from sparsity.acceleration.memory import Bank, Recall
+from sparsity.acceleration.report import ObjectReport
+from sparsity.acceleration.session import KEY, ChosenTokens, FrameExtras
+from sparsity.profile import Memory
+
+Results = Mapping[str, Mapping[int, Any]]
+"""An object's results: ``cond_frame_outputs`` and ``non_cond_frame_outputs`` by frame."""
+
+
+def is_exempt(entry: MemoryFrame, memory: Memory) -> bool:
+    """Whether a memory frame is read whole now."""
+    return (entry.conditioning and "conditioning" in memory.exempt) or (
+        entry.newest and "newest" in memory.exempt
+    )
+
+
+def kept_tokens(
+    layout: MemoryLayout, results: Results, memory: Memory, stride: int, reverse: bool
+) -> tuple[list[list[Tensor] | None], list[int]]:
+    """Say what is read of each memory frame.
+
+    Parameters
+    ----------
+    layout
+        Of the frame that is to be tracked.
+    results
+        The object's, with the tokens chosen so far.
+    stride
+        Memory stride: of other frames only the newest is ever read, so nothing is measured for them.
+
+    Returns
+    -------
+    tuple
+        For each memory frame its kept tokens per layer, or None for all; and the positions of the frames
+        whose token saliency is to be measured now, at their first recollection (method 4.2).
+    """
+    tokens: list[list[Tensor] | None] = [None] * len(layout.frames)
+    measure: list[int] = []
+    if memory.keep == 1.0:
+        return tokens, measure
+    for f, entry in enumerate(layout.frames):
+        extras = stored_result(results, entry).get(KEY)
+        chosen = None if extras is None else extras.tokens.get(reverse)
+        if chosen is not None and chosen.memory == memory:
+            if not is_exempt(entry, memory):
+                tokens[f] = chosen.per_layer
+        elif entry.conditioning:
+            if "conditioning" not in memory.exempt:
+                measure.append(f)
+        elif entry.frame % stride == 0:
+            measure.append(f)
+    return tokens, measure
+
+
+def remember_choice(
+    results: Results, bank: Bank, recall: Recall, memory: Memory, reverse: bool
+) -> None:
+    """Keep newly chosen tokens with the results of the frames they belong to."""
+    for f, chosen in recall.chosen.items():
+        extras = stored_result(results, bank.layout.frames[f]).setdefault(KEY, FrameExtras())
+        extras.tokens[reverse] = ChosenTokens(chosen, memory)
+
+
+def note_keys(report: ObjectReport, bank: Bank, recall: Recall, memory: Memory) -> None:
+    """Enter into an object's report how many keys were read."""
+    layout = bank.layout
+    pruned = sum(tokens is not None for tokens in bank.kept)
+    prunable = sum(not is_exempt(entry, memory) for entry in layout.frames)
+    report.keys_used, report.keys_total = recall.keys_used, layout.keys
+    report.pruned_frames = pruned
+    report.prunable_keys_total = prunable * layout.tokens
+    kept = sum(recall.prunable_used) / max(1, len(recall.prunable_used))
+    report.prunable_keys_used = kept + (prunable - pruned) * layout.tokens
