@@ -117,6 +117,26 @@ def stock(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(name)
 
 
+def step(predictor: Any, state: dict[str, Any], frame: int) -> torch.Tensor:
+    """Track one frame from what the state remembers, features computed anew: low-resolution logits ``[O, h, w]``."""
+    state["cached_features"].clear()
+    for _ in predictor.propagate_in_video(state, frame, max_frame_num_to_track=0):
+        pass
+    results = state["output_dict_per_obj"].values()
+    return torch.cat([out["non_cond_frame_outputs"][frame]["pred_masks"][0] for out in results])
+
+
+def off_by(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, as a share of the largest value."""
+    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
+
+
+def other_pixels(run: Run, expected: Run) -> float:
+    """Share of mask pixels that differ."""
+    pairs = [(run.logits[f] > 0, expected.logits[f] > 0) for f in expected.logits]
+    return float(torch.stack([(a != b).float().mean() for a, b in pairs]).mean())
+
+
 StockRuns = Callable[[Any, str], Run]
 
 

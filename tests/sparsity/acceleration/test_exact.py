@@ -1,0 +1,228 @@
+"""Exact rewrites, all windows kept and all keys kept: the same mathematics as stock, to rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from probes import build_predictor
+from sparsity import accelerate
+from sparsity.acceleration import linear
+from sparsity.acceleration.attention import attend, batched, blocked, fastest, fused
+from sparsity.acceleration.encoder import window_grid
+from sparsity.profile import EXACT_TECHNIQUES, Memory, Profile, Windows
+from tests.conftest import make_frames
+from tests.sparsity.acceleration.conftest import (
+    PROMPTS,
+    Run,
+    StockRuns,
+    off_by,
+    other_pixels,
+    step,
+    track,
+)
+
+SIZES = {"sam2.1-tiny": 256, "sam2.1-small": 256, "sam2.1-base-plus": 256, "sam2.1-large": 256}
+"""Image sizes of the input; windows pad the grid but for Large, whose single window fills it."""
+
+
+FULL = 10
+"""A frame with a full memory bank."""
+
+
+def windows_alone(encoder: bool) -> Profile:
+    """SWR without SMR, with and without the encoder's exact rewrites."""
+    return Profile(name="windows", windows=Windows(), techniques={"encoder": encoder})
+
+
+@pytest.mark.parametrize("encoder", [False, True], ids=["stock around", "rewritten"])
+def test_all_windows_kept_equals_dense(
+    stock: Any, encoder: bool, long_folder: str, stock_runs: StockRuns
+) -> None:
+    fast = accelerate(stock, windows_alone(encoder))
+    state = stock_runs(stock, "mask").state
+    expected = step(stock, state, FULL)
+    every = tuple(range(_windows(fast)))
+    fast.choose_windows(state, lambda frame: every)
+    assert off_by(step(fast, state, FULL), expected) <= 1e-4
+    fast.choose_windows(state, lambda frame: every[1:])
+    assert off_by(step(fast, state, FULL), expected) > 1e-3
+
+
+def _windows(predictor: Any) -> int:
+    return window_grid(predictor).count
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+def test_features_of_all_sizes(name: str) -> None:
+    stock = build_predictor(name, weights="random", image_size=SIZES[name], device="cpu")
+    levels = _levels(accelerate(stock, "exact"))
+    expected = _levels(accelerate(stock, "dense"))
+    assert [level.shape for level in levels] == [level.shape for level in expected]
+    assert max(map(off_by, levels, expected)) <= 1e-5
+    other = _levels(accelerate(stock, "exact"), make_frames(1)[:, :, ::-1].copy())
+    assert min(map(off_by, other, expected)) > 1e-2
+
+
+def _levels(predictor: Any, frames: np.ndarray | None = None) -> list[Tensor]:
+    """Feature levels of the first frame."""
+    state = predictor.init_state(make_frames(1) if frames is None else frames)
+    return [level.clone() for level in state["cached_features"][0][1]["backbone_fpn"]]
+
+
+@pytest.mark.parametrize("kind", ["mask", "three objects"])
+def test_exact_equals_stock(stock: Any, kind: str, stock_runs: StockRuns) -> None:
+    state = stock_runs(stock, kind).state
+    expected = step(stock, state, FULL)
+    assert off_by(step(accelerate(stock, "exact"), state, FULL), expected) <= 1e-4
+    assert off_by(step(stock, state, FULL + 1), expected) > 1e-3
+
+
+def test_a_whole_exact_run_has_the_masks_of_stock(
+    demo_predictor: Any, long_folder: str, stock_runs: StockRuns
+) -> None:
+    """Memory is stored in bfloat16, so what rounds differently once grows; masks hardly feel it."""
+    expected = stock_runs(demo_predictor, "three objects")
+    run = track(accelerate(demo_predictor, "exact"), long_folder, PROMPTS["three objects"])
+    assert other_pixels(run, expected) <= 1e-4
+    assert other_pixels(stock_runs(demo_predictor, "mask"), expected) > 1e-2
+
+
+@pytest.mark.parametrize("rewritten", [False, True], ids=["fused", "rewritten"])
+def test_keeping_all_keys_equals_stock(stock: Any, rewritten: bool, stock_runs: StockRuns) -> None:
+    state = stock_runs(stock, "three objects").state
+    expected = _memory_conditioned(stock, stock, state)
+    techniques = {"memory_attention": rewritten}
+    whole = Profile(name="whole", memory=Memory(keep=1.0), techniques=techniques)
+    assert off_by(_memory_conditioned(stock, accelerate(stock, whole), state), expected) <= 1e-5
+    few = accelerate(stock, Profile(name="few", memory=Memory(keep=0.05), techniques=techniques))
+    nothing_chosen = _memory_conditioned(stock, few, state)
+    assert off_by(nothing_chosen, expected) <= 1e-5, (
+        "tokens are chosen at the first look, for later ones"
+    )
+    assert off_by(_memory_conditioned(stock, few, state), expected) > 1e-5
+
+
+def _memory_conditioned(stock: Any, predictor: Any, state: dict[str, Any]) -> Tensor:
+    """Output of memory attention on a frame, ``[O, tokens, C]``."""
+    noted = []
+    hook = stock.memory_attention.norm.register_forward_hook(
+        lambda module, args, out: noted.extend(out.detach().clone())
+    )
+    try:
+        step(predictor, state, FULL)
+    finally:
+        hook.remove()
+    return torch.stack(noted)
+
+
+def test_bfloat16_is_no_further_from_float32_than_stock(
+    demo_predictor: Any, long_folder: str, stock_runs: StockRuns
+) -> None:
+    exact = stock_runs(demo_predictor, "mask")
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = track(demo_predictor, long_folder, PROMPTS["mask"])
+        ours = track(accelerate(demo_predictor, "exact"), long_folder, PROMPTS["mask"])
+    assert _mean_error(ours, exact) <= 1.25 * _mean_error(theirs, exact)
+    assert _mean_error(ours, exact) > 0
+
+
+def _mean_error(run: Run, expected: Run) -> float:
+    errors = [(run.logits[f].float() - expected.logits[f]).abs().mean() for f in expected.logits]
+    return float(torch.stack(errors).mean())
+
+
+@pytest.mark.parametrize("technique", EXACT_TECHNIQUES)
+def test_each_exact_technique_alone(
+    demo_predictor: Any, technique: str, stock_runs: StockRuns
+) -> None:
+    wanted = {technique: True, "memory_attention": True}
+    profile = Profile(name=technique, techniques=wanted)
+    state = stock_runs(demo_predictor, "three objects").state
+    expected = step(demo_predictor, state, FULL)
+    assert off_by(step(accelerate(demo_predictor, profile), state, FULL), expected) <= 1e-4
+
+
+def test_objects_tracked_together_equal_objects_tracked_alone(
+    demo_predictor: Any, stock_runs: StockRuns
+) -> None:
+    together = accelerate(demo_predictor, "paper")
+    techniques = {**together.profile.techniques, "batched_objects": False}
+    alone = accelerate(
+        demo_predictor, together.profile.model_copy(update={"techniques": techniques})
+    )
+    state = stock_runs(demo_predictor, "three objects").state
+    for _ in range(2):  # at first whole, then pruned
+        expected = step(alone, state, FULL)
+        assert off_by(step(together, state, FULL), expected) <= 1e-4
+    assert off_by(step(together, state, FULL).flip(0), expected) > 1e-2
+
+
+def test_public_operators_serve_where_the_private_one_is_missing(
+    stock: Any, stock_runs: StockRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "onednn_linear", lambda dtype: False)
+    state = stock_runs(stock, "mask").state
+    expected = step(stock, state, FULL)
+    assert off_by(step(accelerate(stock, "exact"), state, FULL), expected) <= 1e-4
+
+
+def test_new_weights_are_noticed(long_folder: str) -> None:
+    stock = build_predictor("demo", device="cpu")
+    fast = accelerate(stock, "exact")
+    state = track(fast, long_folder, PROMPTS["mask"]).state
+    before = step(fast, state, FULL)
+    with torch.no_grad():
+        stock.memory_attention.layers[0].linear2.weight.mul_(0.5)
+        stock.image_encoder.trunk.blocks[-1].norm1.weight.mul_(0.5)
+    after = step(fast, state, FULL)
+    assert off_by(after, step(stock, state, FULL)) <= 1e-4
+    assert off_by(after, before) > 1e-3
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 700), st.integers(1, 90)),
+    width=st.sampled_from([8, 32]),
+    seed=st.integers(0, 99),
+)
+def test_formulations_of_attention_agree(
+    sizes: tuple[int, int, int, int], width: int, seed: int
+) -> None:
+    b, h, n, m = sizes
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(b, h, size, width, generator=generator) for size in (n, m, m))
+    expected = (q @ k.mT / width**0.5).softmax(-1) @ v
+    for formulation in (fused, batched, blocked, attend):
+        torch.testing.assert_close(formulation(q, k, v), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(blocked(q, k, v + 1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_slower_formulation_is_not_chosen() -> None:
+    q = torch.zeros(1, 1, 2048, 4)
+    ran: list[str] = []
+
+    def formulation(name: str, seconds: float) -> Any:
+        def run() -> Tensor:
+            import time
+
+            ran.append(name)
+            time.sleep(seconds)
+            return q
+
+        return run
+
+    for name, slow in (("slower", 0.02), ("faster", 0.0)):
+        candidates = {"default": formulation("default", 0.005), name: formulation(name, slow)}
+        for _ in range(2):
+            fastest(f"of a test: {name}", candidates, q, 2048)
+        assert ran[-1] == {"slower": "default", "faster": "faster"}[name]
+    fastest("of a test: small", {"default": formulation("default", 0)}, q[:, :, :1], 1)
+    assert ran[-1] == "default"
