@@ -1,0 +1,122 @@
+"""Bounds on the mean loss: they cover, they tell what they can't know, and the choice under them is fixed in order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mapie.risk_control import FWERFixedSequenceTesting
+
+from probes.errors import InputError
+from sparsity.calibration.promise import (
+    APPROXIMATE,
+    Bound,
+    Choice,
+    approximate_bound,
+    bound,
+    certain_bound,
+    choose,
+    expected_bound,
+    smallest_certifiable,
+    videos_needed,
+)
+
+losses = st.lists(st.floats(-5, 100), min_size=2, max_size=12).map(np.array)
+
+
+@settings(deadline=None, max_examples=50)
+@given(losses, st.sampled_from([0.8, 0.9, 0.95]))
+def test_a_certain_bound_lies_above_the_mean_and_within_the_range(x, confidence):
+    found = certain_bound(x, confidence)
+    assert found.mean <= found.upper <= 100
+    assert found.mean == pytest.approx(x.mean())
+
+
+@settings(deadline=None, max_examples=50)
+@given(losses)
+def test_more_confidence_and_more_loss_raise_a_certain_bound(x):
+    assert certain_bound(x, 0.9).upper <= certain_bound(x, 0.99).upper + 1e-6
+    assert certain_bound(x, 0.9).upper <= certain_bound(x + 1, 0.9).upper + 1e-6
+
+
+@pytest.mark.parametrize("videos", [2, 8, 45, 99])
+def test_zero_loss_gives_what_so_many_videos_can_certify(videos):
+    found = certain_bound(np.zeros(videos), 0.9).upper
+    assert found == pytest.approx(smallest_certifiable(videos, 0.9), abs=1e-4)
+    assert certain_bound(np.ones(videos), 0.9).upper > found
+
+
+def test_the_number_of_videos_needed_is_the_smallest_that_does():
+    assert videos_needed(5.0, 0.9) == 45 and videos_needed(1.0, 0.9) == 230
+    for drop in (0.5, 3.0, 20.0):
+        n = videos_needed(drop, 0.95)
+        assert smallest_certifiable(n, 0.95) <= drop < smallest_certifiable(n - 1, 0.95)
+
+
+@pytest.mark.parametrize(("videos", "draws"), [(20, 300), (120, 40)])
+def test_certain_bounds_cover_where_few_videos_lose_much(videos, draws):
+    """Both kinds, on the population that makes other bounds fail: 3 in 100 videos lose everything."""
+    rng = np.random.default_rng(0)
+    covered = [
+        certain_bound(100.0 * (rng.random(videos) < 0.03), 0.9).upper >= 3.0 for _ in range(draws)
+    ]
+    assert np.mean(covered) >= 0.9
+
+
+def test_an_approximate_bound_does_not_cover_there_and_says_so():
+    rng = np.random.default_rng(0)
+    found = [approximate_bound(100.0 * (rng.random(20) < 0.03), 0.9) for _ in range(50)]
+    assert np.mean([one.upper >= 3.0 for one in found]) < 0.9
+    assert all("approximate" in one.method for one in found)
+
+
+def test_an_approximate_bound_covers_where_losses_are_alike():
+    rng = np.random.default_rng(0)
+    covered = [approximate_bound(rng.normal(1, 2, 15), 0.9).upper >= 1.0 for _ in range(100)]
+    assert np.mean(covered) >= 0.85
+
+
+def test_the_expected_bound_adds_one_video_that_loses_everything():
+    assert expected_bound(np.zeros(9)).upper == pytest.approx(10.0)
+    assert expected_bound(np.array([10.0] * 9)).upper == pytest.approx(19.0)
+
+
+def test_which_bound_is_stated_depends_on_the_number_of_videos_alone():
+    assert bound(np.zeros(45), 0.9, 5.0).method == "Hoeffding-Bentkus"
+    assert bound(np.zeros(44), 0.9, 5.0).method == APPROXIMATE
+    assert bound(np.zeros(230), 0.9, 1.0).method == "Waudby-Smith and Ramdas"
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_the_choice_is_that_of_fixed_sequence_testing(seed, count):
+    x = np.random.default_rng(seed).normal(np.linspace(0, 1.5, count), 1, (10, count))
+    found = choose(x, 0.9, 1.0)
+    fails = np.array([float(bound(column, 0.9, 1.0).upper > 1.0) for column in x.T])
+    passed = FWERFixedSequenceTesting().run(fails, 0.1)
+    assert found.index == (len(passed) - 1 if len(passed) else None)
+
+
+def test_a_setting_after_one_that_fails_is_not_chosen():
+    calm, wild = np.full(10, 0.2), np.linspace(0, 30, 10)
+    assert choose(np.stack([calm, wild, calm], 1), 0.9, 1.0).index == 0
+    assert choose(np.stack([calm, calm, wild], 1), 0.9, 1.0).index == 1
+    assert choose(np.stack([wild, calm], 1), 0.9, 1.0).index is None
+
+
+def test_the_stated_bound_is_the_largest_on_the_way():
+    bounds = [Bound(0, upper, 0.9, APPROXIMATE, 8) for upper in (0.2, 0.8, 0.5, 3.0)]
+    assert Choice(2, bounds).promise.upper == 0.8
+    assert Choice(0, bounds).promise.upper == 0.2
+
+
+@pytest.mark.parametrize("rule", [certain_bound, approximate_bound])
+def test_one_video_gives_no_bound_and_says_why(rule):
+    with pytest.raises(InputError, match="1 video given; no bound .* fewer than 2; record more"):
+        rule(np.array([0.3]), 0.9)
+
+
+def test_losses_that_are_no_numbers_are_refused():
+    with pytest.raises(InputError, match="losses of 1 of 3 videos are not numbers"):
+        certain_bound(np.array([0.1, np.nan, 0.2]), 0.9)
