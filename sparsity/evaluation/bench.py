@@ -239,7 +239,7 @@ def _runners(
     start = accelerated.init_state(material.frames[:needed])
     # frames are decoded before the clock starts, for all alike
     start["images"] = torch.stack([start["images"][t] for t in range(needed)])
-    accelerated.choose_windows(start, route and route.choose)
+    accelerated.choose_windows(start, None if route is None else route.choose)
 
     def begun(variant: Variant) -> _Runner:
         predictor = variant.predictor or (stock if variant.profile is None else accelerated)

@@ -1,0 +1,70 @@
+"""Routes that are given: fixed windows and mask tracks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probes.errors import InputError
+from sparsity.evaluation.routes import central_windows, fixed_windows, windows_of_track
+from sparsity.masks import write_mask
+from sparsity.select import WindowGrid
+
+LARGE, BASE = WindowGrid(64, 16), WindowGrid(64, 14)
+
+
+def test_central_windows_grow_one_by_one_from_the_middle() -> None:
+    nested = [set(central_windows(BASE, count)) for count in range(1, BASE.count + 1)]
+    assert nested[0] == {12}
+    assert all(small < large for small, large in zip(nested, nested[1:], strict=False))
+    assert nested[-1] == set(range(25))
+
+
+def test_a_quarter_is_the_default() -> None:
+    assert fixed_windows(None, LARGE).said == "fixed windows 4/16"
+    assert fixed_windows(None, LARGE).choose(7) == (5, 6, 9, 10)
+    assert len(fixed_windows(None, BASE).choose(7)) == 6
+    assert len(fixed_windows("7/25", BASE).choose(7)) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("4", "expected KEPT/TOTAL such as 4/16"),
+        ("6/25", "this model has 16 windows"),
+        ("0/16", "expected 1 to 16"),
+        ("17/16", "expected 1 to 16"),
+    ],
+)
+def test_other_windows_are_refused(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        fixed_windows(text, LARGE)
+
+
+def test_a_mask_track_routes_the_frame_after(tmp_path: Path) -> None:
+    for t in range(3):
+        ids = np.zeros((96, 128), np.uint8)
+        if t < 2:
+            ids[2:10, 90 * t + 2 : 90 * t + 8] = 1
+        write_mask(tmp_path / f"{t:05d}.png", ids, "")
+    route = windows_of_track(tmp_path, LARGE, 1024, margin_px=0)
+    assert route.choose(0) is None
+    assert route.choose(1) == (0,)
+    assert route.choose(2) == (2, 3)
+    assert route.choose(3) is None, "an empty mask routes nothing"
+    assert tmp_path.name in route.said
+
+
+def test_the_margin_widens_the_route(tmp_path: Path) -> None:
+    ids = np.zeros((256, 256), np.uint8)
+    ids[:62, :62] = 1
+    write_mask(tmp_path / "00000.png", ids, "")
+    assert windows_of_track(tmp_path, LARGE, 1024, margin_px=0).choose(1) == (0,)
+    assert windows_of_track(tmp_path, LARGE, 1024, margin_px=12).choose(1) == (0, 1, 4, 5)
+
+
+def test_a_folder_without_masks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a folder of PNG masks"):
+        windows_of_track(tmp_path, LARGE, 1024, 0)
