@@ -193,7 +193,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                 "build the predictor without it"
             )
         session = self._session(inference_state)
-        session.ahead.clear()
+        session.begin_pass()
         session.report.profile, session.report.forced = self._profile.name, self._forced
         if reverse and inference_state["num_frames"] == sys.maxsize:
             raise InputError(

@@ -95,6 +95,11 @@ class Session:
     last_dense: int | None = None
     change: Tensor | None = None
 
+    def begin_pass(self) -> None:
+        """Forget what belongs to an earlier propagation, which may have been abandoned midway."""
+        self.ahead.clear()
+        self.decision = None
+
     def frame_report(
         self, frame: int, reverse: bool, decision: Decision, total: int
     ) -> FrameReport:
