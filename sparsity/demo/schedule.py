@@ -17,6 +17,7 @@ class Phase:
     end: float
 
 
+MIDDLE = 0.5  # where a run that begins with trained weights enters the schedule
 DEFAULT_PHASES = "128:8x5@0.5,192:3x8@0.76,256:2x9@1"
 
 
@@ -48,10 +49,11 @@ class Clock:
     deadline: float | None  # seconds since the epoch
     start_share: float = 0.0
     started: float = 0.0
+    first_share: float = 0.0  # of the run's step 0
 
     def share(self, step: int) -> float:
         if self.steps is not None:
-            return min(1.0, step / self.steps)
+            return min(1.0, self.first_share + (1 - self.first_share) * step / self.steps)
         assert self.deadline is not None
         left = (self.deadline - time.time()) / max(1.0, self.deadline - self.started)
         return min(1.0, 1 - (1 - self.start_share) * max(0.0, left))

@@ -4,7 +4,8 @@
 
 Kill it at any time and start the same command again: it goes on from its last checkpoint. The
 schedule follows the share of the run that is done, so it always ends annealed: after ``--steps``
-steps, or when the hours are over, however fast the machine was.
+steps, or when the hours are over, however fast the machine was. With ``--start`` the run begins
+with given weights in the middle of the schedule.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from probes.weights import load_strictly, read_checkpoint
 from sparsity.demo.losses import (
     PROMPTED,
     attention_loss,
@@ -37,6 +39,7 @@ from sparsity.demo.photos import Pool, load_pool
 from sparsity.demo.scenes import make_batch
 from sparsity.demo.schedule import (
     DEFAULT_PHASES,
+    MIDDLE,
     Clock,
     Phase,
     free_threads,
@@ -105,6 +108,13 @@ class Trainer:
         version, numbers, gauss = json.loads(state["python_random"])
         random.setstate((version, tuple(numbers), gauss))
         return True
+
+    def start_from(self, weights: Path) -> None:
+        """Take given weights and enter the schedule in its middle."""
+        state = read_checkpoint(weights)
+        load_strictly(self.model, state, weights)
+        load_strictly(self.mean, state, weights)
+        self.share = MIDDLE
 
     def log(self, **entry: Any) -> None:
         """Append a line to the log and show it."""
@@ -238,6 +248,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--steps", type=int, help="length of the run in steps")
     length.add_argument("--hours", type=float, help="time from now to the end of the run")
+    parser.add_argument("--start", type=Path, help="weights to begin with, .safetensors or .pt")
     parser.add_argument("--phases", default=DEFAULT_PHASES, help="SIZE:CLIPSxFRAMES@END,...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
@@ -256,12 +267,14 @@ def main(arguments: list[str] | None = None) -> None:
     phases = parse_phases(options.phases)
     trainer = Trainer(pool, options.out, phases, options.device, options.seed)
     resumed = trainer.resume()
+    if options.start and not resumed:
+        trainer.start_from(options.start)
     trainer.log(resumed=resumed, parameters=sum(p.numel() for p in trainer.model.parameters()))
     deadline = None if options.hours is None else time.time() + 3600 * options.hours
     # The CPU's fused attention is slow to differentiate on small windows.
     on_cpu = torch.device(options.device).type == "cpu"
     with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-        clock = Clock(options.steps, deadline)
+        clock = Clock(options.steps, deadline, first_share=MIDDLE if options.start else 0.0)
         trainer.run(clock, options.threads, options.save_every, options.check_every)
 
 
