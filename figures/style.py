@@ -1,0 +1,173 @@
+"""One look for all figures: two themes, one meaning a colour, titles above and captions below.
+
+The colours are those of Okabe and Ito, which people with any kind of colour vision tell apart; heat maps use
+perceptually uniform scales.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Literal
+
+import plotly.graph_objects as go
+
+ThemeName = Literal["light", "dark"]
+
+DEMO = (
+    "demo model: illustrates the method; evidence about SAM 2 itself needs an official checkpoint"
+)
+RANDOM = "random weights: shows the mechanics and says nothing about SAM 2's attention or accuracy"
+
+HEAT = "Inferno"
+"""Scale of attention, dark = little; perceptually uniform."""
+
+LINE_HEIGHT = 17
+"""Pixels of one caption line."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours by meaning.
+
+    Attributes
+    ----------
+    paper, ink, faint, grid
+        Background, text, secondary text, grid lines.
+    kept, skipped, padding, alarm
+        What is computed or read; what takes the shortcut or is not read; padding; a bound that is crossed.
+    series
+        Colours of lines and bars that have no other meaning, in order of use.
+    """
+
+    paper: str
+    ink: str
+    faint: str
+    grid: str
+    kept: str
+    skipped: str
+    padding: str
+    alarm: str
+    series: tuple[str, ...]
+
+
+THEMES: dict[str, Theme] = {
+    "light": Theme(
+        paper="#ffffff",
+        ink="#1f2328",
+        faint="#59636e",
+        grid="#e4e7ea",
+        kept="#0072b2",
+        skipped="#b4bac1",
+        padding="#e4e7ea",
+        alarm="#d55e00",
+        series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+    ),
+    "dark": Theme(
+        paper="#14181d",
+        ink="#e8eaed",
+        faint="#a3abb4",
+        grid="#2c333b",
+        kept="#56b4e9",
+        skipped="#59636e",
+        padding="#2c333b",
+        alarm="#ff8c42",
+        series=("#56b4e9", "#ff8c42", "#2fc79b", "#e59ac4", "#f0b72f", "#8fd0f7"),
+    ),
+}
+
+OBJECTS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
+"""Colours of objects over a picture, by their order; the same in both themes."""
+
+
+def finish(
+    figure: go.Figure,
+    title: str,
+    caption: str,
+    theme: ThemeName,
+    *,
+    width: int = 900,
+    height: int = 480,
+    below: int = 56,
+    top: int = 64,
+) -> go.Figure:
+    """Give a figure its theme, title and caption, and return it.
+
+    Parameters
+    ----------
+    caption
+        What is shown, of how much, and what it is evidence of; wrapped to the width.
+    width, height
+        Of the whole figure in pixels; the caption's lines come on top of `height`.
+    below, top
+        Pixels between the plots and the caption (axis title, slider), and above the plots.
+    """
+    look = THEMES[theme]
+    lines = textwrap.wrap(caption, max(20, int((width - 110) / 6.1)))
+    figure.update_layout(
+        template=template(theme),
+        title={"text": title, "x": 0, "xref": "paper", "y": 1, "yref": "container"},
+        title_pad={"t": 18},
+        title_yanchor="top",
+        width=width,
+        height=height + LINE_HEIGHT * len(lines),
+        margin={"l": 66, "r": 28, "t": top, "b": below + 14 + LINE_HEIGHT * len(lines)},
+    )
+    figure.add_annotation(
+        text="<br>".join(lines),
+        name="caption",
+        x=0,
+        y=0,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="top",
+        yshift=-below,
+        align="left",
+        showarrow=False,
+        font={"size": 12, "color": look.faint},
+    )
+    return figure
+
+
+def template(theme: ThemeName) -> go.layout.Template:
+    """The plotly template of a theme."""
+    look = THEMES[theme]
+    axis = {
+        "gridcolor": look.grid,
+        "zerolinecolor": look.grid,
+        "linecolor": look.faint,
+        "ticks": "outside",
+        "tickcolor": look.grid,
+        "title": {"standoff": 8},
+        "automargin": False,
+    }
+    return go.layout.Template(
+        layout={
+            "paper_bgcolor": look.paper,
+            "plot_bgcolor": look.paper,
+            "font": {
+                "family": "Inter, system-ui, 'DejaVu Sans', Arial, sans-serif",
+                "size": 13,
+                "color": look.ink,
+            },
+            "title": {"font": {"size": 17}},
+            "colorway": look.series,
+            "xaxis": axis,
+            "yaxis": axis,
+            "legend": {"bgcolor": "rgba(0,0,0,0)"},
+            "hoverlabel": {"font": {"size": 13}},
+            "coloraxis": {"colorscale": HEAT},
+        }
+    )
+
+
+def evidence(weights: str) -> str:
+    """What a picture from these weights is evidence of: a sentence for the caption, or nothing.
+
+    Parameters
+    ----------
+    weights
+        ``"demo"``, ``"random"``, or anything else for a checkpoint.
+    """
+    return {"demo": f" {DEMO}.", "random": f" {RANDOM}."}.get(weights, "")
