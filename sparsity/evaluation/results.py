@@ -1,0 +1,238 @@
+"""The result of an evaluation or a benchmark: one JSON document, the same for both.
+
+``"schema": "efficient-sam2/result/1"``. This module needs pydantic alone; figures and reports read results
+without torch. Shares are in [0, 1]; J, F, their mean and agreement are in per cent.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
+
+from probes.errors import InputError
+
+SCHEMA: Final = "efficient-sam2/result/1"
+
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Percent = Annotated[FiniteFloat, Field(ge=0, le=100)]
+Interval = tuple[FiniteFloat, FiniteFloat]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Environment(_Strict):
+    """What was measured with.
+
+    Attributes
+    ----------
+    compiled
+        Whether the models ran compiled.
+    allocator
+        Environment variables that change how memory is handed out.
+    commit
+        Of the sources; a + marks changed files.
+    """
+
+    cpu: str
+    cores: NonNegativeInt | None = None
+    capability: str | None = None
+    gpu: str | None = None
+    threads: NonNegativeInt
+    python: str | None = None
+    torch: str
+    sam2: str | None = None
+    device: str = "cpu"
+    dtype: str
+    compiled: bool = False
+    allocator: dict[str, str] = {}
+    commit: str | None = None
+
+
+class Model(_Strict):
+    """Which model: its name or configuration file, and the fingerprint of its weights."""
+
+    name: str
+    fingerprint: str
+    image_size: NonNegativeInt
+    trained: bool
+    """False for random weights: quality then says nothing about SAM 2."""
+
+
+class Data(_Strict):
+    """Which clips, in order; ``root`` is the folder's name, not where it lay."""
+
+    root: str
+    clips: list[str]
+    frames: NonNegativeInt
+    """Of all clips."""
+    settings: dict[str, Any] = {}
+
+
+class Times(_Strict):
+    """Milliseconds a frame."""
+
+    median: FiniteFloat
+    p90: FiniteFloat
+    p99: FiniteFloat
+
+
+class Ratio(_Strict):
+    """Time of the run ``stock`` over time of this run, above 1 is faster; with its interval."""
+
+    median: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class ObjectQuality(_Strict):
+    """One object of a clip, mean over the frames that count."""
+
+    j: Percent
+    f: Percent
+    j_and_f: Percent
+    agreement: Percent | None = None
+
+
+class ClipQuality(ObjectQuality):
+    """One clip: mean over its objects (keys are their ids as text)."""
+
+    frames: NonNegativeInt
+    """Frames that count: all but the first and the last."""
+    objects: dict[str, ObjectQuality]
+    windows_kept: Share = 1.0
+    keys_kept: Share = 1.0
+    prunable_keys_kept: Share = 1.0
+
+
+class Quality(_Strict):
+    """How well the masks fit: mean over objects, then over clips.
+
+    Attributes
+    ----------
+    agreement
+        Mean J with the masks of the dense run on the same frames; None for the dense run itself.
+    loss
+        J&F of the dense run less that of this one, in points; None for the dense run itself.
+    intervals
+        By the name of a figure above: bootstrap interval over clips, both ends.
+    confidence
+        Of the intervals.
+    clips
+        By name.
+    """
+
+    j_and_f: Percent
+    j: Percent
+    f: Percent
+    agreement: Percent | None = None
+    loss: FiniteFloat | None = None
+    intervals: dict[Literal["j_and_f", "j", "f", "agreement", "loss"], Interval] = {}
+    confidence: Share = 0.95
+    clips: dict[str, ClipQuality]
+
+
+class Run(_Strict):
+    """One way to run the model over the data.
+
+    Attributes
+    ----------
+    name
+        ``"stock"`` is unmodified sam2, ``"dense"`` the accelerated predictor with everything computed.
+    profile
+        All settings of the profile; None for stock.
+    frames, objects
+        How many were measured, over all clips.
+    stages
+        Milliseconds by stage of the model.
+    flops
+        Of one frame.
+    windows_kept, keys_kept, prunable_keys_kept
+        Mean share computed or read; dense frames count as 1.
+    quality
+        None where it wasn't measured; `why` says why.
+    """
+
+    name: str
+    profile: dict[str, Any] | None = None
+    frames: NonNegativeInt
+    objects: NonNegativeInt
+    ms_per_frame: Times | None = None
+    ratio: Ratio | None = None
+    stages: dict[str, FiniteFloat] | None = None
+    flops: FiniteFloat | None = None
+    peak_memory_mb: FiniteFloat | None = None
+    windows_kept: Share | None = None
+    keys_kept: Share | None = None
+    prunable_keys_kept: Share | None = None
+    quality: Quality | None = None
+    why: str | None = None
+
+
+class Result(_Strict):
+    """A whole document; see the classes of its parts."""
+
+    schema_: Literal["efficient-sam2/result/1"] = Field(SCHEMA, alias="schema")
+    environment: Environment
+    model: Model
+    data: Data
+    runs: list[Run]
+
+    def run(self, name: str) -> Run:
+        """Return the run of that name.
+
+        Raises
+        ------
+        InputError
+            There is none.
+        """
+        for run in self.runs:
+            if run.name == name:
+                return run
+        names = ", ".join(run.name for run in self.runs)
+        raise InputError(f"run {name!r} asked for; the result has {names}; choose one of them")
+
+    def to_json(self) -> str:
+        """Return the document."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1)
+
+
+def parse_result(text: str, source: str = "result") -> Result:
+    """Return the result in a JSON text.
+
+    Raises
+    ------
+    InputError
+        It is no JSON, of another schema, or a field is unknown, missing or out of range.
+    """
+    todo = "make it again with evaluate or bench"
+    try:
+        return Result.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise InputError(
+            f"{source} has {place}: {first['msg']}; expected {SCHEMA}; {todo}"
+        ) from None
+
+
+def load_result(path: Path) -> Result:
+    """Read a result file.
+
+    Raises
+    ------
+    InputError
+        See `parse_result`; or the file can't be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise InputError(
+            f"{path} can't be read ({reason}); expected a result file; check the path"
+        ) from None
+    return parse_result(text, str(path))
