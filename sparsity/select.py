@@ -135,11 +135,13 @@ def windows_of_mask(mask: Tensor, grid: WindowGrid, margin_px: float) -> Tensor:
         Bool, ``[..., windows]``, row by row.
     """
     span = grid.window * TOKEN_STRIDE // LOW_RES_STRIDE
-    margin = math.ceil(margin_px / LOW_RES_STRIDE)
     lead, (h, w) = mask.shape[:-2], mask.shape[-2:]
+    margin = min(math.ceil(margin_px / LOW_RES_STRIDE), max(h, w))
     pad = (margin, margin + grid.side * span - w, margin, margin + grid.side * span - h)
     grown = F.pad(mask.reshape(-1, 1, h, w).to(torch.float32), pad)
-    hit = F.max_pool2d(grown, span + 2 * margin, stride=span) > 0
+    reach = span + 2 * margin
+    rows = F.max_pool2d(grown, (reach, 1), stride=(span, 1))
+    hit = F.max_pool2d(rows, (1, reach), stride=(1, span)) > 0
     return hit.reshape(*lead, grid.count)
 
 

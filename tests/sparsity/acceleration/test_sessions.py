@@ -1,0 +1,355 @@
+"""What users do with a session: late prompts, corrections, jumps, reverse, abandoned runs, removed objects.
+
+Each of these breaks the authors' code or silently gives it wrong windows or keys (method 6.2; the item is
+named at the test). Where everything is kept, the outcome must be stock's; where not, the report must say
+that routing and pruning went on.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from probes import build_predictor
+from sparsity import accelerate
+from sparsity.acceleration.encoder import window_grid
+from sparsity.acceleration.report import FrameReport
+from sparsity.profile import Memory, Profile, Windows
+from tests.conftest import make_frames, make_mask
+from tests.sparsity.acceleration.conftest import (
+    LONG,
+    PROMPTS,
+    Prompt,
+    StockRuns,
+    off_by,
+    part_of_mask,
+    step,
+    track,
+)
+
+CLICK = Prompt(points=((51, 48),))
+SECOND_CLICK = Prompt(points=((51, 48), (40, 40)))
+
+
+@pytest.fixture
+def fast(demo_predictor: Any) -> Any:
+    """The demo model under the paper's profile."""
+    return accelerate(demo_predictor, "paper")
+
+
+def everything_kept() -> Profile:
+    """Routing and pruning run, but nothing is left out."""
+    return Profile(name="everything", windows=Windows(margin_px=10_000), memory=Memory(keep=1.0))
+
+
+def last(predictor: Any, state: dict[str, Any]) -> FrameReport:
+    """The report of the frame that was tracked last."""
+    return predictor.report(state).frames[-1]
+
+
+def run(predictor: Any, state: dict[str, Any], **options: Any) -> dict[int, torch.Tensor]:
+    """Propagate to the end."""
+    return {f: values.clone() for f, _, values in predictor.propagate_in_video(state, **options)}
+
+
+def pruned_objects(report: FrameReport) -> set[int]:
+    """Objects whose memory was read in part."""
+    return {i for i, item in report.objects.items() if item.pruned_frames > 0}
+
+
+def test_a_prompt_on_a_later_frame(fast: Any, long_folder: str) -> None:
+    """Items 1 and 5: at that frame no decoder runs for the object, yet its mask has to route the next frame."""
+    prompts = (Prompt(0, 1, part_of_mask(0)), Prompt(5, 2, part_of_mask(1)))
+    result = track(fast, long_folder, prompts)
+    assert list(result.logits) == list(range(LONG))
+    frames = {item.frame: item for item in fast.report(result.state).frames}
+    assert frames[5].windows is None and frames[6].windows is None, "dense on and after a prompt"
+    assert frames[8].windows is not None
+    assert pruned_objects(frames[11]) == {1, 2}
+
+
+def test_objects_prompted_on_different_frames_equal_stock(
+    demo_predictor: Any, long_folder: str
+) -> None:
+    """Item 21: an object's prompt frame counts for the windows of the next frame."""
+    prompts = PROMPTS["different frames"]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = track(demo_predictor, long_folder, prompts)
+        found = track(accelerate(demo_predictor, everything_kept()), long_folder, prompts)
+    for frame, logits in expected.logits.items():
+        assert ((logits > 0) == (found.logits[frame] > 0)).float().mean() > 0.998
+
+
+def test_a_second_propagation_in_reverse(fast: Any, long_folder: str) -> None:
+    """Items 2 and 18: forward, then backward on one state; pruning works backward too."""
+    state = fast.init_state(long_folder)
+    Prompt(11, 1, make_mask(11)).give(fast, state)
+    assert list(run(fast, state)) == [11]
+    backward = run(fast, state, reverse=True)
+    assert list(backward) == list(range(11, -1, -1))
+    reports = {item.frame: item for item in fast.report(state).frames if item.reverse}
+    assert reports[10].windows is None, "the first tracked frame is dense"
+    assert reports[2].windows is not None
+    assert pruned_objects(reports[2]) == {1}
+    again = run(fast, state, reverse=True)
+    assert list(again) == list(backward)
+
+
+def test_forward_then_reverse_from_the_middle(fast: Any, long_folder: str) -> None:
+    """Item 2: tokens chosen in one direction are not used in the other."""
+    state = fast.init_state(long_folder)
+    Prompt(6, 1, make_mask(6)).give(fast, state)
+    run(fast, state)
+    assert pruned_objects(last(fast, state)) == {1}
+    run(fast, state, reverse=True)
+    backward = {item.frame: item for item in fast.report(state).frames if item.reverse}
+    assert pruned_objects(backward[5]) == set(), (
+        "what lies behind is recollected for the first time"
+    )
+    assert pruned_objects(backward[4]) == {1}
+    with fast.use(everything_kept()):
+        found = step_back(fast, state, 3)
+    assert off_by(found, step_back(fast._stock, state, 3)) <= 1e-4
+
+
+def step_back(predictor: Any, state: dict[str, Any], frame: int) -> torch.Tensor:
+    """Track one frame in reverse."""
+    state["cached_features"].clear()
+    options = {"start_frame_idx": frame, "max_frame_num_to_track": 0, "reverse": True}
+    return run(predictor, state, **options)[frame]
+
+
+def test_a_run_in_chunks_equals_one_run(fast: Any, long_folder: str) -> None:
+    """Item 3: a start on a frame without prompt, as a resumed or chunked run has it."""
+    whole = track(fast, long_folder, PROMPTS["mask"])
+    state = fast.init_state(long_folder)
+    PROMPTS["mask"][0].give(fast, state)
+    parts = run(fast, state, max_frame_num_to_track=5)
+    for start in (6, 9):
+        parts |= run(fast, state, start_frame_idx=start, max_frame_num_to_track=2)
+    assert list(parts) == list(whole.logits)
+    for frame, logits in parts.items():
+        assert torch.equal(logits, whole.logits[frame])
+    windows = [item.windows for item in fast.report(state).frames]
+    assert windows == [item.windows for item in fast.report(whole.state).frames]
+
+
+def test_a_start_far_from_any_result_is_dense(fast: Any, long_folder: str) -> None:
+    """Items 3 and 19: after a jump, what the last frame said about windows is void."""
+    state = fast.init_state(long_folder)
+    PROMPTS["mask"][0].give(fast, state)
+    run(fast, state, max_frame_num_to_track=4)
+    run(fast, state, start_frame_idx=9, max_frame_num_to_track=1)
+    jumped, next_to_it = fast.report(state).frames[-2:]
+    assert (jumped.windows, jumped.reason) == (None, "no adjacent result")
+    assert next_to_it.windows is not None
+
+
+def test_clicks_after_a_click_and_mixed_prompts(fast: Any, long_folder: str) -> None:
+    """Item 4: one candidate mask here, three there."""
+    state = fast.init_state(long_folder)
+    CLICK.give(fast, state)
+    SECOND_CLICK.give(fast, state)
+    Prompt(0, 2, part_of_mask(0)).give(fast, state)
+    Prompt(0, 3, box=(20, 18, 84, 78)).give(fast, state)
+    assert len(run(fast, state)) == LONG
+    assert pruned_objects(last(fast, state)) == {1, 2, 3}
+
+
+def test_a_correction_midway(fast: Any, long_folder: str) -> None:
+    """Items 2 and 20: tracked, corrected on a routed frame, tracked on."""
+    state = fast.init_state(long_folder)
+    PROMPTS["mask"][0].give(fast, state)
+    run(fast, state, max_frame_num_to_track=6)
+    assert last(fast, state).windows is not None
+    Prompt(6, 1, points=((55, 48),)).give(fast, state)
+    after = run(fast, state, start_frame_idx=7)
+    assert list(after) == list(range(7, LONG))
+    frames = {item.frame: item for item in fast.report(state).frames[-5:]}
+    assert frames[7].windows is None, "a corrected result says nothing about windows"
+    assert frames[9].windows is not None
+    assert pruned_objects(last(fast, state)) == {1}
+
+
+def test_an_abandoned_run_leaves_nothing_behind(fast: Any, long_folder: str) -> None:
+    """Item 6: neither the next video nor the same one after `reset_state` feels it."""
+    expected = track(fast, long_folder, PROMPTS["mask"])
+    state = fast.init_state(long_folder)
+    PROMPTS["three objects"][0].give(fast, state)
+    list(islice(fast.propagate_in_video(state), 5))
+    assert track(fast, long_folder, PROMPTS["mask"]).equal(expected)
+    fast.reset_state(state)
+    assert fast.report(state).frames == []
+    PROMPTS["mask"][0].give(fast, state)
+    again = run(fast, state)
+    assert all(torch.equal(again[f], expected.logits[f]) for f in again)
+    hooks = [m for m in fast.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert hooks == []
+
+
+def test_sessions_take_turns(fast: Any, long_folder: str) -> None:
+    """Item 32: two videos tracked in turn with one predictor."""
+    prompts = (PROMPTS["mask"], PROMPTS["three objects"])
+    expected = [track(fast, long_folder, given) for given in prompts]
+    states = [fast.init_state(long_folder) for _ in prompts]
+    for state, given in zip(states, prompts, strict=True):
+        for prompt in given:
+            prompt.give(fast, state)
+    for frames in zip(*(fast.propagate_in_video(state) for state in states), strict=True):
+        for (frame, _, logits), alone in zip(frames, expected, strict=True):
+            assert torch.equal(logits, alone.logits[frame])
+
+
+@pytest.mark.parametrize("size", [192, 320])
+def test_other_image_sizes(size: int) -> None:
+    """Item 7: every size works, all windows kept is dense at each of them."""
+    stock = build_predictor("demo", image_size=size, device="cpu")
+    fast = accelerate(stock, "paper")
+    result = track(fast, make_frames(LONG), PROMPTS["mask"])
+    assert (
+        last(fast, result.state).windows_total == window_grid(fast).count == (-(-size // 64)) ** 2
+    )
+    assert pruned_objects(last(fast, result.state)) == {1}
+    state = result.state
+    with fast.use(None):
+        expected = step(fast, state, 10)
+    with fast.use(Profile(name="windows", windows=Windows())):
+        fast.choose_windows(state, lambda frame: tuple(range(window_grid(fast).count)))
+        assert off_by(step(fast, state, 10), expected) <= 1e-4
+        fast.choose_windows(state, lambda frame: (0,))
+        assert off_by(step(fast, state, 10), expected) > 1e-3
+
+
+def test_a_model_without_pointers(long_folder: str) -> None:
+    """Item 12."""
+    stock = build_predictor("demo", device="cpu")
+    stock.use_obj_ptrs_in_encoder = False
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = accelerate(stock, "paper")
+        report = last(fast, track(fast, long_folder, PROMPTS["mask"]).state)
+    assert pruned_objects(report) == {1}
+    tokens = fast.sam_image_embedding_size**2
+    assert report.objects[1].keys_total == 7 * tokens
+
+
+def test_saliency_of_the_latest_frame_alone(fast: Any, long_folder: str) -> None:
+    """Item 15: windows added at a low score come from one frame's saliency, and nothing piles up."""
+    always = Profile(name="always", windows=Windows(score_below=1000.0, margin_px=0))
+    with fast.use(always):
+        result = track(fast, long_folder, PROMPTS["mask"])
+        shares = [item.windows_kept for item in fast.report(result.state).frames[2:]]
+        reasons = fast.report(result.state).reasons
+    assert reasons["saliency added"] >= 5
+    assert max(shares) < window_grid(fast).count, "the union over frames would keep them all"
+    with fast.use(Profile(name="never", windows=Windows(score_below=-1000.0, margin_px=0))):
+        other = track(fast, long_folder, PROMPTS["mask"])
+        fewer = [item.windows_kept for item in fast.report(other.state).frames[2:]]
+    assert sum(fewer) < sum(shares)
+
+
+def test_two_conditioning_frames(fast: Any, long_folder: str) -> None:
+    """Item 16: both are read whole, and no frame is read with another frame's tokens."""
+    prompts = (Prompt(0, 1, make_mask(0)), Prompt(3, 1, make_mask(3)))
+    result = track(fast, long_folder, prompts)
+    item = last(fast, result.state).objects[1]
+    tokens = fast.sam_image_embedding_size**2
+    kept = int(0.05 * tokens)
+    frames = item.keys_total // tokens
+    pointers = item.keys_total - frames * tokens
+    assert item.pruned_frames == frames - 3, "two prompts and the newest frame are whole"
+    assert item.keys_used == [3 * tokens + item.pruned_frames * kept + pointers] * 4
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.2])
+def test_every_object_is_pruned(demo_predictor: Any, long_folder: str, keep: float) -> None:
+    """Item 17: not only the last one."""
+    profile = Profile(name="few", memory=Memory(keep=keep))
+    fast = accelerate(demo_predictor, profile)
+    result = track(fast, long_folder, PROMPTS["three objects"])
+    report = last(fast, result.state)
+    assert pruned_objects(report) == {1, 2, 3}
+    tokens = fast.sam_image_embedding_size**2
+    for item in report.objects.values():
+        assert item.prunable_keys_used == item.pruned_frames * int(keep * tokens)
+        assert item.prunable_keys_total == item.pruned_frames * tokens
+
+
+def test_a_removed_object_takes_its_tokens_with_it(fast: Any, long_folder: str) -> None:
+    """Item 19: the others go on as if it had never been there."""
+    state = fast.init_state(long_folder)
+    for prompt in PROMPTS["three objects"]:
+        prompt.give(fast, state)
+    run(fast, state, max_frame_num_to_track=7)
+    expected = {
+        i: {f: out["pred_masks"].clone() for f, out in state["output_dict_per_obj"][i]["non_cond_frame_outputs"].items()}
+        for i in (0, 2)
+    }  # fmt: skip
+    fast.remove_object(state, 2)
+    for new, old in ((0, 0), (1, 2)):
+        results = state["output_dict_per_obj"][new]["non_cond_frame_outputs"]
+        assert all(torch.equal(results[f]["pred_masks"], mask) for f, mask in expected[old].items())
+    after = run(fast, state, start_frame_idx=8)
+    assert all(len(logits) == 2 for logits in after.values())
+    assert pruned_objects(last(fast, state)) == {1, 3}
+
+
+def test_an_object_added_late_takes_part(fast: Any, long_folder: str) -> None:
+    """Items 20 and 21: its prompt is answered from dense features, the next frame is dense."""
+    state = fast.init_state(long_folder)
+    PROMPTS["mask"][0].give(fast, state)
+    run(fast, state, max_frame_num_to_track=6)
+    Prompt(6, 9, points=((110, 20),)).give(fast, state)
+    run(fast, state, start_frame_idx=6)
+    frames = {item.frame: item for item in fast.report(state).frames if 9 in item.objects}
+    assert frames[7].windows is None
+    assert pruned_objects(frames[11]) == {1, 9}
+
+
+def test_several_objects_share_windows_and_features(fast: Any, stock_runs: StockRuns) -> None:
+    """Item 22: all objects of a pass see the features of the one image; the windows are the union's."""
+    stock = fast._stock
+    state = stock_runs(stock, "three objects").state
+    windows = tuple(range(window_grid(fast).count // 2))
+    fast.choose_windows(state, lambda frame: windows)
+    step(fast, state, 10)  # chooses tokens
+    together = step(fast, state, 10)
+    techniques = {**fast.profile.techniques, "batched_objects": False}
+    with fast.use(fast.profile.model_copy(update={"techniques": techniques})):
+        one_by_one = step(fast, state, 10)
+    assert off_by(together, one_by_one) <= 1e-4
+    assert last(fast, state).windows == list(windows)
+    fast.choose_windows(state, None)
+    assert off_by(step(fast, state, 10), together) > 1e-3
+
+
+def test_dense_after_few_windows_are_worth_it(fast: Any, long_folder: str) -> None:
+    """Routing stops where the kept share makes it slower than a dense frame."""
+    result = track(accelerate(fast._stock, everything_kept()), long_folder, PROMPTS["mask"])
+    reasons = fast.report(result.state).reasons
+    assert reasons["most windows kept"] == LONG - 2
+    assert "routed" not in reasons
+
+
+def test_frames_of_a_memory_stride(long_folder: str) -> None:
+    """Any memory stride: every frame of the strided bank but the newest is pruned."""
+    stock = build_predictor("demo", device="cpu")
+    stock.memory_temporal_stride_for_eval = 2
+    fast = accelerate(stock, "paper")
+    result = track(fast, make_frames(16), PROMPTS["mask"])
+    report = last(fast, result.state)
+    assert report.objects[1].pruned_frames == 5
+    whole = accelerate(stock, everything_kept())
+    state = track(stock, long_folder, PROMPTS["mask"]).state
+    assert off_by(step(whole, state, 10), step(stock, state, 10)) <= 1e-4
+
+
+def test_numpy_arrays_and_streams_give_the_same(fast: Any) -> None:
+    frames = make_frames(17)  # a video of fewer frames than pointers scales their distances
+    expected = track(fast, frames, PROMPTS["mask"])
+    assert track(fast, iter(frames), PROMPTS["mask"]).equal(expected)
+    assert not track(fast, frames[::-1].copy(), PROMPTS["mask"]).equal(expected)
+    assert np.isfinite(expected.logits[5].numpy()).all()
