@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from figures.save import save as save
+    from figures.export import save as save
 
 _HOME = {
-    "save": "figures.save",
+    "save": "figures.export",
 }
 
 __all__ = sorted(_HOME)

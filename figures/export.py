@@ -53,11 +53,9 @@ def save(figure: go.Figure, path: Path | str, *, scale: float = 2) -> Path:
 
 
 def _picture(figure: go.Figure, kind: str, scale: float) -> bytes:
-    from kaleido.errors import ChromeNotFoundError
-
     try:
         content: bytes = figure.to_image(format=kind, scale=scale)
-    except (ChromeNotFoundError, RuntimeError) as error:
+    except RuntimeError as error:  # what plotly makes of kaleido's complaint
         if "chrome" not in str(error).lower():
             raise
         raise InputError(
