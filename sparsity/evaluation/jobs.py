@@ -1,0 +1,297 @@
+"""Many clips: in this process, on local worker processes, or on a Dask cluster, with the same numbers.
+
+A clip is one task. Its result is a JSON file of its own, written by the process that was started by the
+user, so nothing needs a shared file system but the clips, and a second start goes on with the clips that
+have no file yet. What a dying worker held, Dask gives to another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from tqdm import tqdm
+
+from probes.errors import InputError
+from sparsity.runs import write_text
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Work = Callable[[str], Any]
+"""From a clip's name to its result, which JSON can hold; picklable, the same for the same name."""
+
+SECONDS_TO_CONNECT = 10
+
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where clips are worked on: in this process unless something else is said.
+
+    Attributes
+    ----------
+    jobs
+        Local worker processes to start; 0 for none.
+    scheduler
+        Address of a Dask scheduler, such as ``tcp://10.0.0.5:8786``.
+    threads
+        Of torch in each process. Numbers are equal to the last digit only for equal threads. None leaves
+        this process and a cluster's workers as they are, and shares the cores among local workers.
+    gpu
+        Whether a clip occupies a GPU.
+    """
+
+    jobs: int = 0
+    scheduler: str | None = None
+    threads: int | None = None
+    gpu: bool = False
+
+    def __post_init__(self) -> None:
+        if self.jobs < 0:
+            raise InputError(f"jobs {self.jobs} given; expected 1 or more; leave it out for none")
+        if self.jobs and self.scheduler:
+            raise InputError(
+                f"jobs {self.jobs} and scheduler {self.scheduler} given; expected one of the two; a "
+                "cluster brings its own workers"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads {self.threads} given; expected 1 or more; leave it out")
+
+
+@dataclass
+class Summary:
+    """What became of the clips.
+
+    Attributes
+    ----------
+    results
+        By clip, in the order asked for.
+    resumed
+        Clips whose result was there already.
+    retried
+        Clips that were begun again because a worker died, and how often.
+    failed
+        Clips that can't be worked on, and why.
+    """
+
+    results: dict[str, Any] = field(default_factory=dict)
+    resumed: list[str] = field(default_factory=list)
+    retried: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Return it in a line for each thing worth knowing."""
+        lines = [f"{len(self.results)} clips done"]
+        if self.resumed:
+            lines[0] += f", {len(self.resumed)} of them before"
+        for clip, times in self.retried.items():
+            lines.append(f"{clip} was begun again {times} times: its worker died")
+        lines += [f"{clip} failed: {why}" for clip, why in self.failed.items()]
+        return "\n".join(lines)
+
+    def check(self) -> None:
+        """Raise where a clip failed.
+
+        Raises
+        ------
+        InputError
+            With the first failure.
+        """
+        if self.failed:
+            clip, why = next(iter(self.failed.items()))
+            raise InputError(
+                f"{len(self.failed)} of {len(self.failed) + len(self.results)} clips failed, first {clip} "
+                f"({why}); the others are done; mend it and run the same command again"
+            )
+
+
+def map_clips(
+    work: Work, clips: list[str], folder: Path, settings: dict[str, Any], spread: Spread
+) -> Summary:
+    """Work on every clip once.
+
+    Parameters
+    ----------
+    work
+        Called with a clip's name, in whatever process takes the clip.
+    clips
+        Names, each once.
+    folder
+        For one JSON file a clip; made when it is not there.
+    settings
+        Everything that decides the results. A file with other settings is made anew.
+    spread
+        Where to work.
+
+    Returns
+    -------
+    Summary
+        With the results in the order of `clips`, wherever and whenever they were made.
+
+    Raises
+    ------
+    InputError
+        The scheduler doesn't answer. What is wrong with single clips stands in the summary.
+    """
+    stamp = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = Summary()
+    found = {clip: _read(_file(folder, clip), stamp) for clip in clips}
+    summary.resumed = [clip for clip in clips if found[clip] is not None]
+    left = [clip for clip in clips if found[clip] is None]
+    with tqdm(
+        total=len(clips), initial=len(clips) - len(left), unit="clip", disable=None
+    ) as progress:
+        for clip, result, why in _outcomes(work, left, spread, summary):
+            progress.update()
+            if why is not None:
+                summary.failed[clip] = why
+                continue
+            write_text(
+                _file(folder, clip), json.dumps({"settings": stamp, "clip": clip, "result": result})
+            )
+            found[clip] = {"result": result}
+    summary.results = {clip: entry["result"] for clip, entry in found.items() if entry is not None}
+    return summary
+
+
+Outcome = tuple[str, Any, "str | None"]
+"""A clip, and its result or why there is none."""
+
+
+def _outcomes(work: Work, clips: list[str], spread: Spread, summary: Summary) -> Iterator[Outcome]:
+    """Yield what becomes of each clip, as it comes."""
+    if not clips:
+        return
+    if not spread.jobs and not spread.scheduler:
+        for clip in clips:
+            yield _outcome(clip, lambda clip=clip: _Task(work, spread.threads)(clip))
+        return
+    with _client(spread) as client:
+        yield from _on_cluster(client, work, clips, spread, summary)
+
+
+def _on_cluster(
+    client: Client, work: Work, clips: list[str], spread: Spread, summary: Summary
+) -> Iterator[Outcome]:
+    from distributed import as_completed
+
+    topic = f"efficient-sam2-{uuid4().hex}"
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    announced = any("GPU" in worker.get("resources", {}) for worker in workers)
+    futures = client.map(
+        _Task(work, _threads(spread), topic, bool(spread.jobs)),
+        clips,
+        key=[f"{topic}-{clip}" for clip in clips],
+        resources={"GPU": 1} if spread.gpu and announced else None,
+        pure=False,
+    )
+    clip_of = dict(zip((future.key for future in futures), clips, strict=True))
+    try:
+        for future in as_completed(futures):
+            yield _outcome(clip_of[future.key], future.result)
+            future.release()
+    finally:
+        client.cancel(futures, force=True)
+        begun = Counter(clip for _, clip in client.get_events(topic))
+        summary.retried = {clip: begun[clip] - 1 for clip in clips if begun[clip] > 1}
+
+
+def _outcome(clip: str, result: Callable[[], Any]) -> Outcome:
+    """Return a clip's result, or why there is none. One clip that can't be read must not cost the others."""
+    try:
+        return clip, result(), None
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        return (
+            clip,
+            None,
+            said if isinstance(error, InputError) else f"{type(error).__name__}: {said}",
+        )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker does with a clip: one at a time in each process, and on a GPU of its own."""
+
+    work: Work
+    threads: int | None = None
+    topic: str | None = None
+    local: bool = False
+
+    def __call__(self, clip: str) -> Any:
+        import torch
+
+        with _one_at_a_time:
+            if self.topic is not None:
+                from distributed import get_worker
+
+                worker = get_worker()
+                worker.log_event(self.topic, clip)
+                if self.local and torch.cuda.is_available():
+                    torch.cuda.set_device(int(worker.name) % torch.cuda.device_count())
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
+            return self.work(clip)
+
+
+def _threads(spread: Spread) -> int | None:
+    if spread.threads is not None or not spread.jobs:
+        return spread.threads
+    import torch
+
+    return max(1, torch.get_num_threads() // spread.jobs)
+
+
+@contextmanager
+def _client(spread: Spread) -> Iterator[Client]:
+    """Connect to the user's cluster, or to one of this machine for as long as the context lasts."""
+    from distributed import Client, LocalCluster
+
+    if spread.scheduler is None:
+        # no dashboard, no ceiling of memory: a worker is as large as its model
+        cluster = LocalCluster(
+            n_workers=spread.jobs,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs="ERROR",
+        )
+        with closing(cluster), Client(cluster) as client:
+            yield client
+        return
+    try:
+        client = Client(spread.scheduler, timeout=SECONDS_TO_CONNECT)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(
+            f"scheduler {spread.scheduler} does not answer ({type(error).__name__}); expected the address of a "
+            "running Dask scheduler such as tcp://host:8786; start one with 'dask scheduler'"
+        ) from None
+    with client:
+        yield client
+
+
+def _file(folder: Path, clip: str) -> Path:
+    return folder / f"{quote(clip, safe=' ')}.json"
+
+
+def _read(file: Path, stamp: str) -> dict[str, Any] | None:
+    """Return a clip's file if it is whole and of these settings."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and found.get("settings") == stamp and "result" in found
+    return found if whole else None

@@ -1,0 +1,187 @@
+"""Many clips: every clip once, whoever works on it, and whoever dies over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from probes.errors import InputError
+from sparsity.evaluation.jobs import Spread, Summary, map_clips
+
+CLIPS = [f"clip {i}" for i in range(6)]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Notes down every start; dies over the clip `deadly` the first time."""
+
+    log: Path
+    deadly: str = ""
+    broken: str = ""
+    seconds: float = 0.0
+
+    def __call__(self, clip: str) -> dict[str, Any]:
+        with (self.log / "starts").open("a") as file:
+            file.write(f"{clip}\n")
+        time.sleep(self.seconds)
+        if clip == self.broken:
+            raise InputError(f"{clip} has no frames; expected some; record it")
+        if clip == self.deadly and not (self.log / "died").exists():
+            (self.log / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"letters": len(clip), "last": clip[-1]}
+
+    def starts(self) -> list[str]:
+        return (self.log / "starts").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """A real scheduler with two real worker processes, as a user would start them."""
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    started = subprocess.Popen(
+        [*command, "--port", "0", "--no-dashboard", "--host", "127.0.0.1"],
+        stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    assert started.stderr is not None
+    address = next(
+        line.split("Scheduler at:")[1].strip() for line in started.stderr if "Scheduler at:" in line
+    )
+    workers = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nworkers", "2",
+         "--nthreads", "1", "--no-dashboard"],
+        stderr=subprocess.DEVNULL, env=environment,
+    )  # fmt: skip
+    yield address
+    for process in (workers, started):
+        process.terminate()
+        process.wait(20)
+    started.stderr.close()
+
+
+def test_every_clip_once_in_order(tmp_path: Path) -> None:
+    work = Note(tmp_path)
+    summary = map_clips(work, CLIPS, tmp_path / "out", {}, Spread())
+    assert list(summary.results) == CLIPS == work.starts()
+    assert summary.results["clip 3"] == {"letters": 6, "last": "3"}
+    assert summary.text() == "6 clips done"
+
+
+def test_a_second_start_goes_on(tmp_path: Path) -> None:
+    work = Note(tmp_path)
+    map_clips(work, CLIPS[:4], tmp_path / "out", {"theta": 0.7}, Spread())
+    torn = tmp_path / "out" / "clip 1.json"
+    torn.write_text(torn.read_text()[:-20])
+    again = map_clips(work, CLIPS, tmp_path / "out", {"theta": 0.7}, Spread())
+    assert again.resumed == ["clip 0", "clip 2", "clip 3"]
+    assert work.starts()[4:] == ["clip 1", "clip 4", "clip 5"]
+    assert list(again.results) == CLIPS
+
+
+def test_other_settings_start_anew(tmp_path: Path) -> None:
+    work = Note(tmp_path)
+    map_clips(work, CLIPS, tmp_path / "out", {"theta": 0.7}, Spread())
+    again = map_clips(work, CLIPS, tmp_path / "out", {"theta": 0.8}, Spread())
+    assert again.resumed == []
+    assert len(work.starts()) == 2 * len(CLIPS)
+
+
+def test_a_broken_clip_does_not_cost_the_others(tmp_path: Path) -> None:
+    summary = map_clips(Note(tmp_path, broken="clip 2"), CLIPS, tmp_path / "out", {}, Spread())
+    assert list(summary.results) == [clip for clip in CLIPS if clip != "clip 2"]
+    assert summary.failed == {"clip 2": "clip 2 has no frames; expected some; record it"}
+    with pytest.raises(InputError, match="1 of 6 clips failed, first clip 2"):
+        summary.check()
+    whole = map_clips(Note(tmp_path), CLIPS, tmp_path / "out", {}, Spread())
+    whole.check()
+    assert len(whole.results) == 6
+
+
+def test_a_killed_worker_is_replaced_and_the_summary_says_so(tmp_path: Path) -> None:
+    work = Note(tmp_path, deadly="clip 2", seconds=0.1)
+    summary = map_clips(work, CLIPS, tmp_path / "out", {}, Spread(jobs=2))
+    assert (tmp_path / "died").exists()
+    assert list(summary.results) == CLIPS
+    assert summary.retried["clip 2"] == 1
+    assert "clip 2 was begun again 1 times: its worker died" in summary.text()
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_a_users_cluster_gives_the_same_and_survives_too(tmp_path: Path, scheduler: str) -> None:
+    work = Note(tmp_path, deadly="clip 4", broken="clip 1", seconds=0.1)
+    spread = map_clips(work, CLIPS, tmp_path / "out", {}, Spread(scheduler=scheduler))
+    (tmp_path / "here").mkdir()
+    here = map_clips(
+        Note(tmp_path / "here", broken="clip 1"), CLIPS, tmp_path / "here" / "out", {}, Spread()
+    )
+    assert spread.results == here.results
+    assert spread.failed == here.failed
+    assert spread.retried["clip 4"] == 1
+    assert not here.retried
+    files = {file.name: json.loads(file.read_text()) for file in (tmp_path / "out").iterdir()}
+    assert files == {
+        file.name: json.loads(file.read_text()) for file in (tmp_path / "here" / "out").iterdir()
+    }
+
+
+def test_an_interrupted_run_on_a_cluster_goes_on(tmp_path: Path, scheduler: str) -> None:
+    work = Note(tmp_path, seconds=0.3)
+    code = (
+        "import pathlib, sys\n"
+        "from sparsity.evaluation.jobs import Spread, map_clips\n"
+        "from tests.sparsity.evaluation.test_jobs import CLIPS, Note\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        f"map_clips(Note(folder, seconds=0.3), CLIPS, folder / 'out', {{}}, Spread(scheduler={scheduler!r}))\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL
+    )
+    out = tmp_path / "out"
+    while not (out.is_dir() and any(out.glob("*.json"))):
+        assert running.poll() is None, "it ended before a clip was done"
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    running.wait(30)
+    before = {file.name for file in out.glob("*.json")}
+    assert 0 < len(before) < len(CLIPS)
+    summary = map_clips(work, CLIPS, out, {}, Spread(scheduler=scheduler))
+    assert {f"{clip}.json" for clip in summary.resumed} == before
+    assert list(summary.results) == CLIPS
+
+
+def test_a_scheduler_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsity.evaluation.jobs.SECONDS_TO_CONNECT", 1)
+    for address in ("tcp://127.0.0.1:9", "nonsense"):
+        with pytest.raises(InputError, match=f"scheduler {address} does not answer"):
+            map_clips(Note(tmp_path), CLIPS, tmp_path / "out", {}, Spread(scheduler=address))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"jobs": -1}, "jobs -1 given"),
+        ({"jobs": 2, "scheduler": "tcp://a:1"}, "expected one of the two"),
+        ({"threads": 0}, "threads 0 given"),
+    ],
+)
+def test_a_senseless_spread_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Spread(**settings)
+
+
+def test_nothing_failed_is_nothing_to_raise() -> None:
+    Summary({"a": 1}).check()
