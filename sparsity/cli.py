@@ -14,6 +14,17 @@ from typing import Annotated, Any
 import typer
 
 from probes.errors import InputError
+from sparsity.options import (
+    Checkpoint,
+    Config,
+    Device,
+    DType,
+    Force,
+    ImageSize,
+    Model,
+    Seed,
+    Weights,
+)
 
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a command line it can't parse; newer versions carry a click of their own."""
@@ -27,29 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Model = Annotated[
-    str, typer.Option("--model", help="demo, sam2.1-tiny, -small, -base-plus or -large")
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="any sam2 configuration in yaml, instead of --model")
-]
-Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", help="weights: sam2's .pt or .safetensors")
-]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help='"random": a model that only tracks by place')
-]
-Seed = Annotated[int, typer.Option("--seed", help="of random weights")]
-ImageSize = Annotated[
-    int | None,
-    typer.Option("--image-size", help="side of the model's input in pixels; smaller is faster"),
-]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
-DType = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16; auto: bfloat16 on a GPU")]
-Force = Annotated[
-    bool, typer.Option("--force", help="overwrite results; use a profile made for another model")
-]
 
 
 @app.command(

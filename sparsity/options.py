@@ -5,12 +5,37 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from probes.errors import InputError
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+Model = Annotated[
+    str, typer.Option("--model", help="demo, sam2.1-tiny, -small, -base-plus or -large")
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="any sam2 configuration in yaml, instead of --model")
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", help="weights: sam2's .pt or .safetensors")
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help='"random": a model that only tracks by place')
+]
+Seed = Annotated[int, typer.Option("--seed", help="of random weights")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", help="side of the model's input in pixels; smaller is faster"),
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
+DType = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16; auto: bfloat16 on a GPU")]
+Force = Annotated[
+    bool, typer.Option("--force", help="overwrite results; use a profile made for another model")
+]
 
 DTYPES = ("auto", "float32", "bfloat16")
 

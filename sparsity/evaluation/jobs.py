@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -176,7 +177,7 @@ def _outcomes(work: Work, clips: list[str], spread: Spread, summary: Summary) ->
         return
     if not spread.jobs and not spread.scheduler:
         for clip in clips:
-            yield _outcome(clip, lambda clip=clip: _Task(work, spread.threads)(clip))
+            yield _outcome(clip, partial(_Task(work, spread.threads), clip))
         return
     with _client(spread) as client:
         yield from _on_cluster(client, work, clips, spread, summary)
