@@ -110,10 +110,12 @@ class ClipQuality(ObjectQuality):
 
 
 class Quality(_Strict):
-    """How well the masks fit: mean over objects, then over clips.
+    """How well the masks fit: mean over a clip's objects, then over clips.
 
     Attributes
     ----------
+    over_objects
+        Mean over all objects of all clips, as DAVIS 2017 counts; a clip with many objects weighs more.
     agreement
         Mean J with the masks of the dense run on the same frames; None for the dense run itself.
     loss
@@ -131,6 +133,7 @@ class Quality(_Strict):
     f: Percent
     agreement: Percent | None = None
     loss: FiniteFloat | None = None
+    over_objects: ObjectQuality
     intervals: dict[Literal["j_and_f", "j", "f", "agreement", "loss"], Interval] = {}
     confidence: Share = 0.95
     clips: dict[str, ClipQuality]

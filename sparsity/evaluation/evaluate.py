@@ -1,0 +1,291 @@
+"""``efficient-sam2 evaluate``: how well clips are tracked, densely and with profiles, against annotations.
+
+The first frame's true mask is the prompt. Every clip is tracked once densely and once with every profile, by
+the same weights; its figures go into a file of its own beside the result, so that an interrupted evaluation
+goes on with the next clip.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from probes.errors import InputError
+from probes.models import fingerprint
+from sparsity.acceleration.build import accelerate
+from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.acceleration.report import Report
+from sparsity.evaluation.davis import AnnotatedClip, clip_names, open_clip
+from sparsity.evaluation.environment import environment
+from sparsity.evaluation.jobs import Spread, map_clips
+from sparsity.evaluation.quality import clip_quality, overall
+from sparsity.evaluation.results import (
+    ClipQuality,
+    Data,
+    Environment,
+    Model,
+    Result,
+    Run,
+    load_result,
+)
+from sparsity.masks import Ids, merge_objects
+from sparsity.options import ModelChoice
+from sparsity.profile import BUILTIN, Profile, load_profile
+from sparsity.runs import write_text
+
+DENSE = "dense"
+"""Name of the run that the others are compared with."""
+
+
+def evaluate_clip(
+    predictor: EfficientSAM2VideoPredictor,
+    clip: AnnotatedClip,
+    profiles: Sequence[Profile] = (),
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    force: bool = False,
+) -> dict[str, ClipQuality]:
+    """Track a clip densely and with every profile.
+
+    Parameters
+    ----------
+    predictor
+        The model; its own profile doesn't matter.
+    clip
+        From `open_clip`.
+    profiles
+        With names that differ.
+    autocast
+        Makes the context in which the model runs.
+    force
+        Use profiles that were made for another model.
+
+    Returns
+    -------
+    dict
+        By the profile's name; ``"dense"`` first.
+    """
+    truth = [clip.truth(t) for t in range(len(clip.annotations))]
+    runs = (BUILTIN[DENSE], *(p for p in profiles if p.name != DENSE))
+    found: dict[str, ClipQuality] = {}
+    dense: list[Ids] | None = None
+    for profile in runs:
+        with predictor.use(profile, force=force), autocast():
+            masks, report = track(predictor, clip)
+        found[profile.name] = clip_quality(
+            masks,
+            truth,
+            clip.objects,
+            dense,
+            windows_kept=report.windows_share,
+            keys_kept=report.keys_share,
+            prunable_keys_kept=report.prunable_keys_share,
+        )
+        dense = dense or masks
+    return found
+
+
+def track(predictor: EfficientSAM2VideoPredictor, clip: AnnotatedClip) -> tuple[list[Ids], Report]:
+    """Track a clip from its first frame's masks with the profile in use.
+
+    Returns
+    -------
+    masks : list of uint8 ``[H, W]``
+        Ids of every frame.
+    report : Report
+    """
+    state = predictor.init_state(clip.video, history="bounded")
+    for object_id, mask in clip.prompts().items():
+        predictor.add_new_mask(state, 0, object_id, mask)
+    masks = [
+        merge_objects(logits[:, 0].float().cpu().numpy(), ids)
+        for _, ids, logits in predictor.propagate_in_video(state)
+    ]
+    return masks, predictor.report(state)
+
+
+@dataclass(frozen=True)
+class ClipWork:
+    """What is done with one clip, in whatever process takes it."""
+
+    root: Path
+    choice: ModelChoice
+    profiles: tuple[Profile, ...]
+    force: bool
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        predictor = _predictor(self.choice)
+        found = evaluate_clip(
+            predictor,
+            open_clip(self.root, name),
+            self.profiles,
+            autocast=lambda: self.choice.autocast(predictor.device.type),
+            force=self.force,
+        )
+        return {run: quality.model_dump(mode="json") for run, quality in found.items()}
+
+
+@lru_cache(maxsize=1)
+def _predictor(choice: ModelChoice) -> EfficientSAM2VideoPredictor:
+    """Build the model once a process."""
+    return accelerate(choice.build(), DENSE)
+
+
+def evaluate(
+    root: Path,
+    choice: ModelChoice,
+    out: Path,
+    *,
+    profiles: Sequence[str | Path] = (),
+    listed: Path | None = None,
+    spread: Spread | None = None,
+    force: bool = False,
+) -> Result:
+    """Evaluate all clips of a folder and write the result.
+
+    Parameters
+    ----------
+    root
+        Folder of DAVIS layout.
+    choice
+        The model.
+    out
+        Result file. Clips that are done lie in ``NAME.clips`` beside it until all are.
+    profiles
+        Built-in names or files, each evaluated beside the dense run.
+    listed
+        File with the names of the clips to take.
+    spread
+        Where clips are worked on; here one after the other unless said otherwise.
+    force
+        Replace another result, and use profiles made for another model.
+
+    Raises
+    ------
+    InputError
+        Something given can't be used, or a clip failed.
+    """
+    clips = [open_clip(root, name) for name in clip_names(root, listed)]
+    wanted = _different([load_profile(p) for p in profiles])
+    predictor = _predictor(choice)
+    for profile in wanted:
+        with predictor.use(profile, force=force):
+            pass  # one that doesn't fit the model is refused before any work
+    model = Model(
+        name=str(choice.config or choice.model),
+        fingerprint=fingerprint(predictor),
+        image_size=predictor.image_size,
+        trained=choice.weights != "random",
+    )
+    number_format = choice.number_format(predictor.device.type)
+    data = Data(
+        root=root.resolve().name,
+        clips=[clip.name for clip in clips],
+        frames=sum(len(clip.annotations) for clip in clips),
+        settings={
+            "prompt": "mask",
+            "skipped": ["first", "last"],
+            "dtype": number_format,
+            "profiles": [p.model_dump(mode="json", by_alias=True) for p in wanted],
+        },
+    )
+    if out.exists() and not force:
+        return _same(out, model, data)
+    settings = {
+        "root": str(root.resolve()),
+        "model": model.fingerprint,
+        "size": model.image_size,
+        **data.settings,
+    }
+    parts = out.with_name(f"{out.name}.clips")
+    summary = map_clips(
+        ClipWork(root, choice, wanted, force), data.clips, parts, settings, spread or Spread()
+    )
+    summary.check()
+    found = {
+        clip: {run: ClipQuality.model_validate(quality) for run, quality in runs.items()}
+        for clip, runs in summary.results.items()
+    }
+    machine = Environment.model_validate(environment(predictor.device, number_format))
+    runs = [_run(profile, found) for profile in (BUILTIN[DENSE], *wanted)]
+    result = Result(
+        schema="efficient-sam2/result/1", environment=machine, model=model, data=data, runs=runs
+    )
+    write_text(out, result.to_json())
+    shutil.rmtree(parts)
+    return result
+
+
+def _run(profile: Profile, found: dict[str, dict[str, ClipQuality]]) -> Run:
+    """Put the clips of one run together."""
+    clips = {clip: runs[profile.name] for clip, runs in found.items()}
+    dense = None if profile.name == DENSE else {clip: runs[DENSE] for clip, runs in found.items()}
+
+    def mean(share: str) -> float:
+        return sum(getattr(clip, share) for clip in clips.values()) / len(clips)
+
+    return Run(
+        name=profile.name,
+        profile=profile.model_dump(mode="json", by_alias=True),
+        frames=sum(clip.frames for clip in clips.values()),
+        objects=sum(len(clip.objects) for clip in clips.values()),
+        windows_kept=mean("windows_kept"),
+        keys_kept=mean("keys_kept"),
+        prunable_keys_kept=mean("prunable_keys_kept"),
+        quality=overall(clips, dense),
+    )
+
+
+def _different(profiles: list[Profile]) -> tuple[Profile, ...]:
+    """Return the profiles beside dense, refusing two of one name."""
+    names = [p.name for p in profiles]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"{names.count(name)} profiles of the name {name!r} given; expected different names; "
+                "rename one"
+            )
+    return tuple(p for p in profiles if p.name != DENSE)
+
+
+def _same(out: Path, model: Model, data: Data) -> Result:
+    """Return the result that is there, if it is of the same model, clips and settings."""
+    result = load_result(out)
+    if result.model != model or result.data != data:
+        raise InputError(
+            f"{out} holds another result; expected one of the same model, clips and profiles, or a new "
+            "file; choose another --out, or --force to replace it"
+        )
+    return result
+
+
+def table(result: Result) -> str:
+    """Return the runs as text, one a line."""
+    lines = [
+        f"{'':12}{'J&F':>6}{'J':>6}{'F':>6}{'agree':>7}{'loss':>7}{'95 %':>15}{'windows':>9}{'keys':>6}"
+    ]
+    for run in result.runs:
+        q = run.quality
+        if q is None:
+            lines.append(f"{run.name:12}{run.why}")
+            continue
+        agree = "" if q.agreement is None else f"{q.agreement:.1f}"
+        loss = "" if q.loss is None else f"{q.loss:+.1f}"
+        ends = q.intervals.get("j_and_f" if q.loss is None else "loss")
+        between = "" if ends is None else f"{ends[0]:.1f} … {ends[1]:.1f}"
+        lines.append(
+            f"{run.name:12}{q.j_and_f:6.1f}{q.j:6.1f}{q.f:6.1f}{agree:>7}{loss:>7}{between:>15}"
+            f"{run.windows_kept:9.0%}{run.keys_kept:6.0%}"
+        )
+    clips = len(result.data.clips)
+    lines.append(
+        f"{clips} clips, mean over clips; 95 %: interval of J&F (dense) or of the loss against dense"
+    )
+    if not result.model.trained:
+        lines.append("The weights are RANDOM: these figures say nothing about quality.")
+    return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""J, F and agreement of tracked masks, with the evaluator of vos-benchmark; and their means and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+from vos_benchmark.evaluator import Evaluator
+
+from sparsity.evaluation.results import ClipQuality, Interval, ObjectQuality, Quality
+from sparsity.masks import Ids
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+def score_masks(
+    found: Sequence[Ids], truth: Sequence[Ids], objects: Sequence[int]
+) -> dict[int, tuple[float, float]]:
+    """Return J and F of every object in per cent, mean over the frames given.
+
+    J is the intersection over union, F the boundary measure with a tolerance of 0.008 of the diagonal, both
+    1 where found and true mask are empty.
+
+    Parameters
+    ----------
+    found, truth
+        Ids, uint8 ``[H, W]`` each.
+    objects
+        Ids that count.
+    """
+    evaluator = Evaluator()
+    evaluator.objects_in_gt = set(objects)  # or an object counts only from where it is first seen
+    for one, true in zip(found, truth, strict=True):
+        evaluator.feed_frame(_only(one, objects), _only(true, objects))
+    js, fs = evaluator.conclude()
+    return {i: (float(js[i]), float(fs[i])) for i in objects}
+
+
+def agreement(
+    found: Sequence[Ids], dense: Sequence[Ids], objects: Sequence[int]
+) -> dict[int, float]:
+    """Return each object's mean J between two runs over the frames given, in per cent.
+
+    >>> import numpy as np
+    >>> one, two = np.uint8([[1, 1, 0]]), np.uint8([[1, 0, 0]])
+    >>> agreement([one, one], [one, two], [1])
+    {1: 75.0}
+    """
+    shares: dict[int, list[float]] = {i: [] for i in objects}
+    for one, other in zip(found, dense, strict=True):
+        for i in objects:
+            union = ((one == i) | (other == i)).sum()
+            shares[i].append(((one == i) & (other == i)).sum() / union if union else 1.0)
+    return {i: 100 * float(np.mean(values)) for i, values in shares.items()}
+
+
+def clip_quality(
+    found: Sequence[Ids],
+    truth: Sequence[Ids],
+    objects: Sequence[int],
+    dense: Sequence[Ids] | None = None,
+    **shares: float,
+) -> ClipQuality:
+    """Score a tracked clip; its first and its last frame are left out.
+
+    Parameters
+    ----------
+    found, truth
+        Ids of all frames, uint8 ``[H, W]`` each.
+    objects
+        Ids that count.
+    dense
+        Masks of the dense run, for the agreement.
+    **shares
+        ``windows_kept``, ``keys_kept``, ``prunable_keys_kept``.
+    """
+    middle = slice(1, -1)
+    scores = score_masks(found[middle], truth[middle], objects)
+    agreed = {} if dense is None else agreement(found[middle], dense[middle], objects)
+    each = {
+        str(i): ObjectQuality(j=j, f=f, j_and_f=(j + f) / 2, agreement=agreed.get(i))
+        for i, (j, f) in scores.items()
+    }
+    means = mean_quality(list(each.values())).model_dump()
+    return ClipQuality(**means, frames=len(found) - 2, objects=each, **shares)
+
+
+def mean_quality(each: Sequence[ObjectQuality]) -> ObjectQuality:
+    """Return the mean of several objects' or clips' figures."""
+
+    def mean(name: str) -> Any:
+        values = [getattr(item, name) for item in each]
+        return None if None in values else float(np.mean(values))
+
+    return ObjectQuality(**{name: mean(name) for name in ("j", "f", "j_and_f", "agreement")})
+
+
+def overall(clips: dict[str, ClipQuality], dense: dict[str, ClipQuality] | None = None) -> Quality:
+    """Return the mean over clips with bootstrap intervals, and over all objects.
+
+    Parameters
+    ----------
+    clips
+        By name.
+    dense
+        The same clips of the dense run, for the loss against it.
+    """
+    means = mean_quality(list(clips.values()))
+    of_clips: dict[str, list[float]] = {
+        name: [getattr(clip, name) for clip in clips.values()] for name in ("j_and_f", "j", "f")
+    }
+    if means.agreement is not None:
+        of_clips["agreement"] = [clip.agreement or 0.0 for clip in clips.values()]
+    if dense is not None:
+        of_clips["loss"] = [dense[name].j_and_f - clip.j_and_f for name, clip in clips.items()]
+    objects = [item for clip in clips.values() for item in clip.objects.values()]
+    return Quality(
+        **means.model_dump(),
+        loss=float(np.mean(of_clips["loss"])) if "loss" in of_clips else None,
+        over_objects=mean_quality(objects),
+        intervals={
+            name: interval(np.array(values)) for name, values in of_clips.items() if len(values) > 1
+        },
+        confidence=CONFIDENCE,
+        clips=clips,
+    )
+
+
+def interval(values: NDArray[np.float64]) -> Interval:
+    """Return the percentile bootstrap interval of a mean; seeded.
+
+    >>> interval(np.array([50.0, 50.0, 50.0]))
+    (50.0, 50.0)
+    """
+    found = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        vectorized=True,
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _only(ids: Ids, objects: Sequence[int]) -> Ids:
+    return np.where(np.isin(ids, objects), ids, 0).astype(np.uint8)

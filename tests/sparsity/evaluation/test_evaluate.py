@@ -1,0 +1,274 @@
+"""Evaluation of annotated clips: figures equal naive ones, runs are compared with dense, bad input is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from probes.errors import InputError
+from sparsity import cli
+from sparsity.acceleration.build import accelerate
+from sparsity.demo.clips import make_clip
+from sparsity.evaluation.davis import open_clip
+from sparsity.evaluation.evaluate import evaluate, evaluate_clip, table, track
+from sparsity.evaluation.quality import agreement, clip_quality, interval, overall, score_masks
+from sparsity.evaluation.results import load_result
+from sparsity.masks import write_mask
+from sparsity.options import ModelChoice
+from sparsity.profile import BUILTIN, Memory, Profile, Windows
+
+CLIPS = {"one": ("smooth", 5), "two": ("distractors", 4), "three": ("static_camera", 4)}
+HARSH = Profile(
+    name="harsh",
+    windows=Windows(margin_px=0.0),
+    memory=Memory(keep=0.01, exempt=("pointers",)),
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short clips in DAVIS layout."""
+    root = tmp_path_factory.mktemp("davis")
+    for name, (kind, length) in CLIPS.items():
+        clip = make_clip(kind, 1, length, (96, 128))
+        for folder in ("JPEGImages", "Annotations"):
+            (root / folder / "480p" / name).mkdir(parents=True)
+        for t in range(length):
+            Image.fromarray(clip.frames[t]).save(root / f"JPEGImages/480p/{name}/{t:05d}.jpg")
+            write_mask(root / f"Annotations/480p/{name}/{t:05d}.png", clip.masks[t], "")
+    return root
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return accelerate(ModelChoice(device="cpu").build(), "dense")
+
+
+def _ids(seed: int) -> np.ndarray:
+    """Return two blobs that move with the seed, uint8 [60, 80]; the second one is absent for seed 3."""
+    y, x = np.mgrid[:60, :80]
+    ids = np.where((y - 20 - seed) ** 2 + (x - 25) ** 2 < 150, 1, 0)
+    if seed != 3:
+        ids = np.where(((y - 40) / 2) ** 2 + (x - 55 + 3 * seed) ** 2 < 60, 2, ids)
+    return ids.astype(np.uint8)
+
+
+def _border(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels whose right, lower or lower right neighbour is on the other side."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    edge = mask ^ padded[:-1, 1:] | mask ^ padded[1:, :-1] | mask ^ padded[1:, 1:]
+    edge[-1, -1] = False
+    edge[-1, :-1] = mask[-1, :-1] ^ mask[-1, 1:]
+    edge[:-1, -1] = mask[:-1, -1] ^ mask[1:, -1]
+    return edge
+
+
+def _naive_j(found: np.ndarray, true: np.ndarray) -> float:
+    union = (found | true).sum()
+    return 1.0 if union == 0 else (found & true).sum() / union
+
+
+def _naive_f(found: np.ndarray, true: np.ndarray) -> float:
+    """Match border pixels that lie within 0.008 of the diagonal, rounded up, of the other border."""
+    reach = np.ceil(0.008 * np.hypot(*found.shape))
+    one, other = _border(found), _border(true)
+    if not one.any() and not other.any():
+        return 1.0
+    if not one.any() or not other.any():
+        return 0.0
+    precision = (distance_transform_edt(~other)[one] <= reach).mean()
+    recall = (distance_transform_edt(~one)[other] <= reach).mean()
+    return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
+
+
+def test_j_and_f_equal_a_naive_implementation():
+    truth = [_ids(seed) for seed in range(5)]
+    found = [np.roll(_ids(seed), 1, axis=1) for seed in (0, 1, 1, 3, 3)]
+    scores = score_masks(found, truth, [1, 2])
+    for i in (1, 2):
+        pairs = [(f == i, t == i) for f, t in zip(found, truth, strict=True)]
+        assert scores[i][0] == pytest.approx(100 * np.mean([_naive_j(*p) for p in pairs]), abs=1e-6)
+        assert scores[i][1] == pytest.approx(100 * np.mean([_naive_f(*p) for p in pairs]), abs=1e-6)
+    assert score_masks(truth, truth, [1, 2]) == {1: (100, 100), 2: (100, 100)}
+    assert score_masks(found[::-1], truth, [1, 2]) != scores
+
+
+def test_an_object_counts_on_every_frame_even_where_it_is_not_seen_first():
+    empty, blob = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
+    blob[5:15, 5:15] = 1
+    # absent and called absent, then missed: a half, not nothing
+    assert score_masks([empty, empty], [empty, blob], [1]) == {1: (50, 50)}
+
+
+def test_first_and_last_frame_are_left_out():
+    truth = [_ids(seed) for seed in (0, 1, 2, 4)]
+    wrong_ends = [np.zeros_like(truth[0]), *truth[1:3], np.zeros_like(truth[0])]
+    assert clip_quality(wrong_ends, truth, [1, 2]).j_and_f == 100
+    wrong_middle = [truth[0], np.zeros_like(truth[0]), *truth[2:]]
+    assert clip_quality(wrong_middle, truth, [1, 2]).j_and_f == 50
+    assert agreement(wrong_middle, truth, [1]) == {1: 75}
+
+
+def test_clips_weigh_alike_and_so_do_objects_over_all():
+    one = clip_quality([_ids(0)] * 3, [_ids(0)] * 3, [1])
+    two = clip_quality([_ids(3)] * 3, [_ids(0)] * 3, [1, 2])  # 2 is missed, 1 is off by some pixels
+    both = overall({"one": one, "two": two})
+    assert both.j == pytest.approx((one.j + two.j) / 2)
+    three = [one.objects["1"], two.objects["1"], two.objects["2"]]
+    assert both.over_objects.j == pytest.approx(np.mean([item.j for item in three]))
+    assert both.over_objects.j != both.j
+    low, high = both.intervals["j"]
+    assert (low, high) == (min(one.j, two.j), max(one.j, two.j))
+    assert both.loss is None and "loss" not in both.intervals
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    held = [low <= 70 <= high for low, high in (interval(rng.normal(70, 9, 30)) for _ in range(60))]
+    assert 0.85 <= np.mean(held) <= 1
+
+
+def test_a_profile_is_compared_with_the_dense_run(root, demo):
+    found = evaluate_clip(demo, open_clip(root, "two"), [BUILTIN["exact"], HARSH])
+    assert list(found) == ["dense", "exact", "harsh"]
+    dense, exact, harsh = found.values()
+    assert dense.agreement is None and dense.frames == 2 and set(dense.objects) == {"1", "2"}
+    assert exact.agreement > 99 and exact.keys_kept == 1
+    assert harsh.agreement < exact.agreement and harsh.keys_kept < 0.8
+    assert harsh.prunable_keys_kept < harsh.keys_kept and harsh.windows_kept < 1
+    losses = overall({"two": harsh}, {"two": dense})
+    assert losses.loss == pytest.approx(dense.j_and_f - harsh.j_and_f)
+
+
+def test_the_dense_run_is_stock_sam2(root, demo):
+    clip = open_clip(root, "one")
+    stock = ModelChoice(device="cpu").build()
+    state = stock.init_state(str(root / "JPEGImages/480p/one"))
+    stock.add_new_mask(state, 0, 1, clip.prompts()[1])
+    with torch.inference_mode():
+        theirs = [logits[0, 0] > 0 for _, _, logits in stock.propagate_in_video(state)]
+    ours, _ = track(demo, clip)
+    assert all((one.numpy() == (other == 1)).all() for one, other in zip(theirs, ours, strict=True))
+    with demo.use(HARSH):
+        other, _ = track(demo, clip)
+    assert any((one != two).any() for one, two in zip(ours, other, strict=True))
+
+
+def test_an_evaluation_goes_on_where_it_stopped(root, tmp_path, capsys):
+    out, profile = tmp_path / "result.json", tmp_path / "harsh.json"
+    profile.write_text(HARSH.to_json())
+    words = ["evaluate", str(root), "--profile", str(profile), "--device", "cpu", "--out", str(out)]
+    broken = root / "JPEGImages/480p/two/00002.jpg"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:200])
+    try:
+        assert cli.run(words) == 2
+    finally:
+        broken.write_bytes(whole)
+    assert "1 of 3 clips failed, first two" in capsys.readouterr().err
+    assert not out.exists()
+    marked, _ = sorted((tmp_path / "result.json.clips").iterdir())
+    marked.write_text(marked.read_text().replace('"windows_kept": 1.0', '"windows_kept": 0.125'))
+
+    assert cli.run(words) == 0
+    said = capsys.readouterr().out
+    assert "dense" in said and "harsh" in said
+    result = load_result(out)
+    kept = {name: clip.windows_kept for name, clip in result.runs[0].quality.clips.items()}
+    assert kept == {"one": 0.125, "three": 1, "two": 1}, "what was done is not done again"
+    assert [run.name for run in result.runs] == ["dense", "harsh"]
+    assert list(result.runs[0].quality.clips) == sorted(CLIPS)
+    assert result.runs[0].frames == 7 and result.runs[0].objects == 4
+    assert result.runs[0].quality.j > 60 and result.runs[1].quality.loss > 0
+    assert not (tmp_path / "result.json.clips").exists()
+
+    before = out.read_bytes()
+    assert cli.run([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(before) and out.read_bytes() == before
+    assert cli.run([*words, "--profile", "exact"]) == 2
+    assert "--force" in capsys.readouterr().err and out.read_bytes() == before
+
+
+def test_random_weights_are_called_random(root, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("one\n")
+    choice = ModelChoice("sam2.1-tiny", weights="random", image_size=256, device="cpu")
+    result = evaluate(root, choice, tmp_path / "r.json", listed=listed)
+    assert result.data.clips == ["one"] and not result.model.trained
+    assert "RANDOM" in table(result) and result.runs[0].quality.intervals == {}
+
+
+def _spoilt(root: Path, tmp: Path, what: str) -> list[str]:
+    """Return a command line with one thing wrong."""
+    listed = tmp / "list.txt"
+    listed.write_text("one\n")
+    words = [str(root), "--clips", str(listed), "--device", "cpu", "--out", str(tmp / "out.json")]
+    if what == "layout":
+        words[0] = str(tmp)
+    elif what == "list":
+        words[2] = str(tmp / "nothing.txt")
+    elif what == "clip":
+        listed.write_text("one\nthre\n")
+    elif what == "empty list":
+        listed.write_text("\n")
+    elif what == "profile":
+        words += ["--profile", "nonsense"]
+    elif what == "twice":
+        words += ["--profile", "paper", "--profile", "paper"]
+    else:
+        copy = tmp / "copy"
+        for folder in ("JPEGImages", "Annotations"):
+            (copy / folder / "480p" / "one").mkdir(parents=True)
+            for path in (root / folder / "480p/one").iterdir():
+                (copy / folder / "480p/one" / path.name).write_bytes(path.read_bytes())
+        words[0] = str(copy)
+        second = copy / "Annotations/480p/one/00001.png"
+        if what == "missing":
+            second.unlink()
+        elif what == "size":
+            write_mask(second, np.zeros((10, 12), np.uint8), "")
+        elif what == "no object":
+            write_mask(second.with_name("00000.png"), np.zeros((96, 128), np.uint8), "")
+        elif what == "no picture":
+            second.write_bytes(b"no picture")
+        elif what == "short":
+            for t in (2, 3, 4):
+                (copy / f"JPEGImages/480p/one/{t:05d}.jpg").unlink()
+    return words
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("layout", "has no folder JPEGImages/480p; expected DAVIS layout"),
+        ("list", "nothing.txt can't be read"),
+        ("clip", "clip 'thre' listed; "),
+        ("empty list", "names no clip"),
+        ("profile", "neither a file nor a built-in"),
+        ("twice", "2 profiles of the name 'paper' given"),
+        ("missing", "00001.png is missing, one of 1 annotations of clip one"),
+        ("size", "00001.png is 12x10; its frame is 128x96"),
+        ("no object", "00000.png is empty"),
+        ("no picture", "can't be read as a picture"),
+        ("short", "clip one has 2 frames; expected 3 or more"),
+    ],
+)
+def test_bad_input_ends_with_one_line(what, said, root, tmp_path, capsys):
+    assert cli.run(["evaluate", *_spoilt(root, tmp_path, what)]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert said in shown and "\n" not in shown
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_result_of_another_form_is_refused(tmp_path):
+    (tmp_path / "r.json").write_text('{"schema": "efficient-sam2/result/1", "runs": []}')
+    with pytest.raises(InputError, match="environment: .*expected efficient-sam2/result/1"):
+        load_result(tmp_path / "r.json")
+    with pytest.raises(InputError, match="can't be read"):
+        load_result(tmp_path / "nothing.json")
