@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from probes.errors import InputError
+from sparsity.evaluation.bench_command import bench
+from sparsity.evaluation.evaluate_command import evaluate
 from sparsity.options import (
     Checkpoint,
     Config,
@@ -88,6 +90,9 @@ def segment(
     print(result.summary())
 
 
+app.command("bench", epilog="Example: efficient-sam2 bench --model demo --out bench.json")(bench)
+
+
 @app.command(epilog="Example: efficient-sam2 fetch sam2.1-tiny")
 def fetch(
     name: Annotated[str, typer.Argument(help="sam2.1-tiny, -small, -base-plus or -large")],
@@ -112,6 +117,10 @@ def demo(
     found = run_demo(out, frames)
     print(found.json() if as_json else found.text())
 
+
+app.command(
+    epilog="Example: efficient-sam2 evaluate DAVIS --model demo --profile paper --out result.json"
+)(evaluate)
 
 profile_app = typer.Typer(help="Look at profiles.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(profile_app, name="profile")

@@ -1,0 +1,167 @@
+"""A benchmark as somebody asks for it: which rows, on which clip, routed how; and its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probes.errors import InputError
+from probes.models import fingerprint
+from probes.video import open_video
+from sparsity.acceleration.build import accelerate
+from sparsity.acceleration.encoder import window_grid
+from sparsity.demo.clips import make_clip
+from sparsity.evaluation.bench import FULL_BANK, UNTIMED, Material, Variant, bench, ladder
+from sparsity.evaluation.environment import environment
+from sparsity.evaluation.results import Data, Environment, Model, Quality, Result, load_result
+from sparsity.evaluation.routes import Route, fixed_windows, windows_of_track
+from sparsity.evaluation.rows import rows, stored_quality
+from sparsity.options import ModelChoice
+from sparsity.profile import BUILTIN, Profile, load_profile
+from sparsity.prompt import Prompt
+
+CLIP_SIZE = (270, 480)
+"""Height and width of the made clip."""
+
+WITHOUT_WEIGHTS = "no weights: random ones say nothing about quality"
+NOT_GIVEN = "not given: store one with evaluate and name it with --quality"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured; see the options of ``efficient-sam2 bench``.
+
+    Attributes
+    ----------
+    profiles
+        A row each, besides the standard ones.
+    frames
+        That count.
+    objects
+        Of the made clip, which is tracked unless a `video` with a `prompt` (a mask picture) is given.
+    windows, routes
+        Fixed windows, or a folder of masks; at most one of them.
+    quality
+        A stored result of ``evaluate``.
+    """
+
+    profiles: tuple[str | Path | Profile, ...] = ()
+    frames: int = 10
+    objects: int = 1
+    video: str | None = None
+    prompt: Path | None = None
+    windows: str | None = None
+    routes: Path | None = None
+    quality: Path | None = None
+
+
+def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> Result:
+    """Measure what was asked for.
+
+    Parameters
+    ----------
+    request, choice
+        What to measure, of which model.
+    force
+        Use profiles that were made for another model.
+
+    Raises
+    ------
+    InputError
+        Something given can't be used; everything is looked at before anything is measured.
+    """
+    profiles = tuple(load_profile(name) for name in request.profiles)
+    stored = None if request.quality is None else load_result(request.quality)
+    material = _material(request)
+    stock = choice.build()
+    for profile in profiles:
+        accelerate(stock, profile, force=force)
+    if force:
+        profiles = tuple(p.model_copy(update={"model": None}) for p in profiles)
+    trained = choice.weights != "random"
+    route = _route(request, stock, trained)
+    variants = ladder(profiles)
+    device = stock.device
+    dtype = choice.number_format(device.type)
+    stamp = environment(device, dtype)
+    model = Model(
+        name=str(choice.config or choice.model),
+        fingerprint=fingerprint(stock),
+        image_size=stock.image_size,
+        trained=trained,
+    )
+    measured = bench(
+        stock,
+        variants,
+        material,
+        timed=request.frames,
+        autocast=partial(choice.autocast, device.type),
+        route=route,
+        share_bank=not trained,
+    )
+    said = "" if route is None else f"; {route.said}"
+
+    def quality(variant: Variant) -> Quality | str:
+        if not trained:
+            return WITHOUT_WEIGHTS + said
+        if stored is None:
+            return NOT_GIVEN + said
+        if (
+            route is not None
+            and variant.profile is not None
+            and variant.profile.windows is not None
+        ):
+            return (
+                route.said.capitalize() + ": their quality is not that of the profile's own routes"
+            )
+        return stored_quality(stored, dtype, model.fingerprint)(variant)
+
+    return Result(
+        environment=Environment(**stamp),
+        model=model,
+        data=Data(
+            root=material.name,
+            clips=[material.name],
+            frames=request.frames,
+            settings={"route": "the profile's own" if route is None else route.said},
+        ),
+        runs=rows(variants, measured, len(material.objects), quality),
+    )
+
+
+def _material(request: Request) -> Material:
+    needed = FULL_BANK + UNTIMED + request.frames
+    if (request.video is None) != (request.prompt is None):
+        raise InputError(
+            f"video {request.video} and prompt {request.prompt} given; expected both, or none for a made clip; "
+            "add the other"
+        )
+    if request.video is None or request.prompt is None:
+        clip = make_clip("smooth", 1, needed, CLIP_SIZE, request.objects)
+        ids = range(1, request.objects + 1)
+        return Material(clip.frames, {i: clip.masks[0] == i for i in ids}, "made clip smooth/1")
+    source = open_video(request.video)
+    masks = Prompt(mask=request.prompt).check(source).masks
+    assert masks is not None, "a mask prompt was asked for"
+    count = needed if source.num_frames is None else min(needed, source.num_frames)
+    frames = np.stack([source.frame(t) for t in range(count)])
+    return Material(frames, masks, Path(request.video).name)
+
+
+def _route(request: Request, stock: Any, trained: bool) -> Route | None:
+    if request.windows is not None and request.routes is not None:
+        raise InputError(
+            f"windows {request.windows} and routes {request.routes} given; expected one of the two; drop one"
+        )
+    grid = window_grid(stock)
+    if request.routes is not None:
+        paper = BUILTIN["paper"].windows
+        assert paper is not None, "the paper's profile routes"
+        return windows_of_track(request.routes, grid, stock.image_size, paper.margin_px)
+    if request.windows is not None or not trained:
+        return fixed_windows(request.windows, grid)
+    return None

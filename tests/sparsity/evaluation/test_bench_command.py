@@ -1,0 +1,170 @@
+"""``efficient-sam2 bench``: its result, its table, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsity.cli import run
+from sparsity.evaluation.bench import FULL_BANK, UNTIMED
+from sparsity.evaluation.results import Result, load_result, parse_result
+from sparsity.evaluation.rows import ratio, stored_quality, table, times
+from sparsity.masks import write_mask
+from sparsity.profile import load_profile
+from tests.conftest import make_frames, make_mask
+
+ROWS = ["stock", "exact", "SWR", "SMR", "SWR + SMR", "paper"]
+
+
+@pytest.fixture(scope="module")
+def small(dividing_config: Path) -> list[str]:
+    """Options of a small random model and a short run."""
+    return ["--config", str(dividing_config), "--weights", "random", "--frames", "2"]
+
+
+@pytest.fixture(scope="module")
+def result(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Result:
+    out = tmp_path_factory.mktemp("bench") / "result.json"
+    assert run(["bench", *small, "--windows", "4/16", "--objects", "2", "--out", str(out)]) == 0
+    return load_result(out)
+
+
+def test_random_weights_are_routed_by_fixed_windows_and_every_row_says_so(result: Result) -> None:
+    assert [row.name for row in result.runs] == ROWS
+    assert not result.model.trained
+    assert {row.quality for row in result.runs} == {None}
+    assert all("no weights" in str(row.why) and "4/16" in str(row.why) for row in result.runs)
+    assert result.run("SWR").windows_kept == 0.25
+    assert {row.objects for row in result.runs} == {2}
+    assert {row.frames for row in result.runs} == {2}
+
+
+def test_rows_are_measured_against_stock(result: Result) -> None:
+    for row in result.runs:
+        assert row.ms_per_frame is not None and row.ratio is not None and row.stages is not None
+        assert 0 < row.ms_per_frame.median <= row.ms_per_frame.p90 <= row.ms_per_frame.p99
+        assert row.ratio.low <= row.ratio.median <= row.ratio.high
+        assert row.flops and row.peak_memory_mb
+    stock = result.run("stock")
+    assert stock.ratio is not None and stock.ratio.median == 1.0
+    assert stock.profile is None
+    assert result.run("paper").profile == load_profile("paper").model_dump(
+        mode="json", by_alias=True
+    )
+
+
+def test_the_stamp_says_where_and_how(result: Result) -> None:
+    stamp = result.environment
+    assert stamp.threads >= 1 and stamp.dtype == "float32" and stamp.device == "cpu"
+    assert stamp.cpu and stamp.torch and not stamp.compiled
+
+
+def test_the_table_has_a_line_a_row_and_each_reason_once(result: Result) -> None:
+    lines = table(result).splitlines()
+    assert len(lines) == 1 + len(ROWS) + 1
+    assert lines[1].startswith("stock") and "1.00..1.00" in lines[1]
+    assert lines[-1].startswith("[1] no weights")
+
+
+def test_ratios_pair_neighbouring_frames() -> None:
+    assert ratio([1.0, 4.0], [0.5, 2.0]).median == 2.0
+    assert ratio([1.0, 4.0], [2.0, 0.5]).median == 4.25
+    assert times([0.001, 0.002, 0.009]).median == 2.0
+
+
+def quality(j_and_f: float) -> dict[str, Any]:
+    one = {"j_and_f": j_and_f, "j": 1, "f": 1}
+    return {**one, "over_objects": one, "clips": {"a": {**one, "frames": 5, "objects": {}}}}
+
+
+def stored(result: Result, **changes: Any) -> Result:
+    """An evaluation of the same model: the dense run and the paper's profile."""
+    document = json.loads(result.to_json())
+    paper = document["runs"][-1]
+    dense = {**paper, "name": "dense", "profile": None, "quality": quality(80.0), "why": None}
+    document["runs"] = [dense, {**paper, "name": "mine", "quality": quality(79.0), "why": None}]
+    document["environment"].update(changes)
+    return parse_result(json.dumps(document))
+
+
+def test_quality_is_that_of_the_same_profile_model_and_dtype(result: Result) -> None:
+    from sparsity.evaluation.bench import ladder
+
+    variants = {variant.name: variant for variant in ladder()}
+    look_up = stored_quality(stored(result), "float32", result.model.fingerprint)
+    assert look_up(variants["stock"]).j_and_f == 80.0  # type: ignore[union-attr]
+    assert look_up(variants["paper"]).j_and_f == 79.0  # type: ignore[union-attr]
+    assert look_up(variants["SWR"]) == "not in the stored quality"
+    other = stored_quality(stored(result, dtype="bfloat16"), "float32", result.model.fingerprint)
+    assert other(variants["paper"]) == "the stored quality is of bfloat16"
+    other = stored_quality(stored(result), "float32", "sha256:" + 64 * "0")
+    assert other(variants["paper"]) == "the stored quality is of another model"
+
+
+def test_a_video_is_tracked_by_its_own_prompt(small: list[str], tmp_path: Path) -> None:
+    needed = FULL_BANK + UNTIMED + 2
+    (tmp_path / "clip").mkdir()
+    for t, frame in enumerate(make_frames(needed)):
+        Image.fromarray(frame).save(tmp_path / "clip" / f"{t:05d}.png")
+    write_mask(tmp_path / "prompt.png", make_mask().astype(np.uint8) * 3, "")
+    (tmp_path / "routes").mkdir()
+    write_mask(tmp_path / "routes" / "00000.png", make_mask().astype(np.uint8), "")
+    out = tmp_path / "result.json"
+    options = [*small, "--video", str(tmp_path / "clip"), "--prompt", str(tmp_path / "prompt.png")]
+    options += ["--routes", str(tmp_path / "routes"), "--out", str(out)]
+    assert run(["bench", *options]) == 0
+    found = load_result(out)
+    assert found.data.clips == ["clip"]
+    assert found.data.settings["route"] == "windows of the masks in routes"
+    assert 0 < (found.run("SWR").windows_kept or 0) < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--windows", "4/25"], "this model has 16 windows"),
+        (["--windows", "4/16", "--routes", "masks"], "expected one of the two"),
+        (["--routes", "nowhere"], "expected a folder of PNG masks"),
+        (["--profile", "nothing.json"], "neither a file nor a built-in"),
+        (["--quality", "nothing.json"], "can't be read"),
+        (["--video", "clip.mp4"], "expected both, or none for a made clip"),
+        (["--frames", "0"], "frames"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_written(
+    small: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+) -> None:
+    out = tmp_path / "result.json"
+    assert run(["bench", *small, *options, "--out", str(out)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said and "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_is_not_overwritten_unasked(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "result.json"
+    out.write_text("mine")
+    assert run(["bench", *small, "--out", str(out)]) == 2
+    assert "--force to replace it" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+
+
+def test_a_profile_of_another_model_is_refused(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = load_profile("paper").model_copy(update={"model": "sha256:" + 64 * "a"})
+    (tmp_path / "p.json").write_text(foreign.to_json())
+    options = [*small, "--profile", str(tmp_path / "p.json"), "--out", str(tmp_path / "out.json")]
+    assert run(["bench", *options]) == 2
+    assert "calibrated for the model" in capsys.readouterr().err
