@@ -170,4 +170,5 @@ def evidence(weights: str) -> str:
     weights
         ``"demo"``, ``"random"``, or anything else for a checkpoint.
     """
-    return {"demo": f" {DEMO}.", "random": f" {RANDOM}."}.get(weights, "")
+    said = {"demo": DEMO, "random": RANDOM}.get(weights, "")
+    return f" {said[0].upper()}{said[1:]}." if said else ""

@@ -1,0 +1,1 @@
+"""The README's pictures. ``python -m figures.gallery`` makes them anew, of made clips only."""

@@ -1,0 +1,270 @@
+"""Pictures side by side: frames with attention, masks and numbers on them, on one colour scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike, NDArray
+from plotly.subplots import make_subplots
+
+from figures.paint import check_frame, data_uri, heat_colours, shrink, stretch
+from figures.style import OBJECTS, THEMES, ThemeName, finish
+from probes.errors import InputError
+
+FLOOR = 0.1
+"""Attention below a tenth of the even share is drawn as nothing."""
+
+CONTOUR_WIDTH = 160
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture.
+
+    Attributes
+    ----------
+    frame : uint8 [H, W, 3]
+        The frame underneath.
+    mass : float [h, w], optional
+        Attention mass on the token grid, drawn over the frame as a multiple of the even share.
+    masks : {object id: bool [H', W']}
+        Outlined, each object in its colour by the order of ids in the whole figure.
+    note
+        Printed below the picture.
+    mark : (x, y), optional
+        A point in pixels of the frame: the query.
+    """
+
+    frame: ArrayLike
+    mass: ArrayLike | None = None
+    masks: Mapping[int, ArrayLike] = field(default_factory=dict)
+    note: str = ""
+    mark: tuple[float, float] | None = None
+
+
+def even_shares(mass: ArrayLike) -> NDArray[np.float64]:
+    """Return attention mass as multiples of the even share: 1 everywhere if attention is spread evenly.
+
+    >>> even_shares([[0.5, 0.5], [0.0, 0.0]]).tolist()
+    [[2.0, 2.0], [0.0, 0.0]]
+    """
+    values = np.asarray(mass, float)
+    if values.ndim != 2 or values.min() < 0 or not np.isfinite(values).all():
+        raise InputError(
+            f"attention mass of shape {values.shape} given; expected [h, w], finite and not negative; "
+            "pass one map on the token grid"
+        )
+    total = values.sum()
+    return values * (values.size / total) if total > 0 else values
+
+
+def draw_tiles(
+    rows: Sequence[Sequence[Tile | None]],
+    title: str,
+    caption: str,
+    *,
+    theme: ThemeName = "light",
+    row_names: Sequence[str] = (),
+    column_names: Sequence[str] = (),
+    tile_width: int = 250,
+) -> go.Figure:
+    """Draw a grid of pictures on one colour scale.
+
+    Parameters
+    ----------
+    rows
+        Pictures by row; all rows as long as the longest, None where there is none.
+    row_names, column_names
+        Printed left of the rows and above the columns.
+    tile_width
+        Of one picture, in pixels.
+    """
+    tiles = [tile for row in rows for tile in row if tile is not None]
+    if not tiles:
+        raise InputError("no pictures given; expected at least one; pass a frame")
+    columns = max(len(row) for row in rows)
+    tall, wide = check_frame(tiles[0].frame).shape[:2]
+    tile_height = round(tile_width * tall / wide)
+    gap_x, gap_y, left, right = 14, 30, 110 if row_names else 20, 96
+    width = columns * tile_width + (columns - 1) * gap_x + left + right
+    plots_height = len(rows) * tile_height + (len(rows) - 1) * gap_y
+    figure = make_subplots(
+        len(rows),
+        columns,
+        horizontal_spacing=gap_x / (width - left - right),
+        vertical_spacing=gap_y / plots_height if len(rows) > 1 else 0,
+    )
+    peak = max((even_shares(t.mass).max() for t in tiles if t.mass is not None), default=1.0)
+    ids = sorted({identity for tile in tiles for identity in tile.masks})
+    for r, row in enumerate(rows, 1):
+        for c, tile in enumerate(row, 1):
+            if tile is not None:
+                _place(figure, tile, r, c, ids, theme)
+    top = 104 if column_names else 70
+    finish(
+        figure,
+        title,
+        caption,
+        theme,
+        width=width,
+        height=plots_height + top + 50,
+        below=36,
+        top=top,
+    )
+    figure.update_layout(margin_l=left, margin_r=right, showlegend=False)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    _name(figure, row_names, column_names, columns, theme)
+    if any(tile.mass is not None for tile in tiles):
+        _bar(figure, peak, theme)
+    return figure
+
+
+def _place(figure: go.Figure, tile: Tile, r: int, c: int, ids: list[int], theme: ThemeName) -> None:
+    """Draw one picture into its cell."""
+    frame = check_frame(tile.frame)
+    tall, wide = frame.shape[:2]
+    place = {"row": r, "col": c}
+    figure.add_layout_image(
+        source=data_uri(shrink(frame, 520)),
+        x=0,
+        y=0,
+        sizex=wide,
+        sizey=tall,
+        sizing="stretch",
+        layer="below",
+        **place,
+    )
+    figure.update_xaxes(range=[0, wide], **place)
+    figure.update_yaxes(range=[tall, 0], **place)
+    if tile.mass is not None:
+        shares = even_shares(tile.mass)
+        h, w = shares.shape
+        figure.add_heatmap(
+            z=np.log10(np.maximum(shares, FLOOR)).astype(np.float32),
+            customdata=shares.astype(np.float32),
+            x0=wide / w / 2,
+            dx=wide / w,
+            y0=tall / h / 2,
+            dy=tall / h,
+            coloraxis="coloraxis",
+            hovertemplate="%{customdata:.2f} × even share<extra></extra>",
+            **place,
+        )
+    for identity, mask in tile.masks.items():
+        _contour(figure, mask, OBJECTS[ids.index(identity) % len(OBJECTS)], wide, tall, place)
+    if tile.mark is not None:
+        figure.add_scatter(
+            x=[tile.mark[0]],
+            y=[tile.mark[1]],
+            mode="markers",
+            marker={
+                "symbol": "cross-thin",
+                "size": 15,
+                "line": {"width": 3, "color": "#ffffff"},
+            },
+            hoverinfo="skip",
+            **place,
+        )
+    if tile.note:
+        figure.add_annotation(
+            text=tile.note,
+            x=wide / 2,
+            y=tall,
+            yanchor="top",
+            showarrow=False,
+            font={"size": 12, "color": THEMES[theme].ink},
+            **place,
+        )
+
+
+def _contour(
+    figure: go.Figure, mask: ArrayLike, shade: str, wide: int, tall: int, place: dict[str, int]
+) -> None:
+    inside = np.asarray(mask) > 0
+    columns = min(CONTOUR_WIDTH, inside.shape[1])
+    small = stretch(inside, max(2, round(columns * tall / wide)), columns).astype(np.uint8)
+    if small.any() and not small.all():
+        h, w = small.shape
+        figure.add_contour(
+            z=small,
+            x0=wide / w / 2,
+            dx=wide / w,
+            y0=tall / h / 2,
+            dy=tall / h,
+            contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
+            line={"color": shade, "width": 2.5},
+            showscale=False,
+            hoverinfo="skip",
+            **place,
+        )
+
+
+def _name(
+    figure: go.Figure,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    columns: int,
+    theme: ThemeName,
+) -> None:
+    """Print the names of rows and columns."""
+    font = {"size": 13, "color": THEMES[theme].ink}
+    for c, name in enumerate(column_names, 1):
+        figure.add_annotation(
+            text=name,
+            x=0.5,
+            y=1,
+            xref=f"x{c if c > 1 else ''} domain",
+            yref="paper",
+            yanchor="bottom",
+            yshift=4,
+            showarrow=False,
+            font=font,
+        )
+    for r, name in enumerate(row_names):
+        n = r * columns + 1
+        figure.add_annotation(
+            text=name,
+            x=0,
+            y=0.5,
+            xref="paper",
+            yref=f"y{n if n > 1 else ''} domain",
+            xanchor="right",
+            xshift=-8,
+            align="right",
+            showarrow=False,
+            font=font,
+        )
+
+
+def _bar(figure: go.Figure, peak: float, theme: ThemeName) -> None:
+    """Add the colour scale: logarithmic, from a tenth of the even share up to the peak."""
+    top = max(1.0, float(np.ceil(np.log10(max(peak, FLOOR)) * 2) / 2))
+    table = heat_colours()
+    scale = []
+    for i in range(0, 256, 15):
+        share = i / 255
+        red, green, blue = table[i]
+        scale.append([share, f"rgba({red},{green},{blue},{min(0.85, 0.12 + 0.95 * share):.2f})"])
+    ticks = [tick for tick in (-1, 0, 1, 2, 3) if tick <= top]
+    figure.update_layout(
+        coloraxis={
+            "cmin": np.log10(FLOOR),
+            "cmax": top,
+            "colorscale": scale,
+            "colorbar": {
+                "title": {"text": "attention /<br>even share", "font": {"size": 12}},
+                "tickvals": ticks,
+                "ticktext": [f"{10.0**tick:g}×" for tick in ticks],
+                "thickness": 12,
+                "x": 1.005,
+                "xpad": 8,
+                "len": 1,
+                "outlinewidth": 0,
+                "bgcolor": THEMES[theme].paper,
+            },
+        }
+    )
