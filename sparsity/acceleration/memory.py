@@ -3,9 +3,9 @@
 The keys of each memory frame are gathered *before* they are projected, and every kept token keeps the
 rotary phase of its own place on the grid (method 4.5). Three rewrites are exact: the rotation works on
 channels sorted into real and imaginary halves (a permutation of the projections' rows, which no product of
-q and k notices); values are the raw memory tokens and the value and output projections follow as one map
-(softmax rows sum to one, so biases pass through); the first self-attention, which no object has touched
-yet, is shared by all objects.
+q and k notices); where that is faster, values are the raw memory tokens and the value and output
+projections follow as one map (softmax rows sum to one, so biases pass through); the first self-attention,
+which no object has touched yet, is shared by all objects.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from sam2.modeling.memory_attention import MemoryAttentionLayer
 from sam2.modeling.sam2_base import SAM2Base
-from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
 
-from probes.layout import MemoryLayout, stored_result
 from probes.observe import Seam
 from sparsity.acceleration.attention import attend, blocked, fastest, fused
+from sparsity.acceleration.bank import Bank, key_ids, read
 from sparsity.acceleration.linear import Linear, Norm, product
 from sparsity.profile import Memory
 from sparsity.select import keep_count, sample_rows, top_tokens
@@ -28,30 +27,8 @@ from sparsity.select import keep_count, sample_rows, top_tokens
 SALIENCY_ROWS = 512
 """Query rows of one block when token saliency is measured."""
 
-
-@dataclass
-class Bank:
-    """What one object's memory attention reads on one frame.
-
-    Attributes
-    ----------
-    layout
-        Which key is what.
-    memory
-        Tokens of frames, then pointers, ``[keys, mem]`` in the products' dtype: the values.
-    keyed
-        The same with positions added: the input of the key projection.
-    kept
-        For each memory frame the kept tokens per layer, int64 ``[K]`` each, or None for a whole frame.
-    measure
-        Memory frames whose token saliency is to be measured now.
-    """
-
-    layout: MemoryLayout
-    memory: Tensor
-    keyed: Tensor
-    kept: list[list[Tensor] | None]
-    measure: list[int] = field(default_factory=list)
+SUMMED_ROWS = 64
+"""Rows that are summed in the products' dtype before float32 takes over."""
 
 
 @dataclass
@@ -94,62 +71,7 @@ class SparseMemoryAttention:
         self.model, self.dtype, self.seam = model, dtype, seam
         self.layers = [_Layer(layer, dtype) for layer in model.memory_attention.layers]
         self.norm = model.memory_attention.norm
-        self._phases: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
-
-    def bank(
-        self,
-        layout: MemoryLayout,
-        output_dict: dict,
-        tokens: list[list[Tensor] | None],
-        measure: list[int],
-    ) -> Bank:
-        """Collect an object's memory.
-
-        Parameters
-        ----------
-        layout
-            Of the frame that is to be tracked.
-        output_dict
-            The object's results.
-        tokens
-            Kept tokens per memory frame and layer, or None for a whole frame.
-        measure
-            Positions in `layout.frames` whose saliency is to be measured.
-        """
-        model, device = self.model, self.model.maskmem_tpos_enc.device
-        memory, keyed = [], []
-        for entry in layout.frames:
-            out = stored_result(output_dict, entry)
-            features = out["maskmem_features"].to(device)[0].flatten(1).t()  # [tokens, mem]
-            place = out["maskmem_pos_enc"][-1].to(device)[0].flatten(1).t()
-            temporal = model.maskmem_tpos_enc[model.num_maskmem - entry.position - 1].view(1, -1)
-            memory.append(features.to(self.dtype))
-            keyed.append((features.float() + (place + temporal)).to(self.dtype))
-        if layout.pointers:
-            pointers, position = self._pointers(layout, output_dict, device)
-            memory.append(pointers.to(self.dtype))
-            keyed.append((pointers.float() + position).to(self.dtype))
-        return Bank(layout, torch.cat(memory), torch.cat(keyed), tokens, measure)
-
-    def _pointers(
-        self, layout: MemoryLayout, output_dict: dict, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Object pointers split into tokens, and their temporal positions, ``[pointers * tokens, mem]`` each."""
-        model = self.model
-        stacked = torch.cat(
-            [
-                stored_result(output_dict, pointer)["obj_ptr"].to(device)
-                for pointer in layout.pointers
-            ]
-        )
-        tokens = stacked.reshape(-1, model.mem_dim)  # pointer by pointer
-        if not model.add_tpos_enc_to_obj_ptrs:
-            return tokens, torch.zeros_like(tokens)
-        distances = torch.tensor([pointer.distance for pointer in layout.pointers], device=device)
-        limit = layout.pointer_limit - 1
-        width = model.hidden_dim if model.proj_tpos_enc_in_obj_ptrs else model.mem_dim
-        position = model.obj_ptr_tpos_proj(get_1d_sine_pe(distances / limit, dim=width)).float()
-        return tokens, position.repeat_interleave(layout.pointer_tokens, dim=0)
+        self._phases: dict[tuple[int, torch.device], Phases] = {}
 
     def __call__(
         self,
@@ -193,89 +115,64 @@ class SparseMemoryAttention:
                 x = x.expand(len(banks), -1, -1).clone()
             y = layer.norm2(x)
             for i, (bank, recall) in enumerate(zip(banks, recalls, strict=True)):
-                x[i].add_(
-                    self._recall(layer, index, y[i], bank, recall, phases, memory, exact, seed, i)
-                )
+                queries = rotated(layer.query(y[i]), phases)
+                what = read(bank, index)
+                keys = self._keys(layer, what.keyed, len(bank.whole), what.kept, phases)
+                self._choose(index, queries, keys, bank, recall, memory, seed)
+                recall.keys_used.append(len(keys))
+                recall.prunable_used.append(len(what.kept))
+                if self.seam.observers:
+                    site, value = f"memory.layer{index}.cross", layer.value(what.values)
+                    shown = (t[None, None] for t in (queries, keys, value))
+                    self.seam.tell(site, *shown, keys=key_ids(bank, index), row=i)
+                x[i].add_(layer.recall(queries, keys, what.values, exact))
             x.add_(layer.down(layer.up(layer.norm3(x).flatten(0, 1), "relu")).view_as(x))
         with torch.autocast(x.device.type, enabled=False):
             return self.norm(x), recalls
 
-    def _recall(
+    def _choose(
         self,
-        layer: _Layer,
         index: int,
-        y: Tensor,
+        queries: Tensor,
+        keys: Tensor,
         bank: Bank,
         recall: Recall,
-        phases: tuple[Tensor, Tensor],
         memory: Memory,
-        exact: bool,
         seed: int,
-        row: int,
-    ) -> Tensor:
-        """One cross-attention of one object, ``[tokens, C]`` to ``[tokens, C]``."""
-        layout = bank.layout
-        kept = [None if tokens is None else tokens[index] for tokens in bank.kept]
-        pieces, starts, cos, sin, start = [], [], [], [], 0
-        for f, tokens in enumerate(kept):
-            first = f * layout.tokens
-            ids = (
-                torch.arange(first, first + layout.tokens, device=y.device)
-                if tokens is None
-                else first + tokens
-            )
-            pieces.append(ids)
-            starts.append(start)
-            start += len(ids)
-            cos.append(phases[0] if tokens is None else phases[0].index_select(0, tokens))
-            sin.append(phases[1] if tokens is None else phases[1].index_select(0, tokens))
-        rotated = start
-        pieces.append(torch.arange(layout.frame_keys, layout.keys, device=y.device))
-        ids = torch.cat(pieces)
-        everything = len(ids) == layout.keys
-        values = bank.memory if everything else bank.memory.index_select(0, ids)
-        keys = layer.key(bank.keyed if everything else bank.keyed.index_select(0, ids))
-        rotate_(keys[:rotated], torch.cat(cos), torch.cat(sin))
-        queries = rotate_(layer.query(y), *phases)
-        recall.keys_used.append(len(ids))
-        recall.prunable_used.append(sum(len(tokens) for tokens in kept if tokens is not None))
-        if self.seam.observers:
-            shown = layer.value(values)[None, None]
-            site = f"memory.layer{index}.cross"
-            part = None if everything else ids
-            self.seam.tell(site, queries[None, None], keys[None, None], shown, keys=part, row=row)
+    ) -> None:
+        """Choose tokens of frames that a layer recollects for the first time."""
+        tokens = bank.layout.tokens
+        share = memory.keep[index] if isinstance(memory.keep, tuple) else memory.keep
+        rows = tokens if memory.queries == "all" else memory.queries
         for f in bank.measure:
-            share = memory.keep[index] if isinstance(memory.keep, tuple) else memory.keep
-            count = layout.tokens if memory.queries == "all" else memory.queries
-            saliency = token_saliency(
-                queries, keys[starts[f] : starts[f] + layout.tokens], count, seed
-            )
-            recall.chosen.setdefault(f, []).append(
-                top_tokens(saliency, keep_count(share, layout.tokens))
-            )
+            first = bank.whole.index(f) * tokens
+            saliency = token_saliency(queries, keys[first : first + tokens], rows, seed)
+            recall.chosen.setdefault(f, []).append(top_tokens(saliency, keep_count(share, tokens)))
 
-        def projected() -> Tensor:
-            out = fused(queries[None, None], keys[None, None], layer.value(values)[None, None])
-            return layer.out(out[0, 0])
+    def _keys(
+        self, layer: _Layer, keyed: Tensor, whole: int, kept: Tensor, phases: Phases
+    ) -> Tensor:
+        """Project keys and turn those of memory frames: `whole` whole ones, then the tokens `kept`."""
+        keys = layer.key(keyed)
+        tokens = len(phases.cos)
+        first, last = whole * tokens, whole * tokens + len(kept)
+        turned = torch.empty_like(keys)
+        turned[last:] = keys[last:]
+        rotated(
+            keys[:first].view(whole, tokens, -1), phases, out=turned[:first].view(whole, tokens, -1)
+        )
+        rotated(keys[first:last], phases.at(kept), out=turned[first:last])
+        return turned
 
-        def absorbed() -> Tensor:
-            out = blocked(queries[None, None], keys[None, None], values[None, None])
-            return layer.value_out(out[0, 0])
-
-        candidates = {"fused": projected, "absorbed": absorbed} if exact else {"fused": projected}
-        return fastest("recall", candidates, queries, len(ids))
-
-    def _rotation(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of each grid place's phases, ``[tokens, C / 2]`` float32."""
+    def _rotation(self, tokens: int, device: torch.device) -> Phases:
         key = (tokens, device)
         if key not in self._phases:
             side = round(tokens**0.5)
-            cis = (
-                self.model.memory_attention.layers[0]
-                .cross_attn_image.compute_cis(end_x=side, end_y=side)
-                .to(device)
+            attention = self.model.memory_attention.layers[0].cross_attn_image
+            cis = attention.compute_cis(end_x=side, end_y=side).to(device)
+            self._phases[key] = Phases(
+                cis.real.contiguous().to(self.dtype), cis.imag.contiguous().to(self.dtype)
             )
-            self._phases[key] = cis.real.contiguous().float(), cis.imag.contiguous().float()
         return self._phases[key]
 
 
@@ -287,15 +184,11 @@ class _Layer:
         self.norm1, self.norm2, self.norm3 = (
             Norm(n, dtype) for n in (layer.norm1, layer.norm2, layer.norm3)
         )
-        own_qkv = [_halves(own.q_proj), _halves(own.k_proj), (own.v_proj.weight, own.v_proj.bias)]
-        self.own = Linear(
-            torch.cat([w for w, _ in own_qkv]), torch.cat([b for _, b in own_qkv]), dtype
+        self.own_query, self.own_key = (
+            Linear(*_halves(p), dtype) for p in (own.q_proj, own.k_proj)
         )
-        self.own_out = Linear.of(own.out_proj, dtype)
-        self.query, self.key = (
-            Linear(*_halves(cross.q_proj), dtype),
-            Linear(*_halves(cross.k_proj), dtype),
-        )
+        self.own_value, self.own_out = Linear.of(own.v_proj, dtype), Linear.of(own.out_proj, dtype)
+        self.query, self.key = (Linear(*_halves(p), dtype) for p in (cross.q_proj, cross.k_proj))
         self.value, self.out = Linear.of(cross.v_proj, dtype), Linear.of(cross.out_proj, dtype)
         outer, inner = cross.out_proj.weight.double(), cross.v_proj.weight.double()
         bias = outer @ cross.v_proj.bias.double() + cross.out_proj.bias.double()
@@ -303,37 +196,62 @@ class _Layer:
         self.up, self.down = Linear.of(layer.linear1, dtype), Linear.of(layer.linear2, dtype)
 
     def remember_itself(
-        self, x: Tensor, phases: tuple[Tensor, Tensor], site: str, seam: Seam, exact: bool
+        self, x: Tensor, phases: Phases, site: str, seam: Seam, exact: bool
     ) -> Tensor:
         """Self-attention of ``[B, tokens, C]`` float32, overwritten."""
         b, n, c = x.shape
-        q, k, v = self.own(self.norm1(x).view(b * n, c)).view(b, n, 3, -1).unbind(2)
-        q, k = (rotate_(part.contiguous(), *phases)[:, None] for part in (q, k))
-        v = v[:, None]
+        y = self.norm1(x).view(b * n, c)
+        q, k = (rotated(p(y).view(b, 1, n, -1), phases) for p in (self.own_query, self.own_key))
+        v = self.own_value(y).view(b, 1, n, -1)
         if seam.observers:
             seam.tell(site, q, k, v)
         attended = attend(q, k, v) if exact else fused(q, k, v)
         return x.add_(self.own_out(attended.reshape(b * n, -1)).view(b, n, c))
 
+    def recall(self, queries: Tensor, keys: Tensor, values: Tensor, exact: bool) -> Tensor:
+        """Cross-attention of ``[tokens, C]`` to memory ``[keys, C]``, ``[keys, mem]``; projected."""
 
-def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channels by their rotary phases, in place.
+        def projected() -> Tensor:
+            out = fused(queries[None, None], keys[None, None], self.value(values)[None, None])
+            return self.out(out[0, 0])
+
+        def absorbed() -> Tensor:
+            out = blocked(queries[None, None], keys[None, None], values[None, None])
+            return self.value_out(out[0, 0])
+
+        candidates = {"fused": projected, "absorbed": absorbed} if exact else {"fused": projected}
+        return fastest("recall", candidates, queries, len(keys))
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Cosine and sine of the rotary phases of grid places, ``[tokens, C / 2]`` each, in the products' dtype."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def at(self, places: Tensor) -> Phases:
+        """Those of some places, int64 ``[K]``."""
+        return Phases(self.cos.index_select(0, places), self.sin.index_select(0, places))
+
+
+def rotated(x: Tensor, phases: Phases, out: Tensor | None = None) -> Tensor:
+    """Turn channels by their rotary phases.
 
     Parameters
     ----------
     x
         ``[..., N, C]``; the first half of the channels is the real part, the second the imaginary one.
-    cos, sin
-        ``[N, C / 2]`` float32; the product is taken in float32 as stock does.
+    phases
+        Of `N` places.
+    out
+        Where to write.
     """
-    real, imaginary = x.float().chunk(2, dim=-1)
-    turned = (
-        torch.addcmul(real * cos, imaginary, sin, value=-1),
-        torch.addcmul(real * sin, imaginary, cos),
-    )
-    half = x.shape[-1] // 2
-    x[..., :half], x[..., half:] = turned
-    return x
+    out = torch.empty_like(x) if out is None else out
+    (real, imaginary), (turned_real, turned_imaginary) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(real, phases.cos, out=turned_real).addcmul_(imaginary, phases.sin, value=-1)
+    torch.mul(real, phases.sin, out=turned_imaginary).addcmul_(imaginary, phases.cos)
+    return out
 
 
 def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tensor:
@@ -360,12 +278,12 @@ def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tenso
     for block in scaled.split(SALIENCY_ROWS):
         weights = product(block, keys)
         torch.softmax(weights, -1, out=weights)
-        total += weights.sum(0, dtype=torch.float32)
+        for part in weights.split(SUMMED_ROWS):
+            total += part.sum(0)
     return total / len(queries)
 
 
 def _halves(layer: torch.nn.Linear) -> tuple[Tensor, Tensor]:
     """Sort a projection's rows so that real parts come first: pairs (2i, 2i + 1) become (i, C/2 + i)."""
-    return torch.cat([layer.weight[0::2], layer.weight[1::2]]), torch.cat(
-        [layer.bias[0::2], layer.bias[1::2]]
-    )
+    weight = torch.cat([layer.weight[0::2], layer.weight[1::2]])
+    return weight, torch.cat([layer.bias[0::2], layer.bias[1::2]])

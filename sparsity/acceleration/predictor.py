@@ -18,9 +18,10 @@ from probes.errors import InputError
 from probes.layout import memory_layout
 from probes.observe import Moment, Seam
 from probes.video import EndOfVideo, ModelFrames, open_video
+from sparsity.acceleration.bank import Bank, collect
 from sparsity.acceleration.encoder import Encoder, Routing, window_grid
 from sparsity.acceleration.fit import check_fit
-from sparsity.acceleration.memory import Bank, Recall, SparseMemoryAttention
+from sparsity.acceleration.memory import Recall, SparseMemoryAttention
 from sparsity.acceleration.pruning import kept_tokens, note_keys, remember_choice
 from sparsity.acceleration.report import ObjectReport, Report
 from sparsity.acceleration.saliency import token_to_image
@@ -478,7 +479,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         with torch.autocast(self.device.type, enabled=False):
             for outputs, layout in zip(tracked.outputs, layouts, strict=True):
                 tokens, measure = kept_tokens(layout, outputs, memory, stride, track_in_reverse)
-                tracked.banks.append(attention.bank(layout, outputs, tokens, measure))
+                bank = collect(self, attention.dtype, layout, outputs, tokens, measure)
+                tracked.banks.append(bank)
             x, tracked.recalls = attention(
                 current_vision_feats[-1][:, 0], current_vision_pos_embeds[-1][:, 0], tracked.banks, memory,
                 exact=exact, seed=frame_idx,

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from probes.layout import MemoryFrame, MemoryLayout, stored_result
-from sparsity.acceleration.memory import Bank, Recall
+from sparsity.acceleration.bank import Bank, Results
+from sparsity.acceleration.memory import Recall
 from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import KEY, ChosenTokens, FrameExtras
 from sparsity.profile import Memory
-
-Results = Mapping[str, Mapping[int, Any]]
-"""An object's results: ``cond_frame_outputs`` and ``non_cond_frame_outputs`` by frame."""
 
 
 def is_exempt(entry: MemoryFrame, memory: Memory) -> bool:
@@ -74,10 +69,9 @@ def remember_choice(
 def note_keys(report: ObjectReport, bank: Bank, recall: Recall, memory: Memory) -> None:
     """Enter into an object's report how many keys were read."""
     layout = bank.layout
-    pruned = sum(tokens is not None for tokens in bank.kept)
     prunable = sum(not is_exempt(entry, memory) for entry in layout.frames)
     report.keys_used, report.keys_total = recall.keys_used, layout.keys
-    report.pruned_frames = pruned
+    report.pruned_frames = len(bank.pruned)
     report.prunable_keys_total = prunable * layout.tokens
     kept = sum(recall.prunable_used) / max(1, len(recall.prunable_used))
-    report.prunable_keys_used = kept + (prunable - pruned) * layout.tokens
+    report.prunable_keys_used = kept + (prunable - len(bank.pruned)) * layout.tokens
