@@ -148,10 +148,12 @@ class Encoder:
             trunk.window_spec[0] // 4,
         )
         weight, bias, stride, padding = self._patch
-        patches = F.conv2d(image.to(self.dtype), weight, bias, stride=stride, padding=padding)[0]
-        side = patches.shape[-1] // window
-        cut = patches.view(-1, side, window, side, window).permute(1, 3, 2, 4, 0)
-        position = self._position(patches.shape[-1], window)
+        image = image.to(self.dtype, memory_format=torch.channels_last)
+        patches = F.conv2d(image, weight, bias, stride=stride, padding=padding)
+        patches = patches[0].permute(1, 2, 0)  # rows of tokens, contiguous
+        side = len(patches) // window
+        cut = patches.view(side, window, side, window, -1).transpose(1, 2)
+        position = self._position(len(patches), window)
         rows = max(1, STRIP_TOKENS // (side * window * window))
         ends, early = trunk.stage_ends, self._early_blocks
         level0, level1 = self._composed
@@ -159,10 +161,10 @@ class Encoder:
         middle = patches.new_empty(side, side, half * half, len(level1.weight))
         out: Tensor | None = None
         for row in range(0, side, rows):
-            x = cut[row : row + rows] + position[row : row + rows]
+            x = position[row : row + rows] + cut[row : row + rows]
             here = len(x)
             count = here * side
-            x = x.reshape(count * window * window, -1)
+            x = x.view(count * window * window, -1)
             for block in early[: ends[0] + 1]:
                 x = block.windows_of(x, count, window)
             fine[row : row + here] = level0(x.to(self.dtype)).view(here, side, window * window, -1)
@@ -272,7 +274,8 @@ class Encoder:
     def _patch(self) -> tuple[Tensor, Tensor | None, tuple[int, ...], tuple[int, ...]]:
         conv = self.model.image_encoder.trunk.patch_embed.proj
         bias = None if conv.bias is None else conv.bias.detach().to(self.dtype)
-        return conv.weight.detach().to(self.dtype), bias, conv.stride, conv.padding
+        weight = conv.weight.detach().to(self.dtype, memory_format=torch.channels_last)
+        return weight, bias, conv.stride, conv.padding
 
     @cached_property
     def _composed(self) -> tuple[Linear, Linear]:

@@ -122,9 +122,11 @@ class SparseMemoryAttention:
                 recall.keys_used.append(len(keys))
                 recall.prunable_used.append(len(what.kept))
                 if self.seam.observers:
-                    site, value = f"memory.layer{index}.cross", layer.value(what.values)
-                    shown = (t[None, None] for t in (queries, keys, value))
-                    self.seam.tell(site, *shown, keys=key_ids(bank, index), row=i)
+                    q, k, v = queries[None, None], keys[None, None], layer.value(what.values)
+                    ids = key_ids(bank, index)
+                    self.seam.tell(
+                        f"memory.layer{index}.cross", q, k, v[None, None], keys=ids, row=i
+                    )
                 x[i].add_(layer.recall(queries, keys, what.values, exact))
             x.add_(layer.down(layer.up(layer.norm3(x).flatten(0, 1), "relu")).view_as(x))
         with torch.autocast(x.device.type, enabled=False):
