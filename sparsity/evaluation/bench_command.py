@@ -36,6 +36,10 @@ def bench(
         list[str] | None,
         typer.Option("--profile", help="a row more: built-in name or JSON file; repeat"),
     ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option("--rows", help="measure only this row; repeat; stock must be one of them"),
+    ] = None,
     frames: Annotated[
         int, typer.Option("--frames", min=1, help="frames that count, after a full bank")
     ] = 10,
@@ -72,7 +76,15 @@ def bench(
         )
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
     request = Request(
-        tuple(profile or ()), frames, objects, video, prompt, windows, routes, quality
+        tuple(profile or ()),
+        tuple(rows or ()),
+        frames,
+        objects,
+        video,
+        prompt,
+        windows,
+        routes,
+        quality,
     )
     result = run_bench(request, choice, force=force)
     write_text(out, result.to_json())

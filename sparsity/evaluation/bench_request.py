@@ -15,7 +15,7 @@ from probes.video import open_video
 from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.encoder import window_grid
 from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import FULL_BANK, UNTIMED, Material, Variant, bench, ladder
+from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, Variant, bench, ladder
 from sparsity.evaluation.environment import environment
 from sparsity.evaluation.results import Data, Environment, Model, Quality, Result, load_result
 from sparsity.evaluation.routes import Route, fixed_windows, windows_of_track
@@ -39,6 +39,8 @@ class Request:
     ----------
     profiles
         A row each, besides the standard ones.
+    rows
+        Names of the rows to measure, stock among them; empty for all.
     frames
         That count.
     objects
@@ -50,6 +52,7 @@ class Request:
     """
 
     profiles: tuple[str | Path | Profile, ...] = ()
+    rows: tuple[str, ...] = ()
     frames: int = 10
     objects: int = 1
     video: str | None = None
@@ -84,7 +87,7 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
         profiles = tuple(p.model_copy(update={"model": None}) for p in profiles)
     trained = choice.weights != "random"
     route = _route(request, stock, trained)
-    variants = ladder(profiles)
+    variants = _variants(request, profiles)
     device = stock.device
     dtype = choice.number_format(device.type)
     stamp = environment(device, dtype)
@@ -131,6 +134,18 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
         ),
         runs=rows(variants, measured, len(material.objects), quality),
     )
+
+
+def _variants(request: Request, profiles: tuple[Profile, ...]) -> list[Variant]:
+    every = ladder(profiles)
+    known = [variant.name for variant in every]
+    strange = [name for name in request.rows if name not in known]
+    if strange or (request.rows and STOCK not in request.rows):
+        raise InputError(
+            f"rows {', '.join(request.rows)} given; expected {STOCK}, which the others are compared with, and "
+            f"any of {', '.join(known[1:])}; choose among them"
+        )
+    return [variant for variant in every if not request.rows or variant.name in request.rows]
 
 
 def _material(request: Request) -> Material:

@@ -116,10 +116,12 @@ def test_a_video_is_tracked_by_its_own_prompt(small: list[str], tmp_path: Path) 
     write_mask(tmp_path / "routes" / "00000.png", make_mask().astype(np.uint8), "")
     out = tmp_path / "result.json"
     options = [*small, "--video", str(tmp_path / "clip"), "--prompt", str(tmp_path / "prompt.png")]
-    options += ["--routes", str(tmp_path / "routes"), "--out", str(out)]
+    options += ["--routes", str(tmp_path / "routes"), "--rows", "stock", "--rows", "SWR"]
+    options += ["--out", str(out)]
     assert run(["bench", *options]) == 0
     found = load_result(out)
     assert found.data.clips == ["clip"]
+    assert [row.name for row in found.runs] == ["stock", "SWR"]
     assert found.data.settings["route"] == "windows of the masks in routes"
     assert 0 < (found.run("SWR").windows_kept or 0) < 1
 
@@ -133,6 +135,8 @@ def test_a_video_is_tracked_by_its_own_prompt(small: list[str], tmp_path: Path) 
         (["--profile", "nothing.json"], "neither a file nor a built-in"),
         (["--quality", "nothing.json"], "can't be read"),
         (["--video", "clip.mp4"], "expected both, or none for a made clip"),
+        (["--rows", "paper"], "expected stock, which the others are compared with"),
+        (["--rows", "stock", "--rows", "magic"], "any of exact, SWR"),
         (["--frames", "0"], "frames"),
     ],
 )

@@ -1,0 +1,106 @@
+"""Measure time per frame of the real architectures against stock sam2, with random weights and fixed windows.
+
+    python benchmarks/speed.py            measure every case that has no file yet
+    python benchmarks/speed.py --list     name the cases
+    python benchmarks/speed.py CASE …     measure these, anew
+
+Every case is a process of its own, because the allocator is chosen when a process starts; its result is
+``benchmarks/speed/CASE.json``. "no-mmap" keeps freed memory instead of returning it to the system
+(``MALLOC_MMAP_MAX_=0``), which alone makes stock sam2 faster on a CPU; both sides always run alike. Run
+it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsity.evaluation.bench_request import Request, run_bench
+from sparsity.evaluation.rows import table
+from sparsity.options import ModelChoice
+from sparsity.runs import write_text
+
+FOLDER = Path(__file__).with_name("speed")
+
+ALLOCATORS = {
+    "default": {},
+    "no-mmap": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One process's work."""
+
+    model: str
+    windows: str
+    dtype: str
+    allocator: str
+    frames: int
+    rows: tuple[str, ...] = ()
+    objects: int = 1
+
+    @property
+    def name(self) -> str:
+        """Name of the case and of its file."""
+        several = f"-{self.objects}-objects" if self.objects > 1 else ""
+        short = self.model.removeprefix("sam2.1-")
+        return f"{short}{several}-{self.dtype}-{self.allocator}"
+
+
+MAIN = ("stock", "exact", "paper")
+MODELS = {"large": "4/16", "base-plus": "6/25", "small": "6/25", "tiny": "6/25"}
+
+CASES = [
+    *(
+        Case(f"sam2.1-{model}", windows, "bfloat16", allocator, 5 if model == "large" else 7)
+        for allocator in ALLOCATORS
+        for model, windows in MODELS.items()
+    ),
+    Case("sam2.1-large", "4/16", "float32", "default", 3, MAIN),
+    Case("sam2.1-base-plus", "6/25", "float32", "default", 3, MAIN),
+    Case("sam2.1-tiny", "6/25", "float32", "default", 5, MAIN),
+    Case("sam2.1-large", "4/16", "bfloat16", "default", 3, MAIN, objects=4),
+]
+
+
+def measure(case: Case) -> None:
+    """Measure a case in this process and write its file."""
+    choice = ModelChoice(case.model, weights="random", device="cpu", dtype=case.dtype)
+    request = Request(
+        rows=case.rows, frames=case.frames, objects=case.objects, windows=case.windows
+    )
+    result = run_bench(request, choice)
+    write_text(FOLDER / f"{case.name}.json", result.to_json())
+    print(f"{case.name}\n{table(result)}\n", flush=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    known = {case.name: case for case in CASES}
+    parser.add_argument("cases", nargs="*", choices=[[], *known], metavar="CASE")
+    parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(known))
+        return
+    FOLDER.mkdir(exist_ok=True)
+    if options.here:
+        measure(known[options.cases[0]])
+        return
+    for name in options.cases or [n for n in known if not (FOLDER / f"{n}.json").exists()]:
+        allocator = ALLOCATORS[known[name].allocator]
+        environment = {**os.environ, "TQDM_DISABLE": "1", **allocator}
+        quiet = ["-W", "ignore:cannot import name '_C' from 'sam2'"]
+        command = [sys.executable, *quiet, __file__, name, "--here"]
+        subprocess.run(command, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()
