@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probes.attention import attention_map as attention_map
     from probes.errors import InputError as InputError
+    from probes.maps import attention_map as attention_map
     from probes.models import MODEL_NAMES as MODEL_NAMES
     from probes.models import build_predictor as build_predictor
     from probes.models import fingerprint as fingerprint
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HOME = {
     "InputError": "probes.errors",
     "MODEL_NAMES": "probes.models",
-    "attention_map": "probes.attention",
+    "attention_map": "probes.maps",
     "attention_sites": "probes.sites",
     "build_predictor": "probes.models",
     "fingerprint": "probes.models",

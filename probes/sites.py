@@ -1,0 +1,166 @@
+"""Every attention call of a SAM 2 model, under a stable dotted name.
+
+``encoder.stage3.block12.global``, ``encoder.stage3.block3.window``, ``memory.layer2.self``,
+``memory.layer2.cross``, ``decoder.layer0.self``, ``decoder.layer0.token_to_image``,
+``decoder.layer0.image_to_token``, ``decoder.final.token_to_image``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from sam2.modeling.sam2_base import SAM2Base
+
+from probes.errors import InputError
+
+Part = Literal["encoder", "memory", "decoder"]
+Kind = Literal["window", "global", "self", "cross", "token_to_image", "image_to_token"]
+
+PATCH = 4
+"""Pixels per token in encoder stage 1."""
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention call of a model.
+
+    Attributes
+    ----------
+    name
+        Dotted name.
+    part, kind
+        Where it is and what attends to what. Encoder blocks that pool their queries are windowed.
+    heads
+        Number of heads h.
+    grid
+        Tokens per side of the image map that its keys (for ``image_to_token``: queries) lie on.
+    stride
+        Pixels of the model's input per token of that map.
+    window
+        Tokens per side of a window; 0 where attention is not windowed.
+    pool
+        2 where queries are pooled over 2 x 2 tokens, else 1.
+    stage, block
+        Of the encoder: stages count from 1, blocks from 0 through all stages.
+    layer
+        Of memory attention or decoder, from 0; None for the decoder's final attention.
+    module
+        What computes it.
+    """
+
+    name: str
+    part: Part
+    kind: Kind
+    heads: int
+    grid: int
+    stride: int
+    window: int = 0
+    pool: int = 1
+    stage: int | None = None
+    block: int | None = None
+    layer: int | None = None
+    module: Any = field(repr=False, compare=False, kw_only=True)
+
+    @property
+    def windows(self) -> int:
+        """Windows per side, the last ones padded; 1 where attention is not windowed."""
+        return -(-self.grid // self.window) if self.window else 1
+
+
+def attention_sites(
+    model: SAM2Base, part: Part | None = None, kind: Kind | None = None
+) -> list[AttentionSite]:
+    """List a model's attention calls in the order in which they run.
+
+    Parameters
+    ----------
+    model
+        Any SAM 2 model or predictor.
+    part
+        Only those of ``"encoder"``, ``"memory"`` or ``"decoder"``.
+    kind
+        Only ``"window"``, ``"global"``, ``"self"``, ``"cross"``, ``"token_to_image"`` or
+        ``"image_to_token"``.
+    """
+    found = (*_encoder(model), *_memory(model), *_decoder(model))
+    return [
+        site
+        for site in found
+        if (part is None or site.part == part) and (kind is None or site.kind == kind)
+    ]
+
+
+def find_sites(model: SAM2Base, patterns: str | Sequence[str]) -> list[AttentionSite]:
+    """List the attention calls whose names match one of some patterns, such as ``"memory.*.cross"``.
+
+    Raises
+    ------
+    InputError
+        A pattern matches nothing.
+    """
+    sites = attention_sites(model)
+    names = [site.name for site in sites]
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise InputError(
+                f"no attention site matches {pattern!r}; this model has {len(names)} sites, the nearest are "
+                f"{', '.join(near)}; see attention_sites(model)"
+            )
+    return [site for site in sites if any(fnmatchcase(site.name, pattern) for pattern in wanted)]
+
+
+def _encoder(model: SAM2Base) -> Iterator[AttentionSite]:
+    trunk = model.image_encoder.trunk
+    stride = PATCH
+    for index, block in enumerate(trunk.blocks):
+        stage = sum(index > end for end in trunk.stage_ends) + 1
+        pool = block.q_stride[0] if block.q_stride else 1
+        kind: Kind = "window" if block.window_size else "global"
+        yield AttentionSite(
+            f"encoder.stage{stage}.block{index}.{kind}", "encoder", kind, block.attn.num_heads,
+            model.image_size // stride, stride, block.window_size, pool, stage, index, module=block.attn,
+        )  # fmt: skip
+        stride *= pool
+
+
+def _memory(model: SAM2Base) -> Iterator[AttentionSite]:
+    grid = model.sam_image_embedding_size
+    stride = model.image_size // grid
+    for index, layer in enumerate(model.memory_attention.layers):
+        kinds: tuple[tuple[Kind, Any], ...] = (
+            ("self", layer.self_attn),
+            ("cross", layer.cross_attn_image),
+        )
+        for kind, module in kinds:
+            yield AttentionSite(
+                f"memory.layer{index}.{kind}", "memory", kind, module.num_heads, grid, stride,
+                layer=index, module=module,
+            )  # fmt: skip
+
+
+def _decoder(model: SAM2Base) -> Iterator[AttentionSite]:
+    grid = model.sam_image_embedding_size
+    stride = model.image_size // grid
+    transformer = model.sam_mask_decoder.transformer
+    for index, layer in enumerate(transformer.layers):
+        kinds: tuple[tuple[Kind, Any], ...] = (
+            ("self", layer.self_attn),
+            ("token_to_image", layer.cross_attn_token_to_image),
+            ("image_to_token", layer.cross_attn_image_to_token),
+        )
+        for kind, module in kinds:
+            yield AttentionSite(
+                f"decoder.layer{index}.{kind}", "decoder", kind, module.num_heads, grid, stride,
+                layer=index, module=module,
+            )  # fmt: skip
+    last = transformer.final_attn_token_to_image
+    yield AttentionSite(
+        "decoder.final.token_to_image", "decoder", "token_to_image", last.num_heads, grid, stride,
+        module=last,
+    )  # fmt: skip
