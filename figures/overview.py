@@ -19,6 +19,7 @@ from figures.paint import (
     stretch,
     window_lines,
 )
+from figures.player import cover
 from figures.style import THEMES, ThemeName, finish
 
 WIDTH, GAP, LABEL = 1000, 12, 26
@@ -71,8 +72,7 @@ def draw_overview(
     kept = np.asarray(windows, bool)
     picture = shrink(frame, 640)
     tall, wide = picture.shape[:2]
-    ruler = np.linspace(0, 1 / window_share, 512, endpoint=False).astype(int)
-    covered = stretch(kept[np.ix_(ruler, ruler)], tall, wide).astype(bool)
+    covered = cover(kept, window_share, picture)
     tracked = outline_all(picture, masks, thick=3)
     routed = window_lines(dim(outline_all(picture, masks, thick=3), covered), window_share)
 

@@ -38,7 +38,7 @@ def hero() -> go.Figure:
 
     side = round(report.windows_total**0.5)
     windows = np.zeros(report.windows_total, bool)
-    windows[report.windows or []] = True
+    windows[slice(None) if report.windows is None else report.windows] = True
     grid = predictor.image_size // 16
     share = predictor.image_encoder.trunk.window_spec[2] / grid
     return draw_overview(

@@ -1,0 +1,114 @@
+"""How few keys hold how much attention: top-k mass and Lorenz curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike
+from plotly.subplots import make_subplots
+
+from figures.style import THEMES, ThemeName, finish
+from probes.errors import InputError
+
+POINTS = 200
+"""Points of a curve; more than the eye tells apart."""
+
+
+def draw_concentration(
+    mass: Mapping[str, ArrayLike],
+    caption: str,
+    *,
+    title: str = "How few keys hold the attention",
+    mark: float = 0.1,
+    theme: ThemeName = "light",
+) -> go.Figure:
+    """Draw the mass of the largest keys (left) and the Lorenz curve with its Gini index (right).
+
+    Parameters
+    ----------
+    mass
+        Key mass by name of the layer, ``[keys]`` or ``[samples, keys]``; with samples, the curve is the mean
+        of the samples' curves.
+    mark
+        Share of keys whose mass is printed in the legend.
+    """
+    if not mass:
+        raise InputError("no layers given; expected at least one; pass key mass by layer")
+    figure = make_subplots(1, 2, horizontal_spacing=0.1)
+    look = THEMES[theme]
+    for n, (name, values) in enumerate(mass.items()):
+        share, top = top_mass(values)
+        shade = look.series[n % len(look.series)]
+        label = f"{name}: top {mark:.0%} holds {np.interp(mark, share, top):.0%}, Gini {gini(values):.2f}"
+        line = {"color": shade, "width": 2.2}
+        figure.add_scatter(x=share, y=top, name=label, line=line, legendgroup=name, row=1, col=1)
+        # the smallest keys' mass is what the largest leave
+        figure.add_scatter(
+            x=1 - share[::-1],
+            y=1 - top[::-1],
+            name=label,
+            line=line,
+            legendgroup=name,
+            showlegend=False,
+            row=1,
+            col=2,
+        )
+    figure.update_traces(hovertemplate="%{x:.1%} of keys<br>%{y:.1%} of mass<extra></extra>")
+    for col in (1, 2):
+        figure.add_scatter(
+            x=[0, 1],
+            y=[0, 1],
+            line={"color": look.faint, "width": 1, "dash": "dot"},
+            name="even spread",
+            showlegend=col == 1,
+            hoverinfo="skip",
+            row=1,
+            col=col,
+        )
+    figure.update_xaxes(tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.01])
+    figure.update_xaxes(title="share of keys, largest first", row=1, col=1)
+    figure.update_xaxes(title="share of keys, smallest first", row=1, col=2)
+    figure.update_yaxes(title="attention mass", row=1, col=1)
+    room = 22 * (len(mass) + 1)
+    finish(figure, title, caption, theme, height=450 + room, below=62 + room)
+    # the legend lies between the axis titles and the caption
+    plots = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    figure.update_layout(legend={"x": 0, "y": -58 / plots, "yanchor": "top"})
+    return figure
+
+
+def top_mass(mass: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of keys in [0, 1] and the mass that the largest such share holds, mean over samples.
+
+    >>> share, top = top_mass([0.5, 0.5, 0.0, 0.0])
+    >>> float(np.interp(0.5, share, top)), float(np.interp(0.25, share, top))
+    (1.0, 0.5)
+    """
+    values = np.atleast_2d(np.asarray(mass, float))
+    if values.min() < 0 or not (values.sum(axis=1) > 0).all():
+        raise InputError(
+            f"key mass of shape {values.shape} given with a negative value or an empty sample; expected rows "
+            "with a positive sum; leave out frames without memory"
+        )
+    ordered = np.sort(values, axis=1)[:, ::-1].cumsum(axis=1) / values.sum(axis=1, keepdims=True)
+    curve = np.concatenate([[0.0], ordered.mean(axis=0)])
+    share = np.linspace(0, 1, len(curve))
+    if len(curve) > POINTS:
+        few = np.unique(np.round(np.linspace(0, 1, POINTS) ** 2 * (len(curve) - 1)).astype(int))
+        share, curve = share[few], curve[few]
+    return share, curve
+
+
+def gini(mass: ArrayLike) -> float:
+    """Gini index, mean over samples: 0 for an even spread, near 1 where one key has all (Hurley & Rickard 2009).
+
+    >>> round(gini([1, 1, 1, 1]), 3), round(gini([0, 0, 0, 1]), 3)
+    (0.0, 0.75)
+    """
+    values = np.sort(np.atleast_2d(np.asarray(mass, float)), axis=1)
+    n = values.shape[1]
+    weights = 2 * np.arange(1, n + 1) - n - 1
+    return float(((values * weights).sum(axis=1) / (n * values.sum(axis=1))).mean())

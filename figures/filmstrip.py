@@ -1,0 +1,97 @@
+"""The memory film strip: what each frame recalls of each remembered frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike
+
+from figures.style import ThemeName
+from figures.tiles import Tile, draw_tiles
+from probes.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recollection:
+    """What one frame recalls of one remembered frame.
+
+    Attributes
+    ----------
+    frame
+        Index of the frame that recalls.
+    age
+        Distance to the remembered frame, in frames; 0 stands for the prompted one.
+    remembered
+        Index of the remembered frame.
+    mass : float [h, w]
+        Attention mass on its tokens.
+    similarity
+        Cosine of `mass` with that at the first recollection (CS); None at the first one.
+    baseline
+        The same with shuffled tokens.
+    """
+
+    frame: int
+    age: int
+    remembered: int
+    mass: ArrayLike
+    similarity: float | None = None
+    baseline: float | None = None
+
+
+def draw_memory_filmstrip(
+    frames: Sequence[ArrayLike] | Mapping[int, ArrayLike],
+    recollections: Sequence[Recollection],
+    caption: str,
+    *,
+    title: str = "What memory attention recalls",
+    masks: Mapping[int, Mapping[int, ArrayLike]] | None = None,
+    theme: ThemeName = "light",
+) -> go.Figure:
+    """Draw a row per recalling frame and a column per age: the remembered frame with the recalled mass on it.
+
+    Parameters
+    ----------
+    frames
+        uint8 ``[H, W, 3]`` by index.
+    masks
+        By frame and object id, outlined on the remembered frames.
+
+    Notes
+    -----
+    The cosine similarity (CS) of two flat positive maps is near 1 whatever they show: read it against the
+    baseline printed beside it.
+    """
+    if not recollections:
+        raise InputError(
+            "no recollections given; expected at least one; record memory attention of a tracked frame"
+        )
+    times = sorted({item.frame for item in recollections})
+    ages = sorted({item.age for item in recollections}, key=lambda age: (age == 0, age))
+    table = {(item.frame, item.age): item for item in recollections}
+    rows = [[_tile(table.get((time, age)), frames, masks or {}) for age in ages] for time in times]
+    return draw_tiles(
+        rows,
+        title,
+        caption,
+        theme=theme,
+        row_names=[f"frame {time}" for time in times],
+        column_names=["prompted frame" if age == 0 else f"{age} back" for age in ages],
+        tile_width=150,
+    )
+
+
+def _tile(
+    item: Recollection | None,
+    frames: Sequence[ArrayLike] | Mapping[int, ArrayLike],
+    masks: Mapping[int, Mapping[int, ArrayLike]],
+) -> Tile | None:
+    if item is None:
+        return None
+    note = f"of frame {item.remembered}"
+    if item.similarity is not None:
+        note = f"CS {item.similarity:.2f}"
+        note += "" if item.baseline is None else f" (shuffled {item.baseline:.2f})"
+    return Tile(frames[item.remembered], item.mass, masks.get(item.remembered, {}), note)

@@ -1,0 +1,156 @@
+"""The window-routing player: frame by frame, which windows were computed, the mask, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike
+
+from figures.paint import Picture, data_uris_within, dim, outline_all, shrink, stretch, window_lines
+from figures.style import ThemeName, finish
+from probes.errors import InputError
+
+BUDGET = 1_900_000
+"""Bytes of all pictures together."""
+
+
+@dataclass(frozen=True)
+class RoutedFrame:
+    """One frame of a routed run.
+
+    Attributes
+    ----------
+    frame : uint8 [H, W, 3]
+    masks : [H, W]
+        Object ids by pixel, 0 for the background.
+    windows : bool [rows, columns]
+        Windows of encoder stage 3 that were computed.
+    reason
+        Why these, as the report says.
+    """
+
+    frame: ArrayLike
+    masks: ArrayLike
+    windows: ArrayLike
+    reason: str
+
+
+def draw_window_player(
+    frames: Sequence[RoutedFrame],
+    window_share: float,
+    caption: str,
+    *,
+    title: str = "Which windows are computed",
+    theme: ThemeName = "light",
+    width: int = 640,
+) -> go.Figure:
+    """Draw a player with a slider: windows that took the shortcut are dark.
+
+    Parameters
+    ----------
+    window_share
+        Side of a window as a share of the token grid's side (windows at the border may reach over it).
+    width
+        Of the picture in pixels; all pictures together hold at most `BUDGET` bytes.
+    """
+    if not frames:
+        raise InputError("no frames given; expected at least one; track a clip first")
+    pictures = [paint_windows(item, window_share, 480) for item in frames]
+    sources = data_uris_within(pictures, BUDGET)
+    tall, wide = pictures[0].shape[:2]
+    height = round(width * tall / wide)
+    notes = [_note(n, item) for n, item in enumerate(frames)]
+    figure = go.Figure(
+        go.Image(source=sources[0], hoverinfo="skip"),
+        frames=[
+            go.Frame(
+                data=[go.Image(source=source)],
+                layout={"annotations": [{"text": note}]},
+                name=str(n),
+            )
+            for n, (source, note) in enumerate(zip(sources, notes, strict=True))
+        ],
+    )
+    figure.add_annotation(
+        text=notes[0],
+        x=0,
+        y=1,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="bottom",
+        yshift=4,
+        showarrow=False,
+    )
+    figure.update_layout(sliders=[_slider(len(frames))], updatemenus=[_buttons()])
+    finish(figure, title, caption, theme, width=width + 40, height=height + 208, below=116, top=92)
+    figure.update_layout(margin_l=20, margin_r=20)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure
+
+
+def paint_windows(item: RoutedFrame, window_share: float, width: int) -> Picture:
+    """Paint one frame: masks outlined, window grid, windows that were not computed dark."""
+    picture = shrink(item.frame, width)
+    windows = np.asarray(item.windows, bool)
+    return window_lines(
+        dim(outline_all(picture, item.masks), cover(windows, window_share, picture)), window_share
+    )
+
+
+def cover(windows: np.ndarray, window_share: float, picture: Picture) -> np.ndarray:
+    """Which pixels of a picture belong to windows that are True, bool ``[H, W]``."""
+    cells = np.linspace(0, 1 / window_share, 512, endpoint=False).astype(int)
+    fine = windows[np.ix_(cells, cells)]
+    return stretch(fine, *picture.shape[:2]).astype(bool)
+
+
+def _note(n: int, item: RoutedFrame) -> str:
+    windows = np.asarray(item.windows, bool)
+    return f"frame {n}: {int(windows.sum())} of {windows.size} windows, {item.reason}"
+
+
+def _slider(count: int) -> dict[str, object]:
+    at_once = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
+    return {
+        "steps": [
+            {
+                "label": str(n),
+                "method": "animate",
+                "args": [[str(n)], {**at_once, "transition": {"duration": 0}}],
+            }
+            for n in range(count)
+        ],
+        "currentvalue": {"visible": False},
+        "x": 0.16,
+        "len": 0.84,
+        "y": 0,
+        "pad": {"t": 16},
+        "transition": {"duration": 0},
+    }
+
+
+def _buttons() -> dict[str, object]:
+    play = {
+        "frame": {"duration": 120, "redraw": True},
+        "fromcurrent": True,
+        "transition": {"duration": 0},
+    }
+    stop = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}}
+    return {
+        "type": "buttons",
+        "direction": "left",
+        "x": 0,
+        "xanchor": "left",
+        "y": 0,
+        "yanchor": "top",
+        "pad": {"t": 26},
+        "buttons": [
+            {"label": "▶", "method": "animate", "args": [None, play]},
+            {"label": "❚❚", "method": "animate", "args": [[None], stop]},
+        ],
+    }
