@@ -79,7 +79,9 @@ def draw_breadth(
             )
     figure.update_yaxes(title="entropy, normalised", range=[0, 1.05], row=1, col=1)
     figure.update_yaxes(title="distance / px", rangemode="tozero", row=2, col=1)
-    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False)
+    figure.update_xaxes(
+        tickvals=list(range(len(names))), ticktext=names, showgrid=False, zeroline=False
+    )
     figure.update_xaxes(title="block (■ global attention)", row=2, col=1)
     finish(figure, title, caption, theme, height=600, below=62, top=86)
     figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})

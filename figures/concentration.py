@@ -61,6 +61,7 @@ def draw_concentration(
             x=[0, 1],
             y=[0, 1],
             line={"color": look.faint, "width": 1, "dash": "dot"},
+            mode="lines",
             name="even spread",
             showlegend=col == 1,
             hoverinfo="skip",
@@ -72,11 +73,11 @@ def draw_concentration(
     figure.update_xaxes(title="share of keys, largest first", row=1, col=1)
     figure.update_xaxes(title="share of keys, smallest first", row=1, col=2)
     figure.update_yaxes(title="attention mass", row=1, col=1)
-    room = 22 * (len(mass) + 1)
+    room = 20 * (len(mass) + 1)
     finish(figure, title, caption, theme, height=450 + room, below=62 + room)
     # the legend lies between the axis titles and the caption
     plots = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
-    figure.update_layout(legend={"x": 0, "y": -58 / plots, "yanchor": "top"})
+    figure.update_layout(legend={"x": 0, "y": -58 / plots, "yanchor": "top", "tracegroupgap": 0})
     return figure
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from figures.paint import Picture, data_uris_within, dim, outline_all, shrink, stretch, window_lines
-from figures.style import ThemeName, finish
+from figures.style import THEMES, ThemeName, finish
 from probes.errors import InputError
 
 BUDGET = 1_900_000
@@ -85,8 +85,8 @@ def draw_window_player(
         yshift=4,
         showarrow=False,
     )
-    figure.update_layout(sliders=[_slider(len(frames))], updatemenus=[_buttons()])
-    finish(figure, title, caption, theme, width=width + 40, height=height + 208, below=116, top=92)
+    figure.update_layout(sliders=[_slider(len(frames))], updatemenus=[_buttons(theme)])
+    finish(figure, title, caption, theme, width=width + 40, height=height + 206, below=100, top=92)
     figure.update_layout(margin_l=20, margin_r=20)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
@@ -97,9 +97,8 @@ def paint_windows(item: RoutedFrame, window_share: float, width: int) -> Picture
     """Paint one frame: masks outlined, window grid, windows that were not computed dark."""
     picture = shrink(item.frame, width)
     windows = np.asarray(item.windows, bool)
-    return window_lines(
-        dim(outline_all(picture, item.masks), cover(windows, window_share, picture)), window_share
-    )
+    dimmed = dim(picture, cover(windows, window_share, picture))
+    return outline_all(window_lines(dimmed, window_share), item.masks)
 
 
 def cover(windows: np.ndarray, window_share: float, picture: Picture) -> np.ndarray:
@@ -134,7 +133,7 @@ def _slider(count: int) -> dict[str, object]:
     }
 
 
-def _buttons() -> dict[str, object]:
+def _buttons(theme: ThemeName) -> dict[str, object]:
     play = {
         "frame": {"duration": 120, "redraw": True},
         "fromcurrent": True,
@@ -143,6 +142,10 @@ def _buttons() -> dict[str, object]:
     stop = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}}
     return {
         "type": "buttons",
+        "showactive": False,
+        "bgcolor": THEMES[theme].grid,
+        "bordercolor": THEMES[theme].grid,
+        "font": {"color": THEMES[theme].ink},
         "direction": "left",
         "x": 0,
         "xanchor": "left",

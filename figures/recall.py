@@ -62,6 +62,7 @@ def draw_recall(
             figure.add_scatter(
                 x=[*curve.ages, *reversed(curve.ages)],
                 y=[*curve.high, *reversed(curve.low)],
+                mode="lines",
                 fill="toself",
                 fillcolor=f"rgba({','.join(str(int(shade[i : i + 2], 16)) for i in (1, 3, 5))},0.16)",
                 line={"width": 0},

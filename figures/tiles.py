@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 from plotly.subplots import make_subplots
 
-from figures.paint import check_frame, data_uri, heat_colours, shrink, stretch
+from figures.paint import Picture, check_frame, data_uri, heat_colours, shrink, stretch
 from figures.style import OBJECTS, THEMES, ThemeName, finish
 from probes.errors import InputError
 
@@ -103,7 +103,7 @@ def draw_tiles(
         for c, tile in enumerate(row, 1):
             if tile is not None:
                 _place(figure, tile, r, c, ids, theme)
-    top = 104 if column_names else 70
+    top = 86 if column_names else 62
     finish(
         figure,
         title,
@@ -129,7 +129,7 @@ def _place(figure: go.Figure, tile: Tile, r: int, c: int, ids: list[int], theme:
     tall, wide = frame.shape[:2]
     place = {"row": r, "col": c}
     figure.add_layout_image(
-        source=data_uri(shrink(frame, 520)),
+        source=data_uri(_grey(frame) if tile.mass is not None else shrink(frame, 520)),
         x=0,
         y=0,
         sizex=wide,
@@ -179,6 +179,12 @@ def _place(figure: go.Figure, tile: Tile, r: int, c: int, ids: list[int], theme:
             font={"size": 12, "color": THEMES[theme].ink},
             **place,
         )
+
+
+def _grey(frame: Picture) -> Picture:
+    """The frame without its colours, so that those of the heat map stand out."""
+    small = shrink(frame, 520)
+    return np.repeat(small.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
 
 
 def _contour(

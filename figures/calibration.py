@@ -1,0 +1,174 @@
+"""What a calibration found, as figures and as one page: frontier, losses and bounds, coverage, mass recall.
+
+Reads the report that ``efficient-sam2 calibrate`` leaves beside the profile.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, select_autoescape
+from plotly.subplots import make_subplots
+
+from figures.style import THEMES, ThemeName, finish
+
+Report = dict[str, Any]
+
+
+def frontier(report: Report, theme: ThemeName = "light") -> go.Figure:
+    """Draw predicted cost against predicted recall of every setting that was replayed, and what was run."""
+    look = THEMES[theme]
+    figure = go.Figure()
+    for name, colour, size in (("replayed", look.skipped, 5), ("searched", look.kept, 10)):
+        rows = report[name]
+        figure.add_scatter(
+            x=[row["cost"] for row in rows],
+            y=[row["recall"] for row in rows],
+            text=[row["said"] for row in rows],
+            mode="markers",
+            name={"replayed": "replayed", "searched": "run for real"}[name],
+            marker={"color": colour, "size": size},
+            hovertemplate="%{text}<br>cost %{x:.3f}, recall %{y:.3f}<extra></extra>",
+        )
+    line = report["frontier"]
+    figure.add_scatter(
+        x=[row["cost"] for row in line],
+        y=[row["recall"] for row in line],
+        mode="lines",
+        name="frontier",
+        line={"color": look.ink, "width": 1},
+        hoverinfo="skip",
+    )
+    figure.update_xaxes(title="operations of a frame, against every window and key")
+    figure.update_yaxes(title="recall predicted from recordings")
+    caption = (
+        f"{len(report['replayed'])} settings, thresholds from the statistics of {len(report['clips']['search'])} clips. "
+        "Recall: object tokens of the next frame inside computed windows, times memory attention on keys that are "
+        "read. Operations are counted, not timed."
+    )
+    return finish(figure, "Which settings are worth trying", caption, theme)
+
+
+def losses(report: Report, theme: ThemeName = "light") -> go.Figure:
+    """Draw the loss of each clip under each tested setting, with mean and bound."""
+    look = THEMES[theme]
+    figure = go.Figure()
+    rows = report["tested"]
+    labels = [f"{i + 1}. cost {row['cost']:.2f}" for i, row in enumerate(rows)]
+    for label, row in zip(labels, rows, strict=True):
+        figure.add_scatter(
+            x=[label] * len(row["losses"]),
+            y=row["losses"],
+            text=report["clips"]["promise"],
+            mode="markers",
+            marker={"color": look.skipped, "size": 7, "opacity": 0.7},
+            name="a clip",
+            showlegend=label == labels[0],
+            hovertemplate="%{text}: %{y:+.1f}<extra></extra>",
+        )
+    stated = [
+        (label, row["bound"]) for label, row in zip(labels, rows, strict=True) if row["bound"]
+    ]
+    figure.add_scatter(
+        x=[label for label, _ in stated],
+        y=[bound["mean"] for _, bound in stated],
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [bound["upper"] - bound["mean"] for _, bound in stated],
+            "arrayminus": [0.0] * len(stated),
+            "color": look.kept,
+            "thickness": 2,
+            "width": 8,
+        },
+        mode="markers",
+        marker={"color": look.kept, "size": 11, "symbol": "diamond"},
+        name="mean, and its upper bound",
+    )
+    figure.add_hline(
+        y=report["max_drop"], line={"color": look.alarm, "dash": "dash"}, annotation_text="max-drop"
+    )
+    figure.update_yaxes(title="loss, points of J&F")
+    figure.update_xaxes(title="settings in the order of testing")
+    caption = (
+        f"{len(report['clips']['promise'])} clips that the search has not seen; one point a clip and setting. Testing "
+        f"stops at the first setting whose bound exceeds max-drop. {report['certifiable']}"
+    )
+    return finish(figure, "What the tested settings cost", caption, theme)
+
+
+def coverage(report: Report, theme: ThemeName = "light") -> go.Figure:
+    """Draw windows kept against object tokens covered, by margin around the mask."""
+    look = THEMES[theme]
+    figure = go.Figure()
+    for which, colour in zip(("best", "all"), look.series, strict=False):
+        rows = [row for row in report["coverage"] if row["candidates"] == which]
+        figure.add_scatter(
+            x=[row["kept"] for row in rows],
+            y=[row["recall"] for row in rows],
+            text=[f"{row['margin_px']:g} px" for row in rows],
+            mode="lines+markers+text",
+            textposition="bottom right",
+            name={"best": "best mask", "all": "all candidate masks"}[which],
+            line={"color": colour},
+        )
+    figure.update_xaxes(title="share of windows computed")
+    figure.update_yaxes(title="object tokens of the next frame covered")
+    caption = (
+        f"{len(report['clips']['search'])} clips, dense masks; numbers at the points: margin around the mask in pixels "
+        "of the model's input. From here comes the margin."
+    )
+    return finish(figure, "How far must windows reach?", caption, theme)
+
+
+def mass_recall(report: Report, theme: ThemeName = "light") -> go.Figure:
+    """Draw, by layer, the attention that the first-chosen tokens of a memory frame still hold later."""
+    look = THEMES[theme]
+    recall = report["recall"]
+    layers = recall.get("layers", [])
+    figure = make_subplots(
+        1, max(1, len(layers)), shared_yaxes=True, horizontal_spacing=0.03,
+        subplot_titles=[f"layer {i}" for i in range(len(layers))],
+    )  # fmt: skip
+    for i, curves in enumerate(layers):
+        for age, curve, colour in zip(recall["ages"], curves, look.series, strict=False):
+            figure.add_scatter(
+                x=recall["share"],
+                y=curve,
+                name=f"at age {age}",
+                line={"color": colour},
+                showlegend=i == 0,
+                row=1,
+                col=i + 1,
+            )
+    figure.update_xaxes(title="tokens kept", type="log")
+    figure.update_yaxes(title="mass recall", range=[0, 1.02], col=1)
+    exposed = ", ".join(f"{share:.0%}" for share in recall.get("exposure", []))
+    caption = (
+        "Tokens are ranked when a memory frame is first read; what share of the attention inside that frame do they hold "
+        f"at later ages? Of all attention, {exposed} falls on frames that may be pruned, by layer. From here comes the "
+        "kept share of each layer."
+    )
+    return finish(figure, "How long does a choice of tokens last?", caption, theme)
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the page: figures, the chosen profile, what limited it. Opens offline."""
+    figures = [frontier(report), losses(report), coverage(report)]
+    if report["recall"]:
+        figures.append(mass_recall(report))
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False})
+        for index, figure in enumerate(figures)
+    ]
+    loader = Environment(loader=PackageLoader("figures"), autoescape=select_autoescape())
+    page = loader.get_template("calibration.html.j2").render(
+        figures=parts, promise=report["profile"]["promise"], said=report["said"],
+        certifiable=report["certifiable"], tested=report["tested"], profile=report["profile"],
+    )  # fmt: skip
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, path)
