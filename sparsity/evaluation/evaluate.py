@@ -1,8 +1,8 @@
 """``efficient-sam2 evaluate``: how well clips are tracked, densely and with profiles, against annotations.
 
-The first frame's true mask is the prompt. Every clip is tracked once densely and once with every profile, by
-the same weights; its figures go into a file of its own beside the result, so that an interrupted evaluation
-goes on with the next clip.
+An object's true mask on the first frame that shows it is the prompt. Every clip is tracked once densely and
+once with every profile, by the same weights; its figures go into a file of its own beside the result, so
+that an interrupted evaluation goes on with the next clip.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from probes.errors import InputError
 from probes.models import fingerprint
 from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.report import Report
-from sparsity.evaluation.davis import AnnotatedClip, clip_names, open_clip
 from sparsity.evaluation.environment import environment
 from sparsity.evaluation.jobs import Spread, map_clips
+from sparsity.evaluation.layouts import AnnotatedClip, Masks, clip_names, open_clip
 from sparsity.evaluation.quality import clip_quality, overall
 from sparsity.evaluation.results import (
     ClipQuality,
@@ -33,7 +36,7 @@ from sparsity.evaluation.results import (
     Run,
     load_result,
 )
-from sparsity.masks import Ids, merge_objects
+from sparsity.masks import merge_objects
 from sparsity.options import ModelChoice
 from sparsity.profile import BUILTIN, Profile, load_profile
 from sparsity.runs import write_text
@@ -70,10 +73,12 @@ def evaluate_clip(
     dict
         By the profile's name; ``"dense"`` first.
     """
-    truth = [clip.truth(t) for t in range(len(clip.annotations))]
+    truth = [clip.truth(t) for t in clip.annotations]
+    positions = {frame: k for k, frame in enumerate(clip.annotations)}
+    starts = {i: positions[frame] for i, frame in clip.starts.items()}
     runs = (BUILTIN[DENSE], *(p for p in profiles if p.name != DENSE))
     found: dict[str, ClipQuality] = {}
-    dense: list[Ids] | None = None
+    dense: list[Masks] | None = None
     for profile in runs:
         with predictor.use(profile, force=force), autocast():
             masks, report = track(predictor, clip)
@@ -82,6 +87,7 @@ def evaluate_clip(
             truth,
             clip.objects,
             dense,
+            starts=starts,
             windows_kept=report.windows_share,
             keys_kept=report.keys_share,
             prunable_keys_kept=report.prunable_keys_share,
@@ -90,23 +96,63 @@ def evaluate_clip(
     return found
 
 
-def track(predictor: EfficientSAM2VideoPredictor, clip: AnnotatedClip) -> tuple[list[Ids], Report]:
-    """Track a clip from its first frame's masks with the profile in use.
+def track(
+    predictor: EfficientSAM2VideoPredictor, clip: AnnotatedClip
+) -> tuple[list[Masks], Report]:
+    """Track a clip from its objects' first masks with the profile in use.
+
+    Objects that are prompted on the same frame are tracked together; those that come later have a pass of
+    their own, so that nothing is tracked before its prompt.
 
     Returns
     -------
-    masks : list of uint8 ``[H, W]``
-        Ids of every frame.
+    masks : list
+        Of the annotated frames.
     report : Report
+        Of all passes.
     """
-    state = predictor.init_state(clip.video, history="bounded")
-    for object_id, mask in clip.prompts().items():
-        predictor.add_new_mask(state, 0, object_id, mask)
-    masks = [
-        merge_objects(logits[:, 0].float().cpu().numpy(), ids)
-        for _, ids, logits in predictor.propagate_in_video(state)
-    ]
-    return masks, predictor.report(state)
+    passes = [_Pass(predictor, clip, start) for start in sorted(set(clip.starts.values()))]
+    masks: list[Masks] = []
+    for frame in range(clip.num_frames):
+        logits: dict[int, NDArray[np.float32]] = {}
+        for tracked in passes:
+            if frame >= tracked.start:
+                logits |= tracked.step()
+        if frame in clip.annotations:
+            masks.append(_masks(clip, logits))
+    report, *others = (predictor.report(tracked.state) for tracked in passes)
+    for other in others:
+        report.frames.extend(other.frames)
+    return masks, report
+
+
+class _Pass:
+    """Objects that are prompted on the same frame, on their way through a clip."""
+
+    def __init__(
+        self, predictor: EfficientSAM2VideoPredictor, clip: AnnotatedClip, start: int
+    ) -> None:
+        self.start = start
+        self.state = predictor.init_state(clip.video, history="bounded")
+        for object_id, mask in clip.prompts(start).items():
+            predictor.add_new_mask(self.state, start, object_id, mask)
+        self.frames = predictor.propagate_in_video(self.state, start_frame_idx=start)
+
+    def step(self) -> dict[int, NDArray[np.float32]]:
+        """Track into the next frame; logits ``[H, W]`` by object id."""
+        _, ids, logits = next(self.frames)
+        return dict(zip(ids, logits[:, 0].float().cpu().numpy(), strict=True))
+
+
+def _masks(clip: AnnotatedClip, logits: dict[int, NDArray[np.float32]]) -> Masks:
+    """Turn logits by object id into the kind of masks that the clip's truth is."""
+    shape = (clip.video.height, clip.video.width)
+    if clip.layered:
+        absent = np.zeros(shape, bool)
+        return np.stack([logits[i] > 0 if i in logits else absent for i in clip.objects])
+    if not logits:
+        return np.zeros(shape, np.uint8)
+    return merge_objects(np.stack(list(logits.values())), list(logits))
 
 
 @dataclass(frozen=True)
@@ -151,7 +197,7 @@ def evaluate(
     Parameters
     ----------
     root
-        Folder of DAVIS layout.
+        Folder of one of `sparsity.evaluation.layouts.LAYOUTS`.
     choice
         The model.
     out
@@ -186,7 +232,7 @@ def evaluate(
     data = Data(
         root=root.resolve().name,
         clips=[clip.name for clip in clips],
-        frames=sum(len(clip.annotations) for clip in clips),
+        frames=sum(clip.num_frames for clip in clips),
         settings={
             "prompt": "mask",
             "skipped": ["first", "last"],

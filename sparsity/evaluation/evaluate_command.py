@@ -23,7 +23,7 @@ from sparsity.options import (
 
 def evaluate(
     root: Annotated[
-        Path, typer.Argument(help="DAVIS layout: JPEGImages/480p/CLIP and Annotations/480p/CLIP")
+        Path, typer.Argument(help="data set in the layout of DAVIS, YouTube-VOS, MOSE or SA-V")
     ],
     out: Annotated[Path, typer.Option("--out", help="JSON file for the result")],
     clips: Annotated[

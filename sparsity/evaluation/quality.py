@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 from vos_benchmark.evaluator import Evaluator
 
+from sparsity.evaluation.layouts import Masks
 from sparsity.evaluation.results import ClipQuality, Interval, ObjectQuality, Quality
-from sparsity.masks import Ids
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
 
 def score_masks(
-    found: Sequence[Ids], truth: Sequence[Ids], objects: Sequence[int]
+    found: Sequence[Masks], truth: Sequence[Masks], objects: Sequence[int]
 ) -> dict[int, tuple[float, float]]:
     """Return J and F of every object in per cent, mean over the frames given.
 
@@ -28,20 +28,25 @@ def score_masks(
     Parameters
     ----------
     found, truth
-        Ids, uint8 ``[H, W]`` each.
+        Ids ``[H, W]``, or a layer an object ``[O, H, W]``, each.
     objects
-        Ids that count.
+        Ids that count, in the order of the layers.
     """
-    evaluator = Evaluator()
-    evaluator.objects_in_gt = set(objects)  # or an object counts only from where it is first seen
-    for one, true in zip(found, truth, strict=True):
-        evaluator.feed_frame(_only(one, objects), _only(true, objects))
-    js, fs = evaluator.conclude()
-    return {i: (float(js[i]), float(fs[i])) for i in objects}
+    scores = {}
+    for k, i in enumerate(objects):
+        evaluator = Evaluator()
+        evaluator.objects_in_gt = {1}  # or an object counts only from where it is first seen
+        for one, true in zip(found, truth, strict=True):
+            evaluator.feed_frame(
+                _layer(one, k, i).astype(np.uint8), _layer(true, k, i).astype(np.uint8)
+            )
+        js, fs = evaluator.conclude()
+        scores[i] = float(js[1]), float(fs[1])
+    return scores
 
 
 def agreement(
-    found: Sequence[Ids], dense: Sequence[Ids], objects: Sequence[int]
+    found: Sequence[Masks], dense: Sequence[Masks], objects: Sequence[int]
 ) -> dict[int, float]:
     """Return each object's mean J between two runs over the frames given, in per cent.
 
@@ -52,39 +57,47 @@ def agreement(
     """
     shares: dict[int, list[float]] = {i: [] for i in objects}
     for one, other in zip(found, dense, strict=True):
-        for i in objects:
-            union = ((one == i) | (other == i)).sum()
-            shares[i].append(((one == i) & (other == i)).sum() / union if union else 1.0)
+        for k, i in enumerate(objects):
+            a, b = _layer(one, k, i), _layer(other, k, i)
+            union = (a | b).sum()
+            shares[i].append((a & b).sum() / union if union else 1.0)
     return {i: 100 * float(np.mean(values)) for i, values in shares.items()}
 
 
 def clip_quality(
-    found: Sequence[Ids],
-    truth: Sequence[Ids],
+    found: Sequence[Masks],
+    truth: Sequence[Masks],
     objects: Sequence[int],
-    dense: Sequence[Ids] | None = None,
+    dense: Sequence[Masks] | None = None,
+    *,
+    starts: Mapping[int, int] | None = None,
     **shares: float,
 ) -> ClipQuality:
-    """Score a tracked clip; its first and its last frame are left out.
+    """Score a tracked clip; an object's prompted frame and the last frame are left out.
 
     Parameters
     ----------
     found, truth
-        Ids of all frames, uint8 ``[H, W]`` each.
+        Masks of all annotated frames; see `score_masks`.
     objects
         Ids that count.
     dense
         Masks of the dense run, for the agreement.
+    starts
+        By object: position among the annotated frames of the one it is prompted on; by default the first.
     **shares
         ``windows_kept``, ``keys_kept``, ``prunable_keys_kept``.
     """
-    middle = slice(1, -1)
-    scores = score_masks(found[middle], truth[middle], objects)
-    agreed = {} if dense is None else agreement(found[middle], dense[middle], objects)
-    each = {
-        str(i): ObjectQuality(j=j, f=f, j_and_f=(j + f) / 2, agreement=agreed.get(i))
-        for i, (j, f) in scores.items()
-    }
+    each = {}
+    for k, i in enumerate(objects):
+        counted = slice((starts or {}).get(i, 0) + 1, -1)
+        one, true = ([_layer(m, k, i) for m in masks[counted]] for masks in (found, truth))
+        ((j, f),) = score_masks([m[None] for m in one], [m[None] for m in true], [i]).values()
+        agreed = None
+        if dense is not None:
+            other = [_layer(m, k, i)[None] for m in dense[counted]]
+            agreed = agreement([m[None] for m in one], other, [i])[i]
+        each[str(i)] = ObjectQuality(j=j, f=f, j_and_f=(j + f) / 2, agreement=agreed)
     means = mean_quality(list(each.values())).model_dump()
     return ClipQuality(**means, frames=len(found) - 2, objects=each, **shares)
 
@@ -148,5 +161,6 @@ def interval(values: NDArray[np.float64]) -> Interval:
     return float(found.low), float(found.high)
 
 
-def _only(ids: Ids, objects: Sequence[int]) -> Ids:
-    return np.where(np.isin(ids, objects), ids, 0).astype(np.uint8)
+def _layer(masks: Masks, position: int, object_id: int) -> NDArray[np.bool_]:
+    """Return one object's mask, bool ``[H, W]``."""
+    return masks[position].astype(bool) if masks.ndim == 3 else masks == object_id

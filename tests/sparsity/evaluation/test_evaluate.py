@@ -15,8 +15,8 @@ from probes.errors import InputError
 from sparsity import cli
 from sparsity.acceleration.build import accelerate
 from sparsity.demo.clips import make_clip
-from sparsity.evaluation.davis import open_clip
 from sparsity.evaluation.evaluate import evaluate, evaluate_clip, table, track
+from sparsity.evaluation.layouts import open_clip
 from sparsity.evaluation.quality import agreement, clip_quality, interval, overall, score_masks
 from sparsity.evaluation.results import load_result
 from sparsity.masks import write_mask
@@ -246,7 +246,10 @@ def _spoilt(root: Path, tmp: Path, what: str) -> list[str]:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("layout", "has no folder JPEGImages/480p; expected DAVIS layout"),
+        (
+            "layout",
+            "is of no known layout; expected the folders of one of them (DAVIS: JPEGImages/480p",
+        ),
         ("list", "nothing.txt can't be read"),
         ("clip", "clip 'thre' listed; "),
         ("empty list", "names no clip"),

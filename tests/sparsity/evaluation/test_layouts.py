@@ -1,0 +1,184 @@
+"""Data sets as they are laid out: sparse annotations, objects that come later or overlap, and broken ones."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from probes.errors import InputError
+from sparsity.acceleration.build import accelerate
+from sparsity.evaluation.evaluate import evaluate, evaluate_clip, track
+from sparsity.evaluation.layouts import clip_names, find_layout, open_clip
+from sparsity.evaluation.quality import clip_quality
+from sparsity.masks import write_mask
+from sparsity.options import ModelChoice
+from sparsity.profile import BUILTIN
+from tests.conftest import make_frames
+
+FRAMES, LATE = 9, 4
+"""Length of the clip, and the frame on which its second object appears."""
+
+
+def disc(x: int, y: int, radius: int) -> np.ndarray:
+    rows, columns = np.mgrid[:96, :128]
+    return (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+
+
+def truth(t: int) -> dict[int, np.ndarray]:
+    """Objects of a frame: one throughout, one from frame `LATE`; they overlap a little."""
+    there = {1: disc(45 + t, 50, 22)}
+    return there | ({2: disc(70 + t, 40, 18)} if t >= LATE else {})
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    clip = make_frames(FRAMES)
+    for t in range(FRAMES):
+        for i, mask in truth(t).items():
+            clip[t][mask] = ((220, 40, 40), (40, 220, 220))[i - 1]
+    return clip
+
+
+@pytest.fixture(scope="module")
+def youtube(tmp_path_factory: pytest.TempPathFactory, frames: np.ndarray) -> Path:
+    """YouTube-VOS layout, every second frame annotated."""
+    root = tmp_path_factory.mktemp("youtube")
+    for folder in ("JPEGImages", "Annotations"):
+        (root / folder / "clip").mkdir(parents=True)
+    for t in range(FRAMES):
+        Image.fromarray(frames[t]).save(root / f"JPEGImages/clip/{t:05d}.jpg")
+        if t % 2 == 0:
+            ids = np.zeros((96, 128), np.uint8)
+            for i, mask in truth(t).items():
+                ids[mask] = i
+            write_mask(root / f"Annotations/clip/{t:05d}.png", ids, "")
+    return root
+
+
+@pytest.fixture(scope="module")
+def sav(tmp_path_factory: pytest.TempPathFactory, frames: np.ndarray) -> Path:
+    """SA-V layout: a folder of binary pictures an object, every second frame."""
+    root = tmp_path_factory.mktemp("sav")
+    (root / "JPEGImages_24fps/clip").mkdir(parents=True)
+    for t in range(FRAMES):
+        Image.fromarray(frames[t]).save(root / f"JPEGImages_24fps/clip/{t:05d}.jpg")
+    for i in (1, 2):
+        folder = root / f"Annotations_6fps/clip/{i - 1:03d}"
+        folder.mkdir(parents=True)
+        for t in range(0, FRAMES, 2):
+            mask = truth(t).get(i, np.zeros((96, 128), bool))
+            Image.fromarray(mask.astype(np.uint8)).save(folder / f"{t:05d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    return accelerate(ModelChoice(device="cpu").build(), "dense")
+
+
+def test_layouts_are_told_apart_by_their_folders(youtube: Path, sav: Path, tmp_path: Path) -> None:
+    assert find_layout(youtube).name == "YouTube-VOS or MOSE"
+    assert find_layout(sav).name == "SA-V"
+    assert clip_names(youtube) == clip_names(sav) == ["clip"]
+    for folder in ("JPEGImages/480p", "Annotations/480p"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert find_layout(tmp_path).name == "DAVIS"
+
+
+def test_an_object_is_prompted_where_it_is_seen_first(youtube: Path) -> None:
+    clip = open_clip(youtube, "clip")
+    assert list(clip.annotations) == [0, 2, 4, 6, 8]
+    assert clip.starts == {1: 0, 2: LATE}
+    assert list(clip.prompts()) == [1] and list(clip.prompts(LATE)) == [2]
+    assert (clip.prompts(LATE)[2] == truth(LATE)[2]).all()
+
+
+def test_objects_of_sav_may_overlap(sav: Path) -> None:
+    clip = open_clip(sav, "clip")
+    assert clip.layered and clip.objects == (1, 2)
+    layers = clip.truth(8)
+    assert (layers == np.stack(list(truth(8).values()))).all()
+    assert (layers[0] & layers[1]).any()
+    assert not clip.truth(0)[1].any()
+
+
+def test_nothing_is_tracked_before_its_prompt(youtube: Path, demo: Any) -> None:
+    clip = open_clip(youtube, "clip")
+    masks, report = track(demo, clip)
+    assert len(masks) == 5
+    assert [2 in mask for mask in masks] == [False, False, True, True, True]
+    assert [f.frame for f in report.frames] == [*range(FRAMES), *range(LATE, FRAMES)]
+    alone, _ = track(demo, open_clip(youtube, "clip"))
+    assert all((a == b).all() for a, b in zip(masks, alone, strict=True))
+
+
+def test_a_late_object_counts_from_the_frame_after_its_prompt(youtube: Path, demo: Any) -> None:
+    clip = open_clip(youtube, "clip")
+    true = [clip.truth(t) for t in clip.annotations]
+    without = [np.where(mask == 2, 0, mask).astype(np.uint8) for mask in true]
+    assert clip_quality(without, true, [1, 2], starts={1: 0, 2: 2}).objects["2"].j == 0
+    late = [*without[:3], *true[3:]]
+    assert clip_quality(late, true, [1, 2], starts={1: 0, 2: 2}).objects["2"].j == 100
+    assert clip_quality(late, true, [1, 2]).objects["2"].j == pytest.approx(200 / 3)
+    found = evaluate_clip(demo, clip, [BUILTIN["exact"]])
+    assert set(found["dense"].objects) == {"1", "2"} and found["dense"].frames == 3
+    assert found["dense"].objects["1"].j > 60 and found["exact"].agreement > 95
+
+
+def test_overlapping_objects_are_scored_each_for_itself(sav: Path, demo: Any) -> None:
+    clip = open_clip(sav, "clip")
+    true = [clip.truth(t) for t in clip.annotations]
+    assert clip_quality(true, true, clip.objects).j_and_f == 100
+    flat = [np.stack([m[0], m[1] & ~m[0]]) for m in true]
+    late = {1: 0, 2: 2}
+    assert clip_quality(flat, true, clip.objects, starts=late).objects["2"].j < 100
+    masks, _ = track(demo, clip)
+    assert [m.shape for m in masks] == [(2, 96, 128)] * 5
+
+
+def test_evaluate_takes_every_layout(youtube: Path, tmp_path: Path) -> None:
+    result = evaluate(youtube, ModelChoice(device="cpu"), tmp_path / "result.json")
+    assert result.data.frames == FRAMES and result.runs[0].objects == 2
+    assert result.runs[0].quality is not None and result.runs[0].quality.j > 50
+
+
+def spoil(root: Path, what: str) -> None:
+    """Break one thing in a data set."""
+    annotations = root / "Annotations/clip"
+    if what == "stray":
+        shutil.copy(annotations / "00000.png", annotations / "00077.png")
+    elif what == "size":
+        write_mask(annotations / "00002.png", np.zeros((9, 9), np.uint8), "")
+    elif what == "none":
+        shutil.rmtree(annotations)
+        annotations.mkdir()
+    elif what == "empty":
+        for path in annotations.glob("*.png"):
+            write_mask(path, np.zeros((96, 128), np.uint8), "")
+    elif what == "few":
+        for name in ("00004", "00006", "00008"):
+            (annotations / f"{name}.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("stray", "00077.png is of no frame of clip clip"),
+        ("size", "00002.png is 9x9; its frame is 128x96"),
+        ("none", "00000.png is missing, one of 9 annotations"),
+        ("empty", "is empty, and so are the others"),
+        ("few", "clip clip has 2 annotated frames; expected 3 or more"),
+    ],
+)
+def test_broken_data_is_refused(youtube: Path, tmp_path: Path, what: str, words: str) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(youtube, root)
+    open_clip(root, "clip")
+    spoil(root, what)
+    with pytest.raises(InputError, match=words):
+        open_clip(root, "clip")
