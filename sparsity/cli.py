@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from probes.errors import InputError
+from sparsity.calibration.command import calibrate
 from sparsity.evaluation.bench_command import bench
 from sparsity.evaluation.evaluate_command import evaluate
 from sparsity.options import (
@@ -90,6 +91,10 @@ def segment(
     print(result.summary())
 
 
+app.command(
+    "calibrate",
+    epilog="Example: efficient-sam2 calibrate --made 30 --max-drop 1.0 --out mine.json --report mine.html",
+)(calibrate)
 app.command("bench", epilog="Example: efficient-sam2 bench --model demo --out bench.json")(bench)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,21 +71,24 @@ class Choice:
     Attributes
     ----------
     index
-        Of the last setting in the sequence that holds; None when the first one already fails.
+        Of the cheapest setting that holds; None when the first one tested already fails.
+    held
+        Settings that hold, in the order of testing.
     bounds
-        One per tested setting; the one after the chosen is the first that fails.
+        By setting, for those that were tested; the last one may be the first that failed.
     """
 
     index: int | None
-    bounds: list[Bound]
+    held: tuple[int, ...]
+    bounds: dict[int, Bound]
 
     @property
     def promise(self) -> Bound:
-        """The bound to state: no less than that of any setting tested before the chosen one."""
+        """The bound to state: no less than that of any setting that holds."""
         if self.index is None:
             raise ValueError("no setting was chosen")
         own = self.bounds[self.index]
-        upper = max(bound.upper for bound in self.bounds[: self.index + 1])
+        upper = max(self.bounds[setting].upper for setting in self.held)
         return Bound(own.mean, upper, own.confidence, own.method, own.videos)
 
 
@@ -174,8 +178,14 @@ def bound(losses: NDArray[np.floating], confidence: float, max_drop: float) -> B
     return approximate_bound(losses, confidence)
 
 
-def choose(losses: NDArray[np.floating], confidence: float, max_drop: float) -> Choice:
-    """Take the last setting of a sequence that holds, testing one after the other until one fails.
+def choose(
+    losses: NDArray[np.floating],
+    order: Sequence[int],
+    costs: Sequence[float],
+    confidence: float,
+    max_drop: float,
+) -> Choice:
+    """Test settings one after the other until one fails, and take the cheapest of those that hold.
 
     Testing in a fixed order needs no correction for the number of settings (fixed-sequence testing), as long
     as the order was set without these losses.
@@ -183,16 +193,23 @@ def choose(losses: NDArray[np.floating], confidence: float, max_drop: float) -> 
     Parameters
     ----------
     losses
-        Points per video and setting, ``[n, m]``, from the safest to the fastest setting.
+        Points per video and setting, ``[n, m]``.
+    order
+        Settings in the order of testing, the surest first.
+    costs
+        By setting.
     max_drop
         Mean loss that is accepted, in points.
     """
-    bounds: list[Bound] = []
-    for column in np.asarray(losses).T:
-        bounds.append(bound(column, confidence, max_drop))
-        if bounds[-1].upper > max_drop:
-            return Choice(len(bounds) - 2 if len(bounds) > 1 else None, bounds)
-    return Choice(len(bounds) - 1, bounds)
+    bounds: dict[int, Bound] = {}
+    held: list[int] = []
+    for setting in order:
+        bounds[setting] = bound(np.asarray(losses)[:, setting], confidence, max_drop)
+        if bounds[setting].upper > max_drop:
+            break
+        held.append(setting)
+    cheapest = min(held, key=lambda setting: costs[setting]) if held else None
+    return Choice(cheapest, tuple(held), bounds)
 
 
 def _checked(losses: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -90,25 +90,37 @@ def test_which_bound_is_stated_depends_on_the_number_of_videos_alone():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 5))
-def test_the_choice_is_that_of_fixed_sequence_testing(seed, count):
-    x = np.random.default_rng(seed).normal(np.linspace(0, 1.5, count), 1, (10, count))
-    found = choose(x, 0.9, 1.0)
-    fails = np.array([float(bound(column, 0.9, 1.0).upper > 1.0) for column in x.T])
+def test_what_holds_is_what_fixed_sequence_testing_accepts(seed, count):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(np.linspace(0, 1.5, count), 1, (10, count))
+    order = rng.permutation(count)
+    found = choose(x, order, range(count), 0.9, 1.0)
+    fails = np.array([float(bound(x[:, i], 0.9, 1.0).upper > 1.0) for i in order])
     passed = FWERFixedSequenceTesting().run(fails, 0.1)
-    assert found.index == (len(passed) - 1 if len(passed) else None)
+    assert found.held == tuple(order[passed])
+    assert found.index == (min(found.held) if found.held else None)
+
+
+CALM, WILD = np.full(10, 0.2), np.linspace(0, 30, 10)
 
 
 def test_a_setting_after_one_that_fails_is_not_chosen():
-    calm, wild = np.full(10, 0.2), np.linspace(0, 30, 10)
-    assert choose(np.stack([calm, wild, calm], 1), 0.9, 1.0).index == 0
-    assert choose(np.stack([calm, calm, wild], 1), 0.9, 1.0).index == 1
-    assert choose(np.stack([wild, calm], 1), 0.9, 1.0).index is None
+    x = np.stack([CALM, WILD, CALM], 1)
+    assert choose(x, [0, 1, 2], [3, 2, 1], 0.9, 1.0).index == 0
+    assert choose(x, [0, 2, 1], [3, 2, 1], 0.9, 1.0).index == 2
+    assert choose(x, [1, 0, 2], [3, 2, 1], 0.9, 1.0).index is None
 
 
-def test_the_stated_bound_is_the_largest_on_the_way():
-    bounds = [Bound(0, upper, 0.9, APPROXIMATE, 8) for upper in (0.2, 0.8, 0.5, 3.0)]
-    assert Choice(2, bounds).promise.upper == 0.8
-    assert Choice(0, bounds).promise.upper == 0.2
+def test_the_cheapest_that_holds_is_chosen():
+    x = np.stack([CALM, CALM, CALM], 1)
+    assert choose(x, [0, 1, 2], [3, 1, 2], 0.9, 1.0).index == 1
+    assert choose(x, [0, 1, 2], [1, 3, 2], 0.9, 1.0).index == 0
+
+
+def test_the_stated_bound_is_the_largest_that_holds():
+    bounds = {i: Bound(i, u, 0.9, APPROXIMATE, 8) for i, u in enumerate((0.2, 0.8, 0.5, 3.0))}
+    assert Choice(2, (0, 1, 2), bounds).promise == Bound(2, 0.8, 0.9, APPROXIMATE, 8)
+    assert Choice(2, (0, 2), bounds).promise.upper == 0.5
 
 
 @pytest.mark.parametrize("rule", [certain_bound, approximate_bound])

@@ -1,0 +1,188 @@
+"""Videos to calibrate on: the user's own with a mask of the first frame, or of every frame; and made clips."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probes.errors import InputError
+from probes.video import VideoSource, open_video
+from sparsity.demo.clips import CLIP_NAMES, make_clip
+from sparsity.masks import VOID, Ids, read_mask
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
+
+MADE_FRAMES = 20
+"""Length of a made clip."""
+
+MADE = re.compile(r"made-(?P<name>\w+)-(?P<seed>\d+)")
+
+FEWEST_FRAMES = 4
+"""A prompt, two dense frames and one that can be routed."""
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationClip:
+    """A video with the objects to track.
+
+    Attributes
+    ----------
+    prompt
+        Ids on the first frame, uint8 ``[H, W]``.
+    truth
+        Ids on every frame, or None where the dense run's masks are the measure.
+    """
+
+    name: str
+    video: VideoSource
+    prompt: Ids
+    truth: tuple[Ids, ...] | None
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """Ids on the first frame, ascending."""
+        return tuple(int(i) for i in np.unique(self.prompt) if i not in (0, VOID))
+
+    def prompts(self) -> dict[int, NDArray[np.bool_]]:
+        """Return the objects on the first frame, bool ``[H, W]`` by id."""
+        return {object_id: self.prompt == object_id for object_id in self.objects}
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where clips come from.
+
+    Attributes
+    ----------
+    videos
+        Folder of videos: folders of frames, or video files.
+    prompts
+        Folder with ``NAME.png`` for each video, the mask of its first frame; or with a folder ``NAME``
+        that holds a mask for each frame, which are then the truth.
+    """
+
+    videos: Path | None = None
+    prompts: Path | None = None
+
+    def names(self, made: int = 0, only: list[str] | None = None) -> list[str]:
+        """Return the names of all clips: the videos', and those of `made` made clips.
+
+        Raises
+        ------
+        InputError
+            There is no video, or one has no prompt.
+        """
+        names: list[str] = []
+        if self.videos is not None:
+            if not self.videos.is_dir():
+                raise InputError(
+                    f"videos {self.videos} given; expected a folder of videos; check the path"
+                )
+            names = sorted(
+                {
+                    p.stem if p.is_file() else p.name
+                    for p in self.videos.iterdir()
+                    if p.is_dir() or p.suffix.lower() in VIDEO_SUFFIXES
+                }
+            )
+            if not names:
+                raise InputError(
+                    f"{self.videos} holds no videos; expected folders of frames or video files; check the path"
+                )
+        if only is not None:
+            missing = [name for name in only if name not in names]
+            if missing:
+                raise InputError(
+                    f"clip {missing[0]!r} listed; {self.videos} has {len(names)} others; correct the list"
+                )
+            names = only
+        for name in names:
+            self._prompt_of(name)
+        return names + [made_name(index) for index in range(made)]
+
+    def open(self, name: str) -> CalibrationClip:
+        """Open a clip.
+
+        Raises
+        ------
+        InputError
+            It is too short, or its prompt is empty or of another size.
+        """
+        match = MADE.fullmatch(name)
+        if match:
+            clip = make_clip(match["name"], seed=int(match["seed"]), frames=MADE_FRAMES)
+            masks = tuple(clip.masks)
+            return CalibrationClip(name, open_video(clip.frames), masks[0], masks)
+        assert self.videos is not None, "a clip that isn't made comes from a folder"
+        folder = self.videos / name
+        file = next(
+            (f for s in VIDEO_SUFFIXES if (f := self.videos / f"{name}{s}").is_file()), folder
+        )
+        video = open_video(folder if folder.is_dir() else file)
+        frames = video.num_frames
+        if frames is not None and frames < FEWEST_FRAMES:
+            raise InputError(
+                f"{name} has {frames} frames; expected {FEWEST_FRAMES} or more, of which one can be routed; "
+                "leave it out"
+            )
+        pictures = self._prompt_of(name)
+        prompt = self._ids(pictures[0], video)
+        truth = None
+        if len(pictures) > 1:
+            if len(pictures) != frames:
+                raise InputError(
+                    f"{len(pictures)} masks given for the {frames} frames of {name}; expected one for each "
+                    "frame, or the first alone; add or remove some"
+                )
+            known = [i for i in np.unique(prompt) if i]
+            truth = tuple(
+                np.where(np.isin(ids, known), ids, 0).astype(np.uint8)
+                for ids in (self._ids(path, video) for path in pictures)
+            )
+        clip_ = CalibrationClip(name, video, prompt, truth)
+        if not clip_.objects:
+            raise InputError(
+                f"{pictures[0]} is empty; expected the objects to track on the first frame; draw them or "
+                f"leave {name} out"
+            )
+        return clip_
+
+    def _prompt_of(self, name: str) -> list[Path]:
+        """Masks of a clip: of its first frame, or of all."""
+        if self.prompts is None:
+            raise InputError(
+                f"videos {self.videos} given without prompts; expected a folder with {name}.png, the mask of "
+                "its first frame; add --prompts"
+            )
+        single, folder = self.prompts / f"{name}.png", self.prompts / name
+        found = [single] if single.is_file() else sorted(folder.glob("*.png"))
+        if not found:
+            raise InputError(
+                f"{self.prompts} has neither {name}.png nor a folder {name} of masks; expected a prompt for "
+                "each video; add it or leave the video out"
+            )
+        return found
+
+    @staticmethod
+    def _ids(path: Path, video: Any) -> Ids:
+        ids = read_mask(path)
+        if ids.shape != (video.height, video.width):
+            raise InputError(
+                f"mask {path} is {ids.shape[1]}x{ids.shape[0]}; its video is {video.width}x{video.height}; give "
+                "masks of the video's size"
+            )
+        return ids
+
+
+def made_name(index: int) -> str:
+    """Name of the `index`-th made clip: every difficulty in turn, then with the next seed.
+
+    >>> made_name(0), made_name(len(CLIP_NAMES))
+    ('made-smooth-100', 'made-smooth-101')
+    """
+    return f"made-{CLIP_NAMES[index % len(CLIP_NAMES)]}-{100 + index // len(CLIP_NAMES)}"

@@ -1,0 +1,122 @@
+"""``efficient-sam2 calibrate``: videos in, a profile that keeps a promise out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from probes.errors import InputError
+from sparsity.options import (
+    Checkpoint,
+    Config,
+    Device,
+    DType,
+    Force,
+    ImageSize,
+    Model,
+    ModelChoice,
+    Seed,
+    Weights,
+)
+
+SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+def calibrate(
+    out: Annotated[Path, typer.Option("--out", help="JSON file for the profile")],
+    videos: Annotated[
+        Path | None, typer.Option("--videos", help="folder of videos, or of folders of frames")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="folder with NAME.png, or NAME/ with a mask for each frame"),
+    ] = None,
+    clips: Annotated[
+        Path | None, typer.Option("--clips", help="file with the names to take, one a line")
+    ] = None,
+    made: Annotated[
+        int, typer.Option("--made", min=0, help="add so many made clips with known masks")
+    ] = 0,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="mean loss accepted, in points of J&F")
+    ] = 1.0,
+    target_speedup: Annotated[
+        float | None,
+        typer.Option("--target-speedup", help="instead: the surest setting so much cheaper"),
+    ] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="of the bound")] = 0.95,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="time to spend, such as 20min; decides how many are tried"),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="HTML file that shows what was found")
+    ] = None,
+    split_seed: Annotated[int, typer.Option("--split-seed", help="of the split of the clips")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", min=0, help="worker processes")] = 0,
+    model: Model = "demo",
+    config: Config = None,
+    checkpoint: Checkpoint = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    image_size: ImageSize = None,
+    device: Device = None,
+    dtype: DType = "auto",
+    force: Force = False,
+) -> None:
+    """Find the fastest setting that keeps a promise on videos like these, and write it as a profile."""
+    from figures.calibration import write_report
+    from sparsity.calibration.calibrate import Request
+    from sparsity.calibration.calibrate import calibrate as run
+    from sparsity.calibration.clips import ClipSource
+    from sparsity.evaluation.jobs import Spread
+    from sparsity.runs import write_text
+
+    for file in (out, report):
+        if file is not None and file.exists() and not force:
+            raise InputError(
+                f"{file} exists; expected a new file; choose another, or --force to replace it"
+            )
+    seconds = None if budget is None else seconds_of_budget(budget)
+    choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
+    source = ClipSource(videos, prompts)
+    only = None if clips is None else clips.read_text(encoding="utf-8").split()
+    request = Request(
+        source,
+        tuple(source.names(made, only)),
+        choice,
+        max_drop,
+        target_speedup,
+        confidence,
+        split_seed,
+        seconds,
+    )
+    found = run(request, out.with_name(f"{out.name}.clips"), Spread(jobs=jobs))
+    write_text(out, found.profile.to_json())
+    write_text(
+        out.with_name(f"{out.stem}.calibration.json"),
+        json.dumps(found.report, separators=(",", ":")),
+    )
+    if report is not None:
+        write_report(found.report, report)
+    print(found.text())
+
+
+def seconds_of_budget(text: str) -> float:
+    """Read a time such as ``90s``, ``20min`` or ``1.5h``.
+
+    Raises
+    ------
+    InputError
+        It is no such time.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise InputError(
+            f"budget {text!r} given; expected a time such as 90s, 20min or 1h; change it"
+        )
+    return float(match[1]) * SECONDS[match[2]]

@@ -1,0 +1,209 @@
+"""Which settings to try for real, and which of them to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsity.calibration.cost import Cost
+from sparsity.calibration.promise import Choice, approximate_bound, choose
+from sparsity.calibration.replay import keep_per_layer, replay_memory, replay_windows
+from sparsity.calibration.thresholds import (
+    keep_for,
+    margin_for,
+    mask_jump_for,
+    mask_only,
+    saliency_mass_for,
+    scene_cut_for,
+    score_below_for,
+)
+from sparsity.calibration.traces import Trace
+from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Windows
+
+WINDOW_RECALLS = (0.9, 0.95, 0.975, 0.99, 0.995)
+"""Shares of object tokens that routing is asked to cover."""
+
+MEMORY_SHARES = (0.02, 0.035, 0.05, 0.07, 0.095)
+"""Mean kept shares of memory tokens in the grid; layers share them by their mass recall."""
+
+REFRESHES = (None, 12, 6)
+"""Distances of dense frames in the grid."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setting, and what replays say of it.
+
+    Attributes
+    ----------
+    windows, keys
+        Shares computed and read; dense frames count as 1.
+    cost
+        Of a frame, against the same model with every window and key.
+    recall
+        Share of object tokens inside computed windows, times share of memory attention on keys that are read.
+    """
+
+    profile: Profile
+    windows: float
+    keys: float
+    cost: float
+    recall: float
+
+
+def grid(traces: Sequence[Trace]) -> list[tuple[Windows | None, Memory | None, Guard]]:
+    """List settings whose thresholds come from the traces' statistics: one for each wanted recall.
+
+    Routing never goes without the guard: its rules cost nothing on frames where they don't act.
+    """
+    routed: list[tuple[Windows | None, Guard]] = [(None, Guard())]
+    cut = scene_cut_for(traces)
+    mass = {recall: saliency_mass_for(traces, recall) for recall in WINDOW_RECALLS}
+    for candidates, recall in product(("best", "all"), WINDOW_RECALLS):
+        margin = margin_for(traces, candidates, recall)
+        alone = mask_only(margin, candidates)
+        score = score_below_for(traces, alone, recall)
+        jump = mask_jump_for(traces, alone, recall)
+        widened = alone.model_copy(update={"score_below": score, "saliency_mass": mass[recall]})
+        rules = Guard(mask_jump=jump, scene_cut=cut, score_below=0.0)
+        for windows, refresh in product((alone, widened), REFRESHES):
+            routed.append((windows, rules.model_copy(update={"refresh_every": refresh})))
+    pruned: list[Memory | None] = [None]
+    if all(trace.memory is not None for trace in traces):
+        pruned += [Memory(keep=keep_for(traces, share)) for share in MEMORY_SHARES]
+    settings = [(w, m, g) for (w, g), m in product(dict.fromkeys(routed), dict.fromkeys(pruned))]
+    return [setting for setting in settings if setting[0] or setting[1]]
+
+
+def candidates(
+    traces: Sequence[Trace],
+    settings: Sequence[tuple[Windows | None, Memory | None, Guard]],
+    cost: Cost,
+) -> list[Candidate]:
+    """Replay settings over traces: their predicted cost and recall, mean over clips.
+
+    Windows and memory are replayed apart and once for each setting that differs.
+    """
+    routed = {(w, g): _routed(traces, w, g) for w, _, g in settings}
+    pruned = {m: _pruned(traces, m) for _, m, _ in settings}
+    found = []
+    for number, (windows, memory, guard) in enumerate(settings):
+        (kept, covered), (keys, mass) = routed[windows, guard], pruned[memory]
+        profile = Profile(
+            name=f"candidate-{number}",
+            windows=windows,
+            memory=memory,
+            guard=guard,
+            techniques=dict.fromkeys(EXACT_TECHNIQUES, True),
+        )
+        found.append(Candidate(profile, kept, keys, cost(kept, keys), covered * mass))
+    return found
+
+
+def _routed(traces: Sequence[Trace], windows: Windows | None, guard: Guard) -> tuple[float, float]:
+    if windows is None:
+        return 1.0, 1.0
+    found = [replay_windows(trace, windows, guard) for trace in traces]
+    return float(np.mean([r.kept.mean() for r in found])), float(
+        np.mean([r.recall.mean() for r in found])
+    )
+
+
+def _pruned(traces: Sequence[Trace], memory: Memory | None) -> tuple[float, float]:
+    if memory is None:
+        return 1.0, 1.0
+    found = [replay_memory(trace, memory) for trace in traces]
+    return float(np.mean([r.keys for r in found])), float(np.mean([r.mass for r in found]))
+
+
+def frontier(found: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates that none other beats in both cost and recall, the cheapest first."""
+    best: list[Candidate] = []
+    for one in sorted(found, key=lambda c: (c.cost, -c.recall)):
+        if not best or one.recall > best[-1].recall:
+            best.append(one)
+    return best
+
+
+def spread_out(found: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Take `count` candidates of a frontier at equal steps of cost, both ends included."""
+    if len(found) <= count:
+        return list(found)
+    costs = np.array([c.cost for c in found])
+    wanted = np.linspace(costs[0], costs[-1], count)
+    picked = dict.fromkeys(int(np.abs(costs - cost).argmin()) for cost in wanted)
+    return [found[i] for i in picked]
+
+
+def order_of_testing(
+    search_losses: NDArray[np.float64], confidence: float, count: int
+) -> list[int]:
+    """Order settings by the bound that the search clips give them, the surest first, and keep `count`.
+
+    Parameters
+    ----------
+    search_losses
+        Points per video and setting, ``[n, m]``, of clips that the promise is not made on.
+    """
+    bounds = [approximate_bound(column, confidence).upper for column in search_losses.T]
+    return [int(i) for i in np.argsort(bounds, kind="stable")[:count]]
+
+
+def settle(
+    search_losses: NDArray[np.float64],
+    promise_losses: NDArray[np.float64],
+    costs: Sequence[float],
+    *,
+    confidence: float,
+    max_drop: float,
+    tested: int,
+) -> Choice:
+    """Choose a setting: the order of testing from one set of clips, the tests on another.
+
+    Parameters
+    ----------
+    search_losses, promise_losses
+        Points per video and setting, ``[n, m]`` each.
+    costs
+        By setting.
+    tested
+        How many settings are tested at most.
+    """
+    order = order_of_testing(search_losses, confidence, tested)
+    return choose(promise_losses, order, costs, confidence, max_drop)
+
+
+def split_clips(names: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split clips at random into those of the search and those of the promise, at least two each.
+
+    Examples
+    --------
+    >>> split_clips(["a", "b", "c", "d"], 0.4, 0)
+    (['a', 'b'], ['c', 'd'])
+    """
+    count = min(max(2, round(share * len(names))), max(2, len(names) - 2))
+    drawn = set(np.random.default_rng(seed).permutation(len(names))[:count].tolist())
+    return (
+        [name for i, name in enumerate(names) if i in drawn],
+        [name for i, name in enumerate(names) if i not in drawn],
+    )
+
+
+def describe(profile: Profile) -> str:
+    """Say a setting's thresholds in one line."""
+    said = []
+    if profile.windows is not None:
+        w = profile.windows
+        said.append(f"margin {w.margin_px:g} px of {w.candidates}")
+        if w.score_below > -100:
+            said.append(f"saliency {w.saliency_mass:g} under score {w.score_below:g}")
+    if profile.memory is not None:
+        layers = keep_per_layer(profile.memory, 1)
+        said.append("keep " + "/".join(f"{share:.3g}" for share in layers))
+    guard = profile.guard.model_dump(exclude_none=True, exclude={"kept_share"})
+    said += [f"{rule.replace('_', ' ')} {value:g}" for rule, value in guard.items()]
+    return ", ".join(said)

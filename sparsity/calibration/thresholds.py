@@ -1,0 +1,166 @@
+"""Each threshold from the statistic that controls it (method section 7): no threshold is guessed.
+
+| threshold | statistic |
+|---|---|
+| margin, candidates | share of the next frame's object tokens inside the windows of the mask |
+| saliency mass | the same inside the windows that decoder saliency alone would choose |
+| score under which saliency is added | scores of frames whose next frame was not covered |
+| kept share of memory tokens of each layer, of a given mean | mass recall at the oldest age |
+| mask jump, scene cut of the guard | those changes on frames that were not covered, against the others |
+| refresh of the guard | agreement with the dense run over frames since the last dense one |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparsity.calibration.replay import replay_windows
+from sparsity.calibration.traces import Trace
+from sparsity.profile import Guard, Windows
+from sparsity.select import smallest_set
+
+MARGINS = (0.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
+"""Tried, in pixels of the model's input."""
+
+MASSES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Shares of decoder saliency that are tried."""
+
+NEVER = -100.0
+"""Score logit that no frame falls below."""
+
+TRIGGER = 0.9
+"""Share of the frames that were not covered on which a rule should have acted."""
+
+CALM = 0.98
+"""Share of the covered frames on which a rule of the guard must not act."""
+
+REFRESHES = (16, 12, 8, 6, 4, 3, 2)
+"""Distances of dense frames that are tried."""
+
+
+def mask_only(margin_px: float, candidates: str) -> Windows:
+    """Windows of the mask alone: saliency is added only where there is no mask."""
+    return Windows(margin_px=margin_px, candidates=candidates, score_below=NEVER)
+
+
+def coverage(traces: Sequence[Trace], windows: Windows) -> float:
+    """Mean share of the next frame's object tokens inside the chosen windows: by clip, then over clips."""
+    return float(np.mean([replay_windows(t, windows, Guard()).recall.mean() for t in traces]))
+
+
+def margin_for(traces: Sequence[Trace], candidates: str, recall: float) -> float:
+    """Return the smallest margin whose windows cover `recall` of the next frame's object tokens, or the largest."""
+    for margin in MARGINS:
+        if coverage(traces, mask_only(margin, candidates)) >= recall:
+            return margin
+    return MARGINS[-1]
+
+
+def saliency_mass_for(traces: Sequence[Trace], recall: float) -> float:
+    """Return the smallest share of saliency whose windows alone cover `recall` of the object tokens, or the largest."""
+    for mass in MASSES:
+        shares = [s for t in traces for s in _salient_recall(t, mass)]
+        if shares and float(np.mean(shares)) >= recall:
+            return mass
+    return MASSES[-1]
+
+
+def _salient_recall(trace: Trace, mass: float) -> list[float]:
+    found = []
+    cues = trace.cues(0.0, "best")
+    for t in range(1, len(trace.frames)):
+        chosen = torch.zeros(trace.grid.count, dtype=torch.bool)
+        for cue in cues[t - 1]:
+            if cue is not None and cue.mass is not None:
+                chosen |= smallest_set(cue.mass, mass)
+        total = float(trace.tokens[t].sum())
+        if total and bool(chosen.any()):
+            found.append(float(trace.tokens[t][chosen].sum()) / total)
+    return found
+
+
+def score_below_for(traces: Sequence[Trace], windows: Windows, recall: float) -> float:
+    """Return the score under which `TRIGGER` of the frames lie whose next frame is covered less than `recall`.
+
+    A logit of that model: it means nothing for another one. `NEVER` where every frame is covered.
+    """
+    missed = [
+        float(trace.score[t].min())
+        for trace in traces
+        for t in _missed(trace, windows, recall)
+        if bool(trace.tracked[t].all())
+    ]
+    return round(float(np.quantile(missed, TRIGGER)), 3) if missed else NEVER
+
+
+def _missed(trace: Trace, windows: Windows, recall: float) -> list[int]:
+    """Frames whose next frame is not covered."""
+    found = replay_windows(trace, windows, Guard()).recall
+    return [int(t) for t in np.nonzero(found < recall)[0]]
+
+
+def keep_for(traces: Sequence[Trace], share: float) -> tuple[float, ...]:
+    """Divide a mean kept share among layers so that the mass recall at the oldest age is largest.
+
+    Tokens go one by one to the layer that gains the most mass by its next token: layers whose attention is
+    flat give theirs to layers where few tokens hold much. At least one token a layer.
+    """
+    curve = np.mean([t.memory.curve[:, -1] for t in traces if t.memory is not None], axis=0)
+    layers, tokens = curve.shape
+    gain = np.diff(curve, axis=-1, prepend=0.0)[:, 1:].ravel()
+    spare = max(0, int(share * tokens * layers) - layers)
+    layer = np.argsort(-gain, kind="stable")[:spare] // (tokens - 1)
+    counts = 1 + np.bincount(layer, minlength=layers)
+    return tuple(float(count) / tokens for count in counts)
+
+
+def scene_cut_for(traces: Sequence[Trace]) -> float | None:
+    """Return a thumbnail difference far above what frames of one shot differ by; None where that is nothing.
+
+    Three times the largest difference of the calmest `CALM` of all frames, at most half of full scale.
+    """
+    changes = np.concatenate([t.change[1:] for t in traces])
+    usual = float(np.quantile(changes, CALM))
+    return round(min(0.5, 3 * usual), 4) if usual > 0 else None
+
+
+def mask_jump_for(traces: Sequence[Trace], windows: Windows, recall: float) -> float | None:
+    """Return the mask change above which the guard acts: the larger of what catches misses and what spares the rest.
+
+    None where every frame is covered.
+    """
+    missed: list[float] = []
+    calm: list[float] = []
+    for trace in traces:
+        cues = trace.cues(windows.margin_px, windows.candidates)
+        not_covered = set(_missed(trace, windows, recall))
+        for t in range(len(trace.frames) - 1):
+            jumps = [cue.jump for cue in cues[t] if cue is not None]
+            if jumps:
+                (missed if t in not_covered else calm).append(max(jumps))
+    if not missed or not calm:
+        return None
+    jump = max(float(np.quantile(missed, 1 - TRIGGER)), float(np.quantile(calm, CALM)))
+    return round(min(max(jump, 0.01), 1.0), 3)
+
+
+def refresh_for(drift: Sequence[NDArray[np.float64]], tolerance: float) -> int | None:
+    """Return how many frames may pass between dense ones; None where nothing drifts.
+
+    Parameters
+    ----------
+    drift
+        For each clip, agreement with the dense run in per cent by frames since the last dense one.
+    tolerance
+        Fall of the mean agreement that is accepted, in points, against the first routed frame.
+    """
+    longest = max((len(d) for d in drift), default=0)
+    mean = np.array([np.mean([d[i] for d in drift if len(d) > i]) for i in range(longest)])
+    if not longest or (mean >= mean[0] - tolerance).all():
+        return None
+    first = int(np.nonzero(mean < mean[0] - tolerance)[0][0])
+    return next((n for n in REFRESHES if n <= first), REFRESHES[-1])

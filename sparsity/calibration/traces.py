@@ -1,0 +1,144 @@
+"""What calibration reads of a clip: the dense run's masks, scores and routing cues, and its memory statistics.
+
+A trace holds what the predictor would know on every frame, unreduced, so that any threshold can be tried on it
+without the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparsity.profile import Windows
+from sparsity.routing import ObjectCues, object_cues
+from sparsity.select import LOW_RES_STRIDE, TOKEN_STRIDE, WindowGrid, scene_change, window_mass
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryTrace:
+    """Attention to the tokens of memory frames, for frames that were recollected to the end of the bank.
+
+    Attributes
+    ----------
+    first
+        Token saliency at first recollection (method 4.2), float32 ``[cases, layers, tokens]``.
+    later
+        Attention mass inside the same memory frame at later ages, ``[cases, layers, ages, tokens]``.
+    ages
+        Those ages, in frames.
+    exposure
+        Share of all attention that falls on memory frames that may be pruned, mean by layer, ``[layers]``.
+    keys, prunable
+        For each tracked frame and object: keys that a dense run reads, and how many memory frames may be
+        pruned, int ``[calls]``.
+    """
+
+    first: NDArray[np.float32]
+    later: NDArray[np.float32]
+    ages: tuple[int, ...]
+    exposure: NDArray[np.float32]
+    keys: NDArray[np.int64]
+    prunable: NDArray[np.int64]
+
+    @cached_property
+    def curve(self) -> NDArray[np.float64]:
+        """Mass recall of the `k` tokens most salient at first, mean over cases, ``[layers, ages, tokens]``."""
+        order = np.argsort(-self.first, axis=-1, kind="stable")[:, :, None]
+        share = self.later / np.maximum(self.later.sum(-1, keepdims=True), 1e-12)
+        ranked = np.take_along_axis(share, np.broadcast_to(order, share.shape), -1)
+        return ranked.astype(np.float64).mean(0).cumsum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One clip, tracked forward from its prompts.
+
+    Attributes
+    ----------
+    name
+        Of the clip.
+    model
+        Fingerprint of the model that was run.
+    grid
+        Windows of encoder stage 3.
+    frames
+        Their indices, in the order of tracking, ``[T]``.
+    candidates
+        Whether low-resolution logits of each candidate mask are above 0, ``[T, O, M, h, w]``.
+    best
+        The same of the mask that was chosen, ``[T, O, h, w]``.
+    saliency
+        Decoder attention on the token grid, float32 ``[T, O, n, n]``; NaN where no decoder ran.
+    score
+        Object-score logits, ``[T, O]``.
+    tracked
+        False on prompts, ``[T, O]``.
+    thumbnails
+        In units of full scale, ``[T, 3, s, s]``.
+    memory
+        Memory statistics, or None where they were not recorded.
+    """
+
+    name: str
+    model: str
+    grid: WindowGrid
+    frames: tuple[int, ...]
+    candidates: Tensor
+    best: Tensor
+    saliency: Tensor
+    score: Tensor
+    tracked: Tensor
+    thumbnails: Tensor
+    memory: MemoryTrace | None
+
+    @property
+    def objects(self) -> int:
+        """Number of objects."""
+        return self.score.shape[1]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was recorded."""
+        found = hashlib.sha256(self.model.encode())
+        for part in (self.candidates, self.best, self.saliency, self.score, self.thumbnails):
+            found.update(part.contiguous().numpy().tobytes())
+        if self.memory is not None:
+            found.update(self.memory.first.tobytes() + self.memory.later.tobytes())
+        return found.hexdigest()
+
+    @cached_property
+    def change(self) -> list[float]:
+        """Thumbnail difference of each frame to the one before, 0 on the first."""
+        pairs = zip(self.thumbnails, self.thumbnails[1:], strict=False)
+        return [0.0, *(scene_change(before, after) for before, after in pairs)]
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Object tokens in each window, over all objects, ``[T, windows]``: what routing must not miss."""
+        step = TOKEN_STRIDE // LOW_RES_STRIDE
+        there = self.best.any(1).float()[:, None]
+        grid = torch.nn.functional.max_pool2d(there, step, ceil_mode=True)[:, 0]
+        return window_mass(grid, self.grid)
+
+    @lru_cache(maxsize=64)  # noqa: B019 - traces live as long as the calibration
+    def cues(self, margin_px: float, candidates: str) -> list[list[ObjectCues | None]]:
+        """Each object's cues on each frame, ``[T][O]``; None on prompts, as the predictor has none there."""
+        windows = Windows(margin_px=margin_px, candidates=candidates)
+        return [
+            [self._cue(t, i, windows) if self.tracked[t, i] else None for i in range(self.objects)]
+            for t in range(len(self.frames))
+        ]
+
+    def _cue(self, t: int, i: int, windows: Windows) -> ObjectCues:
+        saliency = self.saliency[t, i]
+        before = self.best[t - 1, i].float() if t and bool(self.tracked[t - 1, i]) else None
+        return object_cues(
+            self.candidates[t, i].float(), self.best[t, i].float(), before,
+            None if bool(saliency.isnan().any()) else saliency, float(self.score[t, i]), self.grid, windows,
+        )  # fmt: skip
