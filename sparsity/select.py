@@ -115,7 +115,8 @@ def sample_rows(rows: int, count: int, seed: int) -> Tensor:
     if count >= rows:
         return torch.arange(rows)
     jitter = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return ((torch.arange(count) + jitter) * (rows / count)).floor().long().clamp_(max=rows - 1)
+    borders = torch.arange(count + 1) * rows // count
+    return borders[:-1] + (jitter * borders.diff()).floor().long()
 
 
 def windows_of_mask(mask: Tensor, grid: WindowGrid, margin_px: float) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,26 +18,29 @@ from probes.layout import memory_layout
 from probes.observe import Moment, Seam
 from probes.video import EndOfVideo, ModelFrames, open_video
 from sparsity.acceleration.bank import Bank, collect
+from sparsity.acceleration.decisions import decide_frame
 from sparsity.acceleration.encoder import Encoder, Routing, window_grid
 from sparsity.acceleration.fit import check_fit
 from sparsity.acceleration.memory import Recall, SparseMemoryAttention
 from sparsity.acceleration.pruning import kept_tokens, note_keys, remember_choice
 from sparsity.acceleration.report import ObjectReport, Report
 from sparsity.acceleration.saliency import token_to_image
-from sparsity.acceleration.session import KEY, FeatureKind, FrameExtras, Session, WindowChooser
+from sparsity.acceleration.session import (
+    KEY,
+    FeatureKind,
+    FrameExtras,
+    Session,
+    WindowChooser,
+    new_state,
+)
 from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
 from sparsity.profile import Memory, Profile, load_profile
-from sparsity.routing import Decision, FrameCues, ObjectCues, decide, object_cues
-from sparsity.select import scene_change, thumbnail
+from sparsity.routing import Decision, object_cues
 
 STOCK_PROFILE = load_profile("dense")
 
 MOST_OBJECTS = 8
 """Objects that are tracked in one pass; more are tracked in several."""
-
-
-IMAGE_STD = (0.229, 0.224, 0.225)
-"""By which sam2 divides images; thumbnails are compared in units of full scale."""
 
 
 @dataclass
@@ -140,25 +142,13 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         """
         source = open_video(video_path)
         device = self.device
-        state: dict[str, Any] = {
-            "images": ModelFrames(
-                source, self.image_size, torch.device("cpu") if offload_video_to_cpu else device
-            ),
-            "num_frames": sys.maxsize if source.num_frames is None else source.num_frames,
-            "offload_video_to_cpu": offload_video_to_cpu,
-            "offload_state_to_cpu": offload_state_to_cpu,
-            "video_height": source.height,
-            "video_width": source.width,
-            "device": device,
-            "storage_device": torch.device("cpu") if offload_state_to_cpu else device,
-            "obj_id_to_idx": OrderedDict(),
-            "obj_idx_to_id": OrderedDict(),
-            "obj_ids": [],
-        }
-        for key in ("point_inputs_per_obj", "mask_inputs_per_obj", "cached_features", "constants"):
-            state[key] = {}
-        for key in ("output_dict_per_obj", "temp_output_dict_per_obj", "frames_tracked_per_obj"):
-            state[key] = {}
+        state = new_state(
+            source,
+            ModelFrames(source, self.image_size, "cpu" if offload_video_to_cpu else device),
+            device,
+            torch.device("cpu") if offload_state_to_cpu else device,
+            offload_video_to_cpu,
+        )
         self._session(state).history = history
         self._get_image_feature(state, frame_idx=0, batch_size=1)
         return state
@@ -290,7 +280,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     ) -> list[tuple[dict[str, Any], Tensor]]:
         """Track several objects into a frame in one pass and give each its part."""
         if session.decision is None or session.decision[:2] != (frame, reverse):
-            session.decision = frame, reverse, self._decide(state, session, frame, reverse)
+            session.decision = frame, reverse, decide_frame(self, state, session, frame, reverse)
         decision = session.decision[2]
         tracked = _Tracked([state["output_dict_per_obj"][i] for i in group], reverse)
         ids = tuple(state["obj_idx_to_id"][i] for i in group)
@@ -307,7 +297,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         results = []
         for b, index in enumerate(group):
             part = {key: _slice(value, b) for key, value in together.items()}
-            part[KEY] = self._extras(state, tracked, b, part, frame, reverse)
+            part[KEY] = self._extras(tracked, b, part, frame, reverse)
             results.append((part, logits[b : b + 1]))
             report = session.frame_report(frame, reverse, decision, window_grid(self).count)
             report.objects[state["obj_idx_to_id"][index]] = self._object_report(tracked, b, part)
@@ -324,54 +314,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         tracked.saliency = noted.saliency(self.sam_image_embedding_size)
         return result
 
-    def _decide(
-        self, state: dict[str, Any], session: Session, frame: int, reverse: bool
-    ) -> Decision:
-        """Choose the windows of a frame from the results on the adjacent one."""
-        windows = self._profile.windows
-        if windows is None:
-            return Decision(None, "not routed")
-        if session.chooser is not None:
-            return Decision(session.chooser(frame), "given")
-        per_object = state["output_dict_per_obj"]
-        if any(frame in outputs["cond_frame_outputs"] for outputs in per_object.values()):
-            return Decision(None, "prompt")
-        adjacent = frame + 1 if reverse else frame - 1
-        if any(adjacent in outputs["cond_frame_outputs"] for outputs in per_object.values()):
-            return Decision(None, "first tracked")
-        cues: dict[int, ObjectCues | None] = {}
-        for index, outputs in per_object.items():
-            extras = outputs["non_cond_frame_outputs"].get(adjacent, {}).get(KEY)
-            cues[index] = extras.cues if extras is not None and extras.windows == windows else None
-        since = 1 if session.last_dense is None else abs(frame - session.last_dense)
-        change = self._scene_change(state, session, frame, adjacent)
-        if self._profile.shortcut.kind == "cached" and session.change is None:
-            return Decision(None, "nothing cached")
-        return decide(FrameCues(cues, change, since), windows, self._profile.guard)
-
-    def _scene_change(
-        self, state: dict[str, Any], session: Session, frame: int, adjacent: int
-    ) -> float:
-        """How much the picture changed since the adjacent frame; 0 where no rule asks."""
-        if self._profile.guard.scene_cut is None:
-            return 0.0
-        for index in (adjacent, frame):
-            if index not in session.thumbnails:
-                session.thumbnails[index] = thumbnail(state["images"][index].to(state["device"]))
-        session.thumbnails = {index: session.thumbnails[index] for index in (adjacent, frame)}
-        spread = session.thumbnails[frame].new_tensor(IMAGE_STD).view(3, 1, 1)
-        return scene_change(
-            session.thumbnails[adjacent] * spread, session.thumbnails[frame] * spread
-        )
-
     def _extras(
-        self,
-        state: dict[str, Any],
-        tracked: _Tracked,
-        b: int,
-        part: dict[str, Any],
-        frame: int,
-        reverse: bool,
+        self, tracked: _Tracked, b: int, part: dict[str, Any], frame: int, reverse: bool
     ) -> FrameExtras:
         """Reduce an object's result to its routing cues."""
         windows = self._profile.windows
@@ -383,11 +327,15 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         last = None
         if self._profile.guard.mask_jump is not None and before is not None:
             last = before["pred_masks"].to(tracked.best.device)[0, 0]
-        saliency = None if tracked.saliency is None else tracked.saliency[b]
         cues = object_cues(
-            tracked.candidates[b], tracked.best[b], last, saliency, part["object_score_logits"].max(),
-            window_grid(self), windows,
-        )  # fmt: skip
+            tracked.candidates[b],
+            tracked.best[b],
+            last,
+            None if tracked.saliency is None else tracked.saliency[b],
+            part["object_score_logits"].max(),
+            window_grid(self),
+            windows,
+        )
         return FrameExtras(cues, windows)
 
     def _object_report(self, tracked: _Tracked, b: int, part: dict[str, Any]) -> ObjectReport:

@@ -7,12 +7,16 @@ anew or results are dropped.
 
 from __future__ import annotations
 
+import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from probes.video import ModelFrames, VideoSource
 from sparsity.acceleration.report import FrameReport, Report
 from sparsity.profile import Memory, Windows
 from sparsity.routing import Decision, ObjectCues
@@ -82,6 +86,14 @@ class Session:
     ahead
         Results of objects that were tracked together with an earlier one, by object index, with the frame
         and direction they are for.
+    thumbnails
+        Of the adjacent and the current frame, while the guard watches for scene cuts.
+    last_dense
+        The last frame that was encoded densely.
+    change
+        What stage 3's blocks changed on it, ``[tokens, C]``, for the cached shortcut.
+    current
+        Report of the frame that is being tracked.
     """
 
     report: Report
@@ -94,19 +106,55 @@ class Session:
     thumbnails: dict[int, Tensor] = field(default_factory=dict)
     last_dense: int | None = None
     change: Tensor | None = None
+    current: FrameReport | None = None
 
     def begin_pass(self) -> None:
         """Forget what belongs to an earlier propagation, which may have been abandoned midway."""
         self.ahead.clear()
-        self.decision = None
+        self.decision = self.current = None
 
     def frame_report(
         self, frame: int, reverse: bool, decision: Decision, total: int
     ) -> FrameReport:
-        """The report of a frame, begun when it is not the last one."""
-        frames = self.report.frames
-        if not frames or (frames[-1].frame, frames[-1].reverse) != (frame, reverse):
+        """The report of a frame, begun when the pass comes to it."""
+        current = self.current
+        if current is None or (current.frame, current.reverse) != (frame, reverse):
             windows = None if decision.windows is None else list(decision.windows)
             kept = total if windows is None else len(windows)
-            frames.append(FrameReport(frame, reverse, kept, total, windows, decision.reason))
-        return frames[-1]
+            current = FrameReport(frame, reverse, kept, total, windows, decision.reason)
+            self.report.frames.append(current)
+            self.current = current
+        return current
+
+
+def new_state(
+    source: VideoSource,
+    frames: ModelFrames,
+    device: torch.device,
+    storage: torch.device,
+    frames_on_cpu: bool,
+) -> dict[str, Any]:
+    """Begin the dict in which sam2 keeps a video, as its ``init_state`` does (sam2 1.1.0), frames made when asked for."""
+    state: dict[str, Any] = {
+        "images": frames,
+        "num_frames": sys.maxsize if source.num_frames is None else source.num_frames,
+        "offload_video_to_cpu": frames_on_cpu,
+        "offload_state_to_cpu": storage != device,
+        "video_height": source.height,
+        "video_width": source.width,
+        "device": device,
+        "storage_device": storage,
+        "obj_id_to_idx": OrderedDict(),
+        "obj_idx_to_id": OrderedDict(),
+        "obj_ids": [],
+    }
+    per_object = (
+        "point_inputs_per_obj",
+        "mask_inputs_per_obj",
+        "cached_features",
+        "constants",
+        "output_dict_per_obj",
+        "temp_output_dict_per_obj",
+        "frames_tracked_per_obj",
+    )
+    return state | {key: {} for key in per_object}

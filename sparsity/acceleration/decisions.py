@@ -1,0 +1,55 @@
+"""When a frame of a session is routed, and by which windows: what the session knows, put before the rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from probes.video import STD
+from sparsity.acceleration.session import KEY, Session
+from sparsity.routing import Decision, FrameCues, ObjectCues, decide
+from sparsity.select import scene_change, thumbnail
+
+if TYPE_CHECKING:
+    from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+
+
+def decide_frame(
+    predictor: EfficientSAM2VideoPredictor,
+    state: dict[str, Any],
+    session: Session,
+    frame: int,
+    reverse: bool,
+) -> Decision:
+    """Choose the windows of a frame from the results on the adjacent one (method 2.3, 2.4)."""
+    windows, guard = predictor.profile.windows, predictor.profile.guard
+    if windows is None:
+        return Decision(None, "not routed")
+    if session.chooser is not None:
+        return Decision(session.chooser(frame), "given")
+    per_object = state["output_dict_per_obj"]
+    if any(frame in outputs["cond_frame_outputs"] for outputs in per_object.values()):
+        return Decision(None, "prompt")
+    adjacent = frame + 1 if reverse else frame - 1
+    if any(adjacent in outputs["cond_frame_outputs"] for outputs in per_object.values()):
+        return Decision(None, "first tracked")
+    cues: dict[int, ObjectCues | None] = {}
+    for index, outputs in per_object.items():
+        extras = outputs["non_cond_frame_outputs"].get(adjacent, {}).get(KEY)
+        cues[index] = extras.cues if extras is not None and extras.windows == windows else None
+    since = 1 if session.last_dense is None else abs(frame - session.last_dense)
+    change = 0.0
+    if guard.scene_cut is not None:
+        change = _scene_change(state, session, frame, adjacent)
+    if predictor.profile.shortcut.kind == "cached" and session.change is None:
+        return Decision(None, "nothing cached")
+    return decide(FrameCues(cues, change, since), windows, guard)
+
+
+def _scene_change(state: dict[str, Any], session: Session, frame: int, adjacent: int) -> float:
+    """How much the picture changed since the adjacent frame, as a share of full scale."""
+    for index in (adjacent, frame):
+        if index not in session.thumbnails:
+            session.thumbnails[index] = thumbnail(state["images"][index].to(state["device"]))
+    session.thumbnails = {index: session.thumbnails[index] for index in (adjacent, frame)}
+    spread = session.thumbnails[frame].new_tensor(STD).view(3, 1, 1)
+    return scene_change(session.thumbnails[adjacent] * spread, session.thumbnails[frame] * spread)

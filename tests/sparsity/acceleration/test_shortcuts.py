@@ -1,0 +1,144 @@
+"""What windows that are not computed go through."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from probes import build_predictor
+from probes.errors import InputError
+from sparsity import accelerate
+from sparsity.acceleration.encoder import window_grid
+from sparsity.acceleration.shortcuts import load_shortcut
+from sparsity.profile import Profile, Shortcut, Windows
+from tests.conftest import make_frames
+from tests.sparsity.acceleration.conftest import PROMPTS, off_by, step, track
+
+CPU = torch.device("cpu")
+
+
+def bottleneck(channels: int, scale: float = 0.02) -> OrderedDict[str, Tensor]:
+    """Weights in the form of the authors' files."""
+    generator = torch.Generator().manual_seed(0)
+    half = channels // 2
+    shapes = {
+        "norm.weight": (channels,),
+        "norm.bias": (channels,),
+        "down_project.weight": (half, channels),
+        "down_project.bias": (half,),
+        "up_project.weight": (channels, half),
+        "up_project.bias": (channels,),
+    }
+    return OrderedDict(
+        (name, scale * torch.randn(shape, generator=generator)) for name, shape in shapes.items()
+    )
+
+
+def naive_bottleneck(x: Tensor, w: dict[str, Tensor]) -> Tensor:
+    """The paper's adapter, spelled out (method 3.1)."""
+    normed = F.layer_norm(x, x.shape[-1:], w["norm.weight"], w["norm.bias"], 1e-6)
+    hidden = torch.relu(normed @ w["down_project.weight"].T + w["down_project.bias"])
+    return x + hidden @ w["up_project.weight"].T + w["up_project.bias"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("channels", [448, 576], ids=["base-plus", "large"])
+def test_bottleneck_files(channels: int, suffix: str, shortcut_folder: Path) -> None:
+    weights = bottleneck(channels)
+    path = shortcut_folder / f"adapter{suffix}"
+    if suffix == ".pth":
+        torch.save(weights, path)
+    else:
+        save_file(dict(weights), path)
+    function = load_shortcut(Shortcut(kind="bottleneck", file=str(path)), channels, CPU)
+    x = torch.randn(50, channels)
+    torch.testing.assert_close(function(x), naive_bottleneck(x, weights), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(function(x), x)
+
+
+def test_a_file_for_another_model_is_refused_with_its_shapes(shortcut_folder: Path) -> None:
+    path = shortcut_folder / "adapter.safetensors"
+    save_file(dict(bottleneck(448)), path)
+    with pytest.raises(InputError, match=r"224, 448.*288, 576.*576 channels"):
+        load_shortcut(Shortcut(kind="bottleneck", file=str(path)), 576, CPU)
+
+
+def test_another_file_than_the_profile_names_is_refused(shortcut_folder: Path) -> None:
+    path = shortcut_folder / "adapter.safetensors"
+    save_file(dict(bottleneck(448)), path)
+    with pytest.raises(InputError):
+        load_shortcut(Shortcut(kind="bottleneck", file=str(path), sha256="0" * 64), 448, CPU)
+    with pytest.raises(InputError, match=r"missing\.safetensors"):
+        load_shortcut(
+            Shortcut(kind="mean", file=str(path.with_name("missing.safetensors"))), 448, CPU
+        )
+
+
+def routed_frame(stock: Any, shortcut: Shortcut, windows: tuple[int, ...]) -> Tensor:
+    """Low-resolution logits of a frame of which only some windows are computed."""
+    profile = Profile(
+        name="windows", windows=Windows(), shortcut=shortcut, techniques={"encoder": True}
+    )
+    fast = accelerate(stock, profile)
+    state = track(fast, make_frames(3), PROMPTS["mask"]).state
+    fast.choose_windows(state, lambda frame: windows)
+    return step(fast, state, 2)
+
+
+def test_shortcuts_change_what_is_not_computed_and_nothing_else(
+    demo_predictor: Any, shortcut_folder: Path
+) -> None:
+    trunk = demo_predictor.image_encoder.trunk
+    channels = trunk.blocks[trunk.stage_ends[2]].dim_out
+    path = shortcut_folder / "adapter.safetensors"
+    save_file(dict(bottleneck(channels, scale=0.3)), path)
+    adapter = Shortcut(kind="bottleneck", file=str(path))
+    some = (5, 6, 9, 10)
+    plain = routed_frame(demo_predictor, Shortcut(), some)
+    assert off_by(routed_frame(demo_predictor, adapter, some), plain) > 1e-3
+    every = tuple(range(16))
+    whole = routed_frame(demo_predictor, Shortcut(), every)
+    assert torch.equal(routed_frame(demo_predictor, adapter, every), whole)
+
+
+def test_the_cached_change_is_nearer_where_nothing_moves() -> None:
+    """On a still picture the last dense frame's change is this frame's, and only what lies between differs."""
+    stock = build_predictor("demo", device="cpu")
+    still = make_frames(1).repeat(6, axis=0)
+    cached = Profile(
+        name="cached",
+        windows=Windows(),
+        shortcut=Shortcut(kind="cached"),
+        techniques={"encoder": True},
+    )
+    errors = {}
+    for profile in (cached, cached.model_copy(update={"shortcut": Shortcut()})):
+        fast = accelerate(stock, profile)
+        run = track(fast, still, PROMPTS["mask"])
+        assert fast.report(run.state).frames[-1].windows is not None
+        expected = accelerate(stock, "exact")
+        state = track(expected, still, PROMPTS["mask"]).state
+        levels = run.state["cached_features"][5][1]["backbone_fpn"][-1]
+        errors[profile.shortcut.kind] = off_by(
+            levels, state["cached_features"][5][1]["backbone_fpn"][-1]
+        )
+    assert 0 < errors["cached"] < 0.5 * errors["identity"]
+
+
+def test_the_first_routed_frame_waits_for_something_cached() -> None:
+    stock = build_predictor("demo", device="cpu")
+    with_cache = Profile(name="c", windows=Windows(), shortcut=Shortcut(kind="cached"))
+    fast = accelerate(stock, "paper")
+    state = track(fast, make_frames(6), PROMPTS["mask"]).state
+    with fast.use(with_cache):
+        step(fast, state, 5)
+        report = fast.report(state).frames[-1]
+        assert (report.windows, report.reason) == (None, "nothing cached")
+        assert window_grid(fast).count == report.windows_kept
