@@ -31,12 +31,7 @@ Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
 """A share in (0, 1]."""
 
 EXACT_TECHNIQUES = ("encoder", "memory_attention", "memory_encoder", "batched_objects")
-"""Rewrites that change the order of the arithmetic and nothing else."""
-
-CALIBRATED_TECHNIQUES = ("query_sparsity", "late_stage_routing", "early_stage_routing")
-"""Approximations beyond SWR and SMR; each takes part in the promise of the profile that switches it on."""
-
-TECHNIQUES = EXACT_TECHNIQUES + CALIBRATED_TECHNIQUES
+"""Rewrites that change the order of the arithmetic and nothing else; each is a switch of the profile."""
 
 
 class _Strict(BaseModel):
@@ -187,7 +182,7 @@ class Profile(_Strict):
     windows, memory
         SWR and SMR; None switches one off.
     techniques
-        Further techniques by name (`TECHNIQUES`); a name that is absent is off.
+        Exact rewrites by name (`EXACT_TECHNIQUES`); a name that is absent is off.
     promise, made_by
         What calibration found and how; None for profiles nobody calibrated.
     """
@@ -200,13 +195,13 @@ class Profile(_Strict):
     shortcut: Shortcut = Shortcut()
     guard: Guard = Guard()
     router: Router | None = None
-    techniques: Mapping[Literal[TECHNIQUES], bool | dict[str, FiniteFloat]] = {}  # type: ignore[valid-type]
+    techniques: Mapping[Literal[EXACT_TECHNIQUES], bool] = {}  # type: ignore[valid-type]
     promise: Promise | None = None
     made_by: dict[str, Any] | None = None
 
     def technique(self, name: str) -> bool:
         """Whether the technique `name` is switched on."""
-        return self.techniques.get(name, False) is not False
+        return self.techniques.get(name, False)
 
     def to_json(self) -> str:
         """The profile as the JSON document that `load_profile` reads."""
