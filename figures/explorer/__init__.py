@@ -1,0 +1,1 @@
+"""The explorer: click on a pixel and see what it attends to, in a notebook or in one offline page."""

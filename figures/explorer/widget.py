@@ -1,0 +1,104 @@
+"""The explorer in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets
+
+from figures.explorer.content import Content, explorer_content
+from figures.style import ThemeName
+from probes.errors import InputError
+from probes.records import Recording, load_recording
+
+ROWS = ("encoder.stage3.*.global", "memory.*.cross", "decoder.final.token_to_image")
+"""Sites whose rows are kept when a predictor is explored."""
+
+
+class Explorer(anywidget.AnyWidget):
+    """The widget; rows are sent when the browser asks for them."""
+
+    _esm = Path(__file__).parent / "explorer.js"
+    meta = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, content: Content, **traits: Any) -> None:
+        super().__init__(meta=content.meta, **traits)
+        self._content = content
+        self.on_msg(self._answer)
+
+    def _answer(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
+        if message.get("kind") == "rows":
+            packed = self._content.rows(message["site"], message["index"])
+            self.send({"kind": "rows", "key": message["key"]}, buffers=[packed])
+
+
+def explore(
+    source: Any,
+    video: Any = None,
+    prompts: Any = None,
+    *,
+    clip: str | None = None,
+    theme: ThemeName = "light",
+) -> Explorer:
+    """Show a clip in a notebook; a click on a pixel shows what it attends to.
+
+    Parameters
+    ----------
+    source
+        A `Recording` with attention rows, the path of one, or a predictor, which then tracks the video.
+    video
+        Anything `probes.open_video` takes; for a recording None shows its 16 x 16 thumbnails.
+    prompts
+        For a predictor: bool masks ``[H, W]`` on frame 0 by object id, or what else `probes.record` takes.
+    clip
+        Name of the clip, where the recording holds several.
+
+    Raises
+    ------
+    InputError
+        No attention rows, no such clip; a predictor without a video or prompts.
+    """
+    if isinstance(source, (str, Path)):
+        source = load_recording(source)
+    if isinstance(source, Recording):
+        return Explorer(explorer_content(source, clip, _frames(video), theme))
+    if video is None or prompts is None:
+        raise InputError(
+            f"a {type(source).__name__} without a video or prompts given; expected both beside a predictor; pass "
+            "explore(predictor, video, {1: mask})"
+        )
+    from probes import record
+
+    with TemporaryDirectory() as folder:
+        made = record(source, video, prompts, out=Path(folder) / "clip.recording", rows=ROWS)
+        return Explorer(explorer_content(made, None, _frames(video), theme))
+
+
+def _frames(video: Any) -> Sequence[Any] | Mapping[int, Any] | None:
+    """The frames of a video by index; arrays need no torch."""
+    if video is None or (isinstance(video, np.ndarray) and video.ndim == 4):
+        return video
+    from probes import open_video
+
+    return _Frames(open_video(video))
+
+
+class _Frames(Mapping[int, Any]):
+    """A video source, read by index."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def __getitem__(self, index: int) -> Any:
+        return self._source.frame(index)
+
+    def __len__(self) -> int:
+        return self._source.num_frames or 0
+
+    def __iter__(self) -> Any:
+        return iter(range(len(self)))
