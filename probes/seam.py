@@ -59,6 +59,8 @@ class AttentionCall:
         int64: what took part, where that is not everything in its natural order. Memory and global
         blocks: ``[Nk]``, which of the dense run's keys (in global blocks queries are these tokens too).
         Windowed blocks: ``[B]``, which windows.
+    queries
+        int64 ``[Nq]``: which of the dense run's queries a memory call made; None for all of them.
     where
         The site itself with its geometry; None for a call that did not pass through `observe`.
     size
@@ -71,6 +73,7 @@ class AttentionCall:
     v: Tensor
     moment: Moment
     keys: Tensor | None = None
+    queries: Tensor | None = None
     where: AttentionSite | None = None
     size: tuple[int, int] | None = None
 
@@ -108,13 +111,14 @@ class Seam:
         v: Tensor,
         keys: Tensor | None = None,
         row: int | None = None,
+        queries: Tensor | None = None,
     ) -> None:
         """Hand a call to all observers; `row` says which of the moment's objects it belongs to."""
         if self._strips is not None:
             self._strips.setdefault(site, []).append((q, k, v))
             return
         moment = self.moment if row is None else self.moment.of_row(row)
-        call = AttentionCall(site, q, k, v, moment, keys, size=self.size)
+        call = AttentionCall(site, q, k, v, moment, keys, queries, size=self.size)
         for observer in self.observers:
             observer(call)
 

@@ -71,6 +71,10 @@ class Memory(_Strict):
         Number of query rows (stratified sample) from which token saliency is measured, or ``"all"``.
     exempt
         Kinds of keys that are always whole: ``conditioning`` frames, the ``newest`` frame, ``pointers``.
+    readers
+        Tokens of the current frame that read memory: ``"all"``, or on routed frames those of ``"routed"``
+        windows alone; the others keep what memory attention added to them when they read it last. Not part
+        of the published method.
     """
 
     keep: Share | tuple[Share, ...] = 0.05
@@ -80,6 +84,7 @@ class Memory(_Strict):
         "newest",
         "pointers",
     )
+    readers: Literal["all", "routed"] = "all"
 
     @model_validator(mode="after")
     def _pointers_are_whole(self) -> Memory:
@@ -198,6 +203,14 @@ class Profile(_Strict):
     techniques: Mapping[Literal[EXACT_TECHNIQUES], bool] = {}  # type: ignore[valid-type]
     promise: Promise | None = None
     made_by: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _routed_readers_need_windows(self) -> Profile:
+        if self.memory is not None and self.memory.readers == "routed" and self.windows is None:
+            raise ValueError(
+                "memory.readers 'routed' needs windows to be routed by; set windows or choose 'all'"
+            )
+        return self
 
     def technique(self, name: str) -> bool:
         """Whether the technique `name` is switched on."""

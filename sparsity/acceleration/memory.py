@@ -33,11 +33,41 @@ SUMMED_ROWS = 64
 
 @dataclass
 class Recall:
-    """What came of it: keys read per layer, and newly chosen tokens per memory frame and layer."""
+    """What came of it.
+
+    Attributes
+    ----------
+    keys_used, prunable_used
+        Keys read, and those of pruned frames among them, per layer.
+    chosen
+        Newly chosen tokens by memory frame, per layer.
+    queries_share
+        Share of the frame's tokens that read memory.
+    added
+        What was added to the features, ``[tokens, C]`` float32, where it will be asked for.
+    """
 
     keys_used: list[int] = field(default_factory=list)
     prunable_used: list[int] = field(default_factory=list)
     chosen: dict[int, list[Tensor]] = field(default_factory=dict)
+    queries_share: float = 1.0
+    added: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Tokens of the current frame that read memory, and what the others get instead.
+
+    Attributes
+    ----------
+    places
+        int64 ``[R]``. They attend to memory and among themselves.
+    added
+        For each object what memory attention added when each token read memory last, ``[objects, tokens, C]`` float32.
+    """
+
+    places: Tensor
+    added: Tensor
 
 
 def why_not_sparse(model: SAM2Base) -> str | None:
@@ -82,6 +112,7 @@ class SparseMemoryAttention:
         *,
         exact: bool,
         seed: int,
+        readers: Readers | None = None,
     ) -> tuple[Tensor, list[Recall]]:
         """Condition a frame's features on each object's memory.
 
@@ -97,6 +128,8 @@ class SparseMemoryAttention:
             Whether formulations other than stock's fused attention may be taken.
         seed
             For the sample of query rows.
+        readers
+            The tokens that read memory; None for all.
 
         Returns
         -------
@@ -106,16 +139,21 @@ class SparseMemoryAttention:
         x = feature.float()
         if self.model.memory_attention.pos_enc_at_input:
             x = x + 0.1 * position.float()
-        x = x[None].clone()
-        phases = self._rotation(x.shape[1], x.device)
-        recalls = [Recall() for _ in banks]
+        entry, phases, places = x[None], self._rotation(len(x), x.device), None
+        own = phases
+        if readers is None:
+            x = entry.clone()
+        else:
+            places = readers.places
+            x, own = entry.index_select(1, places), phases.at(places)
+        recalls = [Recall(queries_share=x.shape[1] / entry.shape[1]) for _ in banks]
         for index, layer in enumerate(self.layers):
-            x = layer.remember_itself(x, phases, f"memory.layer{index}.self", self.seam, exact)
+            x = layer.remember_itself(x, own, index, self.seam, exact, places)
             if len(x) < len(banks):
                 x = x.expand(len(banks), -1, -1).clone()
             y = layer.norm2(x)
             for i, (bank, recall) in enumerate(zip(banks, recalls, strict=True)):
-                queries = rotated(layer.query(y[i]), phases)
+                queries = rotated(layer.query(y[i]), own)
                 what = read(bank, index)
                 keys = self._keys(layer, what.keyed, len(bank.whole), what.kept, phases)
                 self._choose(index, queries, keys, bank, recall, memory, seed)
@@ -124,11 +162,15 @@ class SparseMemoryAttention:
                 if self.seam.observers:
                     q, k, v = queries[None, None], keys[None, None], layer.value(what.values)
                     ids = key_ids(bank, index)
-                    self.seam.tell(
-                        f"memory.layer{index}.cross", q, k, v[None, None], keys=ids, row=i
-                    )
+                    site = f"memory.layer{index}.cross"
+                    self.seam.tell(site, q, k, v[None, None], ids, row=i, queries=places)
                 x[i].add_(layer.recall(queries, keys, what.values, exact))
             x.add_(layer.down(layer.up(layer.norm3(x).flatten(0, 1), "relu")).view_as(x))
+        if readers is not None:
+            x = (entry + readers.added).index_copy_(1, readers.places, x)
+        if memory.readers == "routed":
+            for recall, out in zip(recalls, x, strict=True):
+                recall.added = out - entry[0]
         with torch.autocast(x.device.type, enabled=False):
             return self.norm(x), recalls
 
@@ -198,7 +240,13 @@ class _Layer:
         self.up, self.down = Linear.of(layer.linear1, dtype), Linear.of(layer.linear2, dtype)
 
     def remember_itself(
-        self, x: Tensor, phases: Phases, site: str, seam: Seam, exact: bool
+        self,
+        x: Tensor,
+        phases: Phases,
+        index: int,
+        seam: Seam,
+        exact: bool,
+        places: Tensor | None,
     ) -> Tensor:
         """Self-attention of ``[B, tokens, C]`` float32, overwritten."""
         b, n, c = x.shape
@@ -206,7 +254,7 @@ class _Layer:
         q, k = (rotated(p(y).view(b, 1, n, -1), phases) for p in (self.own_query, self.own_key))
         v = self.own_value(y).view(b, 1, n, -1)
         if seam.observers:
-            seam.tell(site, q, k, v)
+            seam.tell(f"memory.layer{index}.self", q, k, v, places, queries=places)
         attended = attend(q, k, v) if exact else fused(q, k, v)
         return x.add_(self.own_out(attended.reshape(b * n, -1)).view(b, n, c))
 

@@ -21,7 +21,7 @@ from sparsity.acceleration.bank import Bank, collect
 from sparsity.acceleration.decisions import decide_frame
 from sparsity.acceleration.encoder import Encoder, Routing, window_grid
 from sparsity.acceleration.fit import check_fit
-from sparsity.acceleration.memory import Recall, SparseMemoryAttention
+from sparsity.acceleration.memory import Readers, Recall, SparseMemoryAttention
 from sparsity.acceleration.pruning import kept_tokens, note_keys, remember_choice
 from sparsity.acceleration.report import ObjectReport, Report
 from sparsity.acceleration.saliency import token_to_image
@@ -34,6 +34,7 @@ from sparsity.acceleration.session import (
     new_state,
 )
 from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
+from sparsity.acceleration.windows import window_tokens
 from sparsity.profile import Memory, Profile, load_profile
 from sparsity.routing import Decision, object_cues
 
@@ -49,6 +50,7 @@ class _Tracked:
 
     outputs: list[dict[str, dict[int, Any]]]
     reverse: bool
+    windows: tuple[int, ...] | None = None
     candidates: Tensor | None = None
     best: Tensor | None = None
     saliency: Tensor | None = None
@@ -282,7 +284,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         if session.decision is None or session.decision[:2] != (frame, reverse):
             session.decision = frame, reverse, decide_frame(self, state, session, frame, reverse)
         decision = session.decision[2]
-        tracked = _Tracked([state["output_dict_per_obj"][i] for i in group], reverse)
+        tracked = _Tracked(
+            [state["output_dict_per_obj"][i] for i in group], reverse, decision.windows
+        )
         ids = tuple(state["obj_idx_to_id"][i] for i in group)
         session.routing = decision
         try:
@@ -319,11 +323,14 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     ) -> FrameExtras:
         """Reduce an object's result to its routing cues."""
         windows = self._profile.windows
-        if windows is None or tracked.candidates is None or tracked.best is None:
-            return FrameExtras()
         before = tracked.outputs[b]["non_cond_frame_outputs"].get(
             frame + 1 if reverse else frame - 1
         )
+        added = tracked.recalls[b].added if tracked.recalls else None
+        if before is not None and KEY in before:
+            before[KEY].added = None  # handed on; it is as large as a frame's features
+        if windows is None or tracked.candidates is None or tracked.best is None:
+            return FrameExtras(added=added)
         last = None
         if self._profile.guard.mask_jump is not None and before is not None:
             last = before["pred_masks"].to(tracked.best.device)[0, 0]
@@ -336,12 +343,13 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             window_grid(self),
             windows,
         )
-        return FrameExtras(cues, windows)
+        return FrameExtras(cues, windows, added=added)
 
     def _object_report(self, tracked: _Tracked, b: int, part: dict[str, Any]) -> ObjectReport:
         report = ObjectReport(float(part["object_score_logits"].max()))
         if tracked.recalls:
             note_keys(report, tracked.banks[b], tracked.recalls[b], self._memory)
+            report.queries_share = tracked.recalls[b].queries_share
         return report
 
     # ------------------------------------------------------------------ image features
@@ -431,13 +439,28 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                 tracked.banks.append(bank)
             x, tracked.recalls = attention(
                 current_vision_feats[-1][:, 0], current_vision_pos_embeds[-1][:, 0], tracked.banks, memory,
-                exact=exact, seed=frame_idx,
+                exact=exact, seed=frame_idx, readers=self._readers(tracked, frame_idx),
             )  # fmt: skip
         for outputs, bank, recall in zip(
             tracked.outputs, tracked.banks, tracked.recalls, strict=True
         ):
             remember_choice(outputs, bank, recall, memory, track_in_reverse)
         return x.permute(0, 2, 1).view(len(x), self.hidden_dim, *feat_sizes[-1])
+
+    def _readers(self, tracked: _Tracked, frame: int) -> Readers | None:
+        """The tokens that read memory on a routed frame, where the profile asks for that and it can be had."""
+        if self._memory.readers == "all" or tracked.windows is None:
+            return None
+        adjacent = frame + 1 if tracked.reverse else frame - 1
+        added = []
+        for outputs in tracked.outputs:
+            extras = outputs["non_cond_frame_outputs"].get(adjacent, {}).get(KEY)
+            if extras is None or extras.added is None:
+                return None
+            added.append(extras.added)
+        grid = window_grid(self)
+        where = window_tokens(grid.tokens, grid.window, tracked.windows, added[0].device)
+        return Readers(where.tokens, torch.stack(added))
 
     # ------------------------------------------------------------------ weights in the run's dtype
 

@@ -23,6 +23,8 @@ class ObjectReport:
         The same for keys of frames that may be pruned (neither exempt nor pointers), mean over layers.
     pruned_frames
         Memory frames that were read in part.
+    queries_share
+        Share of the frame's tokens that read memory.
     """
 
     score: float
@@ -31,6 +33,7 @@ class ObjectReport:
     prunable_keys_used: float = 0.0
     prunable_keys_total: int = 0
     pruned_frames: int = 0
+    queries_share: float = 1.0
 
 
 @dataclass

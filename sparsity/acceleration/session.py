@@ -46,11 +46,15 @@ class FrameExtras:
         What the result says about the next frame, and the settings it was reduced with.
     tokens
         By direction (reverse or not): the tokens that are kept, once they were chosen.
+    added
+        What memory attention added to the features when each token read memory last, float32
+        ``[tokens, C]``; handed on from frame to frame, where only some tokens read memory.
     """
 
     cues: ObjectCues | None = None
     windows: Windows | None = None
     tokens: dict[bool, ChosenTokens] = field(default_factory=dict)
+    added: Tensor | None = None
 
 
 @dataclass(frozen=True)
