@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from figures.breadth import Breadth as Breadth
     from figures.breadth import draw_breadth as draw_breadth
     from figures.concentration import draw_concentration as draw_concentration
+    from figures.explorer.widget import explore as explore
     from figures.export import save as save
     from figures.filmstrip import Recollection as Recollection
     from figures.filmstrip import draw_memory_filmstrip as draw_memory_filmstrip
@@ -50,6 +51,7 @@ _HOME = {
     "draw_trade_off": "figures.tradeoff",
     "draw_window_player": "figures.player",
     "evidence": "figures.style",
+    "explore": "figures.explorer.widget",
     "save": "figures.export",
     "times_of": "figures.times",
     "trade_offs_of": "figures.tradeoff",

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from figures.explorer.command import explore
 from probes.errors import InputError
 from sparsity.calibration.command import calibrate
 from sparsity.evaluation.bench_command import bench
@@ -95,6 +96,10 @@ app.command(
     "calibrate",
     epilog="Example: efficient-sam2 calibrate --made 30 --max-drop 1.0 --out mine.json --report mine.html",
 )(calibrate)
+app.command(
+    "explore",
+    epilog="Example: efficient-sam2 explore clip.recording --video clip.mp4 --out page.html",
+)(explore)
 app.command("bench", epilog="Example: efficient-sam2 bench --model demo --out bench.json")(bench)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from figures.paint import data_uris_within, heat_colours, outline_all, shrink
+from figures.paint import data_uris_within, heat_colours, outline_all, shrink, stretch
 from figures.style import ThemeName, evidence
 from probes.errors import InputError
 from probes.records import ClipRecord, Recording
@@ -39,7 +39,7 @@ class Content:
 def explorer_content(
     recording: Recording,
     name: str | None,
-    frames: Sequence[ArrayLike] | Mapping[int, ArrayLike] | None,
+    frames: NDArray[Any] | Mapping[int, ArrayLike] | None,
     theme: ThemeName,
 ) -> Content:
     """Gather one clip of a recording for the explorer.
@@ -119,7 +119,7 @@ def _row(clip: ClipRecord, i: int) -> dict[str, Any]:
 
 def _pictures(
     clip: ClipRecord,
-    frames: Sequence[ArrayLike] | Mapping[int, ArrayLike] | None,
+    frames: NDArray[Any] | Mapping[int, ArrayLike] | None,
     tall: float,
 ) -> list[str]:
     """Each tracked frame with its objects outlined, as addresses."""
@@ -140,8 +140,6 @@ def _pictures(
 
 def _thumbnail(values: NDArray[np.float32], tall: float) -> NDArray[np.uint8]:
     """A thumbnail ``[3, 16, 16]`` as a picture 320 pixels wide; its contrast is stretched."""
-    from figures.paint import stretch
-
     low, high = float(values.min()), float(values.max())
     levels = (values - low) / max(high - low, 1e-6) * 255
     picture = levels.transpose(1, 2, 0).astype(np.uint8)

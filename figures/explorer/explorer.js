@@ -258,7 +258,7 @@ export async function mount(el, source) {
       if (!there) return;
       paint(canvas, place.get(frame), mapOf(rows, slot), 200, false);
       const similar = here().similarity[rows.info.layer]?.[slot];
-      note.textContent = `${slot ? "" : "prompted, "}${Math.abs(now - frame)} back` +
+      note.textContent = `${slot ? "" : "prompt, "}${Math.abs(now - frame)} back` +
         (similar === null || similar === undefined ? "" : `, CS ${similar.toFixed(2)}`);
     });
   }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import anywidget
 import numpy as np
 import traitlets
+from numpy.typing import NDArray
 
 from figures.explorer.content import Content, explorer_content
 from figures.style import ThemeName
@@ -43,6 +44,7 @@ def explore(
     prompts: Any = None,
     *,
     clip: str | None = None,
+    model: str = "sam2",
     theme: ThemeName = "light",
 ) -> Explorer:
     """Show a clip in a notebook; a click on a pixel shows what it attends to.
@@ -57,6 +59,8 @@ def explore(
         For a predictor: bool masks ``[H, W]`` on frame 0 by object id, or what else `probes.record` takes.
     clip
         Name of the clip, where the recording holds several.
+    model
+        What to call a predictor in the title; ``"demo"`` also says so in the caption.
 
     Raises
     ------
@@ -66,7 +70,7 @@ def explore(
     if isinstance(source, (str, Path)):
         source = load_recording(source)
     if isinstance(source, Recording):
-        return Explorer(explorer_content(source, clip, _frames(video), theme))
+        return Explorer(explorer_content(source, clip, frames_of(video), theme))
     if video is None or prompts is None:
         raise InputError(
             f"a {type(source).__name__} without a video or prompts given; expected both beside a predictor; pass "
@@ -75,11 +79,13 @@ def explore(
     from probes import record
 
     with TemporaryDirectory() as folder:
-        made = record(source, video, prompts, out=Path(folder) / "clip.recording", rows=ROWS)
-        return Explorer(explorer_content(made, None, _frames(video), theme))
+        made = record(
+            source, video, prompts, out=Path(folder) / "clip.recording", rows=ROWS, model=model
+        )
+        return Explorer(explorer_content(made, None, frames_of(video), theme))
 
 
-def _frames(video: Any) -> Sequence[Any] | Mapping[int, Any] | None:
+def frames_of(video: Any) -> NDArray[Any] | Mapping[int, Any] | None:
     """The frames of a video by index; arrays need no torch."""
     if video is None or (isinstance(video, np.ndarray) and video.ndim == 4):
         return video

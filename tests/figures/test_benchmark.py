@@ -1,0 +1,72 @@
+"""The page of a benchmark shows its rows and draws what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from figures.benchmark import bench_figures, conditions, write_bench_report
+from sparsity.evaluation.results import Result, parse_result
+
+ONE = {"j_and_f": 80.0, "j": 79.0, "f": 81.0}
+
+
+def result(quality: bool, trained: bool = True) -> Result:
+    """A result of two runs, as bench leaves it."""
+    scores = {**ONE, "over_objects": ONE, "clips": {}, "intervals": {"j_and_f": [78.0, 82.0]}}
+    run: dict[str, Any] = {
+        "frames": 5,
+        "objects": 1,
+        "ms_per_frame": {"median": 100.0, "p90": 110.0, "p99": 120.0},
+        "ratio": {"median": 1.0, "low": 1.0, "high": 1.0},
+        "stages": {"image encoder": 70.0, "rest": 30.0},
+        "flops": 5e9,
+        "quality": scores if quality else None,
+        "why": None if quality else "no weights; fixed windows 4/16",
+    }
+    fast = {**run, "name": "paper", "ratio": {"median": 2.5, "low": 2.4, "high": 2.6}}
+    return parse_result(
+        json.dumps(
+            {
+                "schema": "efficient-sam2/result/1",
+                "environment": {"cpu": "a CPU", "threads": 2, "torch": "2.13", "dtype": "bfloat16"},
+                "model": {
+                    "name": "demo",
+                    "fingerprint": "f",
+                    "image_size": 256,
+                    "trained": trained,
+                },
+                "data": {
+                    "root": "clip", "clips": ["clip"], "frames": 5, "settings": {"route": "its own"},
+                },
+                "runs": [{**run, "name": "stock"}, fast],
+            }
+        )
+    )  # fmt: skip
+
+
+def test_times_and_trade_off_are_drawn_from_the_rows() -> None:
+    times, trade = bench_figures(result(quality=True))
+    assert [list(bar.y) for bar in times.data] == [["stock", "paper"]] * 2
+    assert [point.x[0] for point in trade.data] == [1.0, 2.5]
+
+
+def test_without_quality_there_is_no_trade_off() -> None:
+    assert len(bench_figures(result(quality=False))) == 1
+
+
+@pytest.mark.parametrize(("trained", "words"), [(True, "Demo model"), (False, "Random weights")])
+def test_the_page_says_what_it_is_evidence_of(tmp_path: Path, trained: bool, words: str) -> None:
+    write_bench_report(result(False, trained), tmp_path / "bench.html")
+    page = (tmp_path / "bench.html").read_text(encoding="utf-8")
+    assert words in page and "[1] no weights; fixed windows 4/16" in page
+    assert "<strong>2.50</strong>" in page
+    assert [file.name for file in tmp_path.iterdir()] == ["bench.html"]
+
+
+def test_conditions_name_machine_and_dtype() -> None:
+    said = conditions(result(False))
+    assert "a CPU, 2 threads" in said and "bfloat16" in said and "allocator default" in said
