@@ -13,7 +13,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = ("probes", "sparsity", "figures")
 
-ROOF = {"sparsity.calibration.command", "sparsity.cli", "sparsity.demo_run"}
+ROOF = {
+    "sparsity.calibration.command",
+    "sparsity.cli",
+    "sparsity.demo_run",
+    "sparsity.evaluation.bench_command",
+}
 """What the command is made of; it alone may import figures from inside sparsity."""
 
 SAM2_USERS = {

@@ -62,18 +62,25 @@ def bench(
     quality: Annotated[
         Path | None, typer.Option("--quality", help="result of evaluate, for the rows' quality")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="HTML page with the rows and figures")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
     force: Force = False,
 ) -> None:
     """Time stock sam2, exact rewrites, SWR, SMR and profiles side by side, one frame of each in turn."""
+    from figures.benchmark import write_bench_report
     from sparsity.evaluation.bench_request import Request, run_bench
     from sparsity.evaluation.rows import table
     from sparsity.runs import write_text
 
-    if out.exists() and not force:
-        raise InputError(
-            f"{out} exists; expected a new file; choose another --out, or --force to replace it"
-        )
+    for file in filter(None, (out, report)):
+        if file.exists() and not force:
+            raise InputError(
+                f"{file} exists; expected a new file; choose another name, or --force to replace it"
+            )
+        if not file.parent.is_dir():
+            raise InputError(f"{file} given; {file.parent} is no folder; make it first")
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
     request = Request(
         tuple(profile or ()),
@@ -88,4 +95,6 @@ def bench(
     )
     result = run_bench(request, choice, force=force)
     write_text(out, result.to_json())
+    if report is not None:
+        write_bench_report(result, report)
     print(result.to_json() if as_json else table(result))

@@ -30,7 +30,10 @@ def small(dividing_config: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def result(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Result:
     out = tmp_path_factory.mktemp("bench") / "result.json"
-    assert run(["bench", *small, "--windows", "4/16", "--objects", "2", "--out", str(out)]) == 0
+    options = ["--windows", "4/16", "--objects", "2", "--report", str(out.with_suffix(".html"))]
+    assert run(["bench", *small, *options, "--out", str(out)]) == 0
+    page = out.with_suffix(".html").read_text(encoding="utf-8")
+    assert "fixed windows 4/16" in page and "SWR + SMR" in page and "Plotly.newPlot" in page
     return load_result(out)
 
 
@@ -138,6 +141,7 @@ def test_a_video_is_tracked_by_its_own_prompt(small: list[str], tmp_path: Path) 
         (["--rows", "paper"], "expected stock, which the others are compared with"),
         (["--rows", "stock", "--rows", "magic"], "any of exact, SWR"),
         (["--frames", "0"], "frames"),
+        (["--report", "nowhere/bench.html"], "nowhere is no folder"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_written(
