@@ -33,6 +33,11 @@ def mean_j(model, name, seed):
     return torch.stack([jaccard(s.best[:, 0] > 0, true[:, s.frame]) for s in out.steps]).mean()
 
 
+@pytest.mark.parametrize(("name", "seed", "least"), [("smooth", 0, 0.75), ("smooth", 1, 0.75)])
+def test_the_model_has_not_become_worse(model, name, seed, least):
+    assert mean_j(model, name, seed) > least
+
+
 def test_the_file_is_small_and_its_own(model):
     assert WEIGHTS.stat().st_size <= 25_000_000
     random = build_predictor(config=CONFIG, weights="random", device="cpu")
