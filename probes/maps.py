@@ -1,0 +1,277 @@
+"""Attention maps on the token grid: what a pixel looks at, who looks at it, where an object's prompt looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from probes.errors import InputError
+from probes.mass import attention_weights, row_blocks, window_slots
+from probes.seam import AttentionCall
+from probes.sites import AttentionSite
+
+OUTPUT_TOKENS = 6
+"""The decoder's own tokens, which come before those of the prompt: object score, IoU, four masks."""
+
+
+def attention_rows(
+    call: AttentionCall, queries: Tensor | list[int] | None = None, *, row: int = 0
+) -> Tensor:
+    """Attention weights of some queries, keys in their natural order.
+
+    Parameters
+    ----------
+    call
+        As `observe` hands it over.
+    queries
+        Which: tokens of the query grid, row by row (the decoder's ``self`` and ``token_to_image``: its tokens);
+        None for all.
+    row
+        Which of the call's objects; 0 for the encoder.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[h, n, keys]``. Encoder keys are the grid's tokens (0 outside the query's window; the mass
+        on padding is left out), memory keys the dense layout (0 where not read); else rows sum to one.
+
+    Raises
+    ------
+    InputError
+        A query does not exist or was not computed.
+    """
+    site = _site(call)
+    total = query_side(site) ** 2 if site.kind == "window" else call.q.shape[2]
+    if site.kind == "global":
+        total = site.grid**2
+    wanted = torch.arange(total) if queries is None else torch.as_tensor(queries).reshape(-1)
+    if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < total:
+        raise InputError(
+            f"queries {int(wanted.min())} to {int(wanted.max())} were asked for; {call.site} has {total}; choose "
+            "among them"
+        )
+    if site.kind == "window":
+        return _window_rows(call, site, wanted)
+    at, keys, count = wanted, call.keys, call.k.shape[2]
+    if site.kind == "global" and keys is not None:
+        at, count = _found(wanted, keys, call.site), site.grid**2
+    if site.kind == "cross" and keys is not None:
+        count = call.moment.layouts[row].keys
+    p = attention_weights(call.q[row][:, at.to(call.q.device)], call.k[row])
+    return p if keys is None else p.new_zeros(*p.shape[:2], count).index_copy(2, keys, p)
+
+
+def attention_map(
+    calls: AttentionCall | Iterable[AttentionCall],
+    *,
+    query_xy: tuple[float, float] | None = None,
+    key_xy: tuple[float, float] | None = None,
+    object: int | None = None,
+    head: int | None = None,
+    layer: int | None = None,
+    memory_age: int | None = None,
+) -> Tensor:
+    """Draw one attention map on the token grid.
+
+    Parameters
+    ----------
+    calls
+        One call or several, of which those that fit `layer` and `object` are averaged.
+    query_xy
+        What does this pixel look at? (x, y) in pixels of the video.
+    key_xy
+        Who looks at this pixel (in memory: at this place of the remembered frame)?
+    object
+        Id of the object, where a call holds several. For ``token_to_image`` without a pixel: where do the
+        decoder's output tokens for this object look? For memory: what is recalled for it, mean over queries?
+    head
+        One head; None for the mean.
+    layer
+        Only calls of this layer of memory attention or decoder.
+    memory_age
+        Only the memory frame of this age in frames; None for the sum over memory frames.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[g, g]``: attention weights; for `key_xy` on the grid of queries.
+
+    Raises
+    ------
+    InputError
+        No call fits, or the question has no answer at that site.
+    """
+    given = [calls] if isinstance(calls, AttentionCall) else list(calls)
+    maps = []
+    for call in given:
+        if layer is not None and _site(call).layer != layer:
+            continue
+        ids = call.moment.objects
+        if object is not None and ids and object not in ids:
+            continue
+        row = ids.index(object) if object is not None and ids and len(call.q) > 1 else 0
+        maps.append(_one_map(call, row, query_xy, key_xy, memory_age, head))
+    if not maps or len({m.shape for m in maps}) > 1:
+        raise InputError(
+            f"{len(maps)} of {len(given)} calls fit layer {layer} and object {object}"
+            + (", on grids of several sizes" if maps else "")
+            + "; expected one or more on one grid; observe such sites"
+        )
+    return torch.stack(maps).mean(0)
+
+
+def query_side(site: AttentionSite) -> int:
+    """Tokens per side of the grid that a site's queries lie on."""
+    return site.grid // site.pool
+
+
+def token_at(call: AttentionCall, xy: tuple[float, float], side: int) -> int:
+    """Token of a grid of `side` x `side` that a pixel of the video lies on.
+
+    Raises
+    ------
+    InputError
+        It lies outside the video.
+    """
+    site = _site(call)
+    height, width = call.size or (site.grid * site.stride,) * 2
+    x, y = xy
+    if not (0 <= x < width and 0 <= y < height):
+        raise InputError(
+            f"pixel ({x:g}, {y:g}) was given; the video is {width}x{height}; choose x in 0..{width - 1} and y in "
+            f"0..{height - 1}"
+        )
+    return int(y / height * side) * side + int(x / width * side)
+
+
+def _one_map(
+    call: AttentionCall,
+    row: int,
+    query_xy: tuple[float, float] | None,
+    key_xy: tuple[float, float] | None,
+    memory_age: int | None,
+    head: int | None,
+) -> Tensor:
+    site = _site(call)
+    if query_xy is not None and key_xy is not None:
+        raise InputError("query_xy and key_xy were both given; expected one of them; drop one")
+    on_image = site.part != "decoder"
+    if key_xy is not None and on_image:
+        return _looked_at(call, row, key_xy, memory_age, head)
+    if query_xy is not None and on_image:
+        rows = attention_rows(call, [token_at(call, query_xy, query_side(site))], row=row)[:, 0]
+    elif query_xy is None and key_xy is None and site.kind == "token_to_image":
+        rows = attention_rows(call, list(range(OUTPUT_TOKENS)), row=row).mean(1)
+    elif query_xy is None and key_xy is None and site.part == "memory":
+        rows = _mean_row(call, row)
+    else:
+        raise InputError(
+            f"this question has no answer at {call.site}; a pixel can be asked about at encoder and memory sites, "
+            "an object at memory and token_to_image sites; choose such a site"
+        )
+    rows = rows.mean(0) if head is None else rows[head]
+    if site.kind == "cross":
+        layout = call.moment.layouts[row]
+        by_frame = rows[: layout.frame_keys].view(-1, layout.tokens)
+        rows = by_frame.sum(0) if memory_age is None else by_frame[_frame_of(call, row, memory_age)]
+    return rows.view(site.grid, site.grid)
+
+
+def _looked_at(
+    call: AttentionCall,
+    row: int,
+    xy: tuple[float, float],
+    memory_age: int | None,
+    head: int | None,
+) -> Tensor:
+    """How much each query looks at one key (a place of one memory frame or, without age, of all)."""
+    site = _site(call)
+    side, token = query_side(site), token_at(call, xy, site.grid)
+    if site.kind == "window":
+        slots = window_slots(site.grid, site.window)
+        group = int((slots == token).any(1).nonzero())
+        inside = window_slots(side, site.window // site.pool)[group]
+        inside = inside[inside >= 0]
+        looked = attention_rows(call, inside)[..., token]
+        full = looked.new_zeros(len(looked), side * side)
+        full[:, inside.to(full.device)] = looked
+    else:
+        keys = [token]
+        if site.kind == "cross":
+            layout = call.moment.layouts[row]
+            every = range(len(layout.frames))
+            chosen = every if memory_age is None else [_frame_of(call, row, memory_age)]
+            keys = [i * layout.tokens + token for i in chosen]
+        index = torch.tensor(keys)
+        if call.keys is not None:
+            read = torch.isin(index, call.keys.cpu())
+            index = _found(index[read], call.keys, call.site) if read.any() else index[:0]
+        parts = [
+            p[0][..., index.to(p.device)].sum(-1)
+            for _, p in row_blocks(call.q[row : row + 1], call.k[row : row + 1])
+        ]
+        full = torch.cat(parts, -1)
+        if site.kind == "global" and call.keys is not None:
+            full = full.new_zeros(len(full), side * side).index_copy(1, call.keys, full)
+    return (full.mean(0) if head is None else full[head]).view(side, side)
+
+
+def _mean_row(call: AttentionCall, row: int) -> Tensor:
+    """Mean attention row over all queries, ``[h, keys]`` in the dense layout."""
+    n = call.q.shape[2]
+    blocks = row_blocks(call.q[row : row + 1], call.k[row : row + 1])
+    total = torch.stack([p[0].sum(1) for _, p in blocks]).sum(0) / n
+    if call.keys is None:
+        return total
+    return total.new_zeros(len(total), call.moment.layouts[row].keys).index_copy(
+        1, call.keys, total
+    )
+
+
+def _window_rows(call: AttentionCall, site: AttentionSite, wanted: Tensor) -> Tensor:
+    """Rows of tokens in windowed blocks, laid out on the grid of keys."""
+    side = site.window // site.pool
+    places = window_slots(query_side(site), side)
+    lookup = torch.full((query_side(site) ** 2,), -1, dtype=torch.int64)
+    slots = torch.arange(places.numel()).view_as(places)
+    lookup[places[places >= 0]] = slots[places >= 0]
+    group, slot = lookup[wanted] // side**2, lookup[wanted] % side**2
+    keys = window_slots(site.grid, site.window)
+    out = call.q.new_zeros(site.heads, len(wanted), site.grid**2 + 1, dtype=torch.float32)
+    for g in group.unique().tolist():
+        mine = (group == g).nonzero()[:, 0]
+        at = g if call.keys is None else int(_found(torch.tensor([g]), call.keys, call.site))
+        p = attention_weights(call.q[at][:, slot[mine].to(call.q.device)], call.k[at])
+        place = torch.where(keys[g] < 0, site.grid**2, keys[g]).to(p.device)
+        out[:, mine.to(p.device)] = out[:, mine.to(p.device)].index_add(2, place, p)
+    return out[..., :-1]
+
+
+def _found(wanted: Tensor, keys: Tensor, site: str) -> Tensor:
+    """Positions of tokens or windows among those that took part."""
+    order = keys.cpu().argsort()
+    at = torch.searchsorted(keys.cpu()[order], wanted).clamp(max=len(keys) - 1)
+    if not torch.equal(keys.cpu()[order[at]], wanted):
+        raise InputError(
+            f"a token was asked for that {site} did not compute on this frame (it went through the shortcut); "
+            "expected one in a computed window; choose another, or a dense frame"
+        )
+    return order[at]
+
+
+def _frame_of(call: AttentionCall, row: int, age: int) -> int:
+    frames = call.moment.layouts[row].frames
+    for index, entry in enumerate(frames):
+        if entry.age == age:
+            return index
+    raise InputError(
+        f"memory age {age} was asked for; this frame's memory has ages "
+        f"{', '.join(str(entry.age) for entry in frames)}; choose one of them"
+    )
+
+
+def _site(call: AttentionCall) -> AttentionSite:
+    assert call.where is not None, "observe fills it in"
+    return call.where
