@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsity.profile import Guard, Windows
+from sparsity.profile import Guard, Router, Windows
 from sparsity.select import WindowGrid, mask_jump, smallest_set, window_mass, windows_of_mask
+from sparsity.window_cues import needed, window_cues
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def object_cues(
     score: float | Tensor,
     grid: WindowGrid,
     windows: Windows,
+    router: Router | None = None,
 ) -> ObjectCues:
     """Reduce one object's result to its cues.
 
@@ -88,11 +90,17 @@ def object_cues(
         Decoder attention on the token grid, ``[tokens, tokens]``, or None where no decoder ran.
     score
         Object-score logit.
+    router
+        Says which windows an object with a mask needs, instead of the mask grown by a margin.
     """
     source = candidates if windows.candidates == "all" else best[None]
     touched = windows_of_mask((source > 0).any(0), grid, windows.margin_px)
     mass = None if saliency is None else window_mass(saliency, grid)
     jump = 0.0 if before is None else float(mask_jump(before > 0, best > 0))
+    if router is not None and bool(touched.any()):
+        last = None if before is None else before > 0
+        cues = window_cues(candidates > 0, best > 0, last, saliency, float(score), jump, grid)
+        touched = needed(cues, router)
     return ObjectCues(touched.cpu(), None if mass is None else mass.cpu(), float(score), jump)
 
 

@@ -332,7 +332,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         if windows is None or tracked.candidates is None or tracked.best is None:
             return FrameExtras(added=added)
         last = None
-        if self._profile.guard.mask_jump is not None and before is not None:
+        router, jumps = self._profile.router, self._profile.guard.mask_jump is not None
+        if (jumps or router is not None) and before is not None:
             last = before["pred_masks"].to(tracked.best.device)[0, 0]
         cues = object_cues(
             tracked.candidates[b],
@@ -342,6 +343,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             part["object_score_logits"].max(),
             window_grid(self),
             windows,
+            router,
         )
         return FrameExtras(cues, windows, added=added)
 

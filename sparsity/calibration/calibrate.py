@@ -50,7 +50,7 @@ from sparsity.runs import write_text
 SEARCH_SHARE = 1 / 3
 """Of the clips, those that thresholds and the order of testing come from."""
 
-TRIED, TESTED = 8, 4
+TRIED, TESTED = 6, 4
 """Settings that are run for real on the clips of the search, and on those of the promise."""
 
 FEWEST_CLIPS = 5

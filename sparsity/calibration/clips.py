@@ -17,7 +17,7 @@ from sparsity.masks import VOID, Ids, read_mask
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 
-MADE_FRAMES = 20
+MADE_FRAMES = 16
 """Length of a made clip."""
 
 MADE = re.compile(r"made-(?P<name>\w+)-(?P<seed>\d+)")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsity.calibration.traces import Trace
-from sparsity.profile import Guard, Memory, Windows
+from sparsity.profile import Guard, Memory, Router, Windows
 from sparsity.routing import Decision, FrameCues, decide
 from sparsity.select import keep_count
 
@@ -56,13 +56,15 @@ class MemoryReplay:
     mass: float
 
 
-def replay_windows(trace: Trace, windows: Windows, guard: Guard) -> WindowReplay:
+def replay_windows(
+    trace: Trace, windows: Windows, guard: Guard, router: Router | None = None
+) -> WindowReplay:
     """Decide every frame of a trace as the predictor would.
 
     The cues are those of the run that was recorded, so after a dense run the replay says what the first
     routed frames would do; what routing itself changes in later masks only a real run can tell.
     """
-    cues = trace.cues(windows.margin_px, windows.candidates)
+    cues = trace.cues(windows.margin_px, windows.candidates, router)
     decisions = []
     last_dense = 0
     for t in range(1, len(trace.frames)):

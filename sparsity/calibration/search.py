@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsity.calibration.cost import Cost
-from sparsity.calibration.promise import Choice, approximate_bound, choose
+from sparsity.calibration.promise import approximate_bound
 from sparsity.calibration.replay import keep_per_layer, replay_memory, replay_windows
+from sparsity.calibration.router import fit_router, judge
 from sparsity.calibration.thresholds import (
     keep_for,
     margin_for,
@@ -22,7 +23,7 @@ from sparsity.calibration.thresholds import (
     score_below_for,
 )
 from sparsity.calibration.traces import Trace
-from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Windows
+from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Router, Windows
 
 WINDOW_RECALLS = (0.9, 0.95, 0.975, 0.99, 0.995)
 """Shares of object tokens that routing is asked to cover."""
@@ -55,65 +56,88 @@ class Candidate:
     recall: float
 
 
-def grid(traces: Sequence[Trace]) -> list[tuple[Windows | None, Memory | None, Guard]]:
+@dataclass(frozen=True)
+class Setting:
+    """The parts of a profile that calibration varies."""
+
+    windows: Windows | None
+    guard: Guard
+    memory: Memory | None
+    router: Router | None = None
+
+
+def grid(traces: Sequence[Trace]) -> list[Setting]:
     """List settings whose thresholds come from the traces' statistics: one for each wanted recall.
 
-    Routing never goes without the guard: its rules cost nothing on frames where they don't act.
+    Routing never goes without the guard: its rules cost nothing on frames where they don't act. The learnt
+    router takes part where it keeps fewer windows than the paper's rule on clips it has not seen.
     """
-    routed: list[tuple[Windows | None, Guard]] = [(None, Guard())]
+    routed: list[tuple[Windows | None, Guard, Router | None]] = [(None, Guard(), None)]
     cut = scene_cut_for(traces)
     mass = {recall: saliency_mass_for(traces, recall) for recall in WINDOW_RECALLS}
-    for candidates, recall in product(("best", "all"), WINDOW_RECALLS):
-        margin = margin_for(traces, candidates, recall)
-        alone = mask_only(margin, candidates)
+    learnt = judge(traces).saved > 0
+    for which, recall in product(("best", "all"), WINDOW_RECALLS):
+        margin = margin_for(traces, which, recall)
+        alone = mask_only(margin, which)
         score = score_below_for(traces, alone, recall)
         jump = mask_jump_for(traces, alone, recall)
         widened = alone.model_copy(update={"score_below": score, "saliency_mass": mass[recall]})
         rules = Guard(mask_jump=jump, scene_cut=cut, score_below=0.0)
         for windows, refresh in product((alone, widened), REFRESHES):
-            routed.append((windows, rules.model_copy(update={"refresh_every": refresh})))
+            routed.append((windows, rules.model_copy(update={"refresh_every": refresh}), None))
+        if learnt and which == "best":
+            routed.append((mask_only(0.0, which), rules, fit_router(traces, recall)))
     pruned: list[Memory | None] = [None]
     if all(trace.memory is not None for trace in traces):
         pruned += [Memory(keep=keep_for(traces, share)) for share in MEMORY_SHARES]
-    settings = [(w, m, g) for (w, g), m in product(dict.fromkeys(routed), dict.fromkeys(pruned))]
-    return [setting for setting in settings if setting[0] or setting[1]]
+    settings = [
+        Setting(windows, guard, memory, router)
+        for (windows, guard, router), memory in product(
+            dict.fromkeys(routed), dict.fromkeys(pruned)
+        )
+    ]
+    return [setting for setting in settings if setting.windows or setting.memory]
 
 
-def candidates(
-    traces: Sequence[Trace],
-    settings: Sequence[tuple[Windows | None, Memory | None, Guard]],
-    cost: Cost,
-) -> list[Candidate]:
+def candidates(traces: Sequence[Trace], settings: Sequence[Setting], cost: Cost) -> list[Candidate]:
     """Replay settings over traces: their predicted cost and recall, mean over clips.
 
     Windows and memory are replayed apart and once for each setting that differs.
     """
-    routed = {(w, g): _routed(traces, w, g) for w, _, g in settings}
-    pruned = {m: _pruned(traces, m) for _, m, _ in settings}
+    routed = {
+        (s.windows, s.guard, s.router): _routed(traces, s.windows, s.guard, s.router)
+        for s in {replace(s, memory=None): None for s in settings}
+    }
+    pruned = {memory: _pruned(traces, memory) for memory in {s.memory: None for s in settings}}
     found = []
-    for number, (windows, memory, guard) in enumerate(settings):
-        (kept, covered), (keys, mass) = routed[windows, guard], pruned[memory]
+    for number, s in enumerate(settings):
+        (kept, covered), (keys, mass) = routed[s.windows, s.guard, s.router], pruned[s.memory]
         profile = Profile(
             name=f"candidate-{number}",
-            windows=windows,
-            memory=memory,
-            guard=guard,
+            windows=s.windows,
+            memory=s.memory,
+            guard=s.guard,
+            router=s.router,
             techniques=dict.fromkeys(EXACT_TECHNIQUES, True),
         )
         found.append(Candidate(profile, kept, keys, cost(kept, keys), covered * mass))
     return found
 
 
-def _routed(traces: Sequence[Trace], windows: Windows | None, guard: Guard) -> tuple[float, float]:
+def _routed(
+    traces: Sequence[Trace], windows: Windows | None, guard: Guard, router: Router | None
+) -> tuple[float, float]:
+    """Shares of windows kept and object tokens covered."""
     if windows is None:
         return 1.0, 1.0
-    found = [replay_windows(trace, windows, guard) for trace in traces]
+    found = [replay_windows(trace, windows, guard, router) for trace in traces]
     return float(np.mean([r.kept.mean() for r in found])), float(
         np.mean([r.recall.mean() for r in found])
     )
 
 
 def _pruned(traces: Sequence[Trace], memory: Memory | None) -> tuple[float, float]:
+    """Shares of keys read and of attention that finds its keys."""
     if memory is None:
         return 1.0, 1.0
     found = [replay_memory(trace, memory) for trace in traces]
@@ -153,30 +177,6 @@ def order_of_testing(
     return [int(i) for i in np.argsort(bounds, kind="stable")[:count]]
 
 
-def settle(
-    search_losses: NDArray[np.float64],
-    promise_losses: NDArray[np.float64],
-    costs: Sequence[float],
-    *,
-    confidence: float,
-    max_drop: float,
-    tested: int,
-) -> Choice:
-    """Choose a setting: the order of testing from one set of clips, the tests on another.
-
-    Parameters
-    ----------
-    search_losses, promise_losses
-        Points per video and setting, ``[n, m]`` each.
-    costs
-        By setting.
-    tested
-        How many settings are tested at most.
-    """
-    order = order_of_testing(search_losses, confidence, tested)
-    return choose(promise_losses, order, costs, confidence, max_drop)
-
-
 def split_clips(names: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """Split clips at random into those of the search and those of the promise, at least two each.
 
@@ -198,7 +198,8 @@ def describe(profile: Profile) -> str:
     said = []
     if profile.windows is not None:
         w = profile.windows
-        said.append(f"margin {w.margin_px:g} px of {w.candidates}")
+        reach = "router" if profile.router else f"margin {w.margin_px:g} px"
+        said.append(f"{reach} of {w.candidates}")
         if w.score_below > -100:
             said.append(f"saliency {w.saliency_mass:g} under score {w.score_below:g}")
     if profile.memory is not None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsity.profile import Windows
+from sparsity.profile import Router, Windows
 from sparsity.routing import ObjectCues, object_cues
 from sparsity.select import LOW_RES_STRIDE, TOKEN_STRIDE, WindowGrid, scene_change, window_mass
 
@@ -121,24 +122,39 @@ class Trace:
     @cached_property
     def tokens(self) -> Tensor:
         """Object tokens in each window, over all objects, ``[T, windows]``: what routing must not miss."""
+        return self._tokens(self.best.any(1))
+
+    @cached_property
+    def tokens_of_objects(self) -> Tensor:
+        """The same object by object, ``[T, O, windows]``."""
+        return self._tokens(self.best)
+
+    def _tokens(self, masks: Tensor) -> Tensor:
+        """Tokens with any pixel of masks ``[..., h, w]`` in each window, ``[..., windows]``."""
         step = TOKEN_STRIDE // LOW_RES_STRIDE
-        there = self.best.any(1).float()[:, None]
-        grid = torch.nn.functional.max_pool2d(there, step, ceil_mode=True)[:, 0]
-        return window_mass(grid, self.grid)
+        flat = masks.reshape(-1, 1, *masks.shape[-2:]).float()
+        there = torch.nn.functional.max_pool2d(flat, step, ceil_mode=True)[:, 0]
+        return window_mass(there, self.grid).reshape(*masks.shape[:-2], self.grid.count)
 
     @lru_cache(maxsize=64)  # noqa: B019 - traces live as long as the calibration
-    def cues(self, margin_px: float, candidates: str) -> list[list[ObjectCues | None]]:
+    def cues(
+        self, margin_px: float, candidates: Literal["all", "best"], router: Router | None = None
+    ) -> list[list[ObjectCues | None]]:
         """Each object's cues on each frame, ``[T][O]``; None on prompts, as the predictor has none there."""
         windows = Windows(margin_px=margin_px, candidates=candidates)
         return [
-            [self._cue(t, i, windows) if self.tracked[t, i] else None for i in range(self.objects)]
+            [
+                self._cue(t, i, windows, router) if self.tracked[t, i] else None
+                for i in range(self.objects)
+            ]
             for t in range(len(self.frames))
         ]
 
-    def _cue(self, t: int, i: int, windows: Windows) -> ObjectCues:
+    def _cue(self, t: int, i: int, windows: Windows, router: Router | None) -> ObjectCues:
         saliency = self.saliency[t, i]
         before = self.best[t - 1, i].float() if t and bool(self.tracked[t - 1, i]) else None
         return object_cues(
             self.candidates[t, i].float(), self.best[t, i].float(), before,
             None if bool(saliency.isnan().any()) else saliency, float(self.score[t, i]), self.grid, windows,
+            router,
         )  # fmt: skip

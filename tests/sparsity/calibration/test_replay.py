@@ -1,0 +1,131 @@
+"""Replays decide as the predictor does, recall what they say, and are saved and read whole."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sparsity.calibration.capture import capture, load_trace, save_trace
+from sparsity.calibration.cost import Cost
+from sparsity.calibration.replay import replay_memory, replay_windows
+from sparsity.calibration.router import fit_router
+from sparsity.calibration.search import candidates, frontier, grid
+from sparsity.calibration.thresholds import keep_for, margin_for, mask_only
+from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Windows
+from tests.sparsity.calibration.conftest import made
+
+EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
+RULES = Guard(mask_jump=0.15, scene_cut=0.1, refresh_every=4, score_below=0.0)
+
+
+@pytest.fixture(
+    params=[
+        (Windows(margin_px=0.0, candidates="best"), Guard()),
+        (Windows(margin_px=8.0, score_below=20.0, saliency_mass=0.5), Guard(kept_share=1.0)),
+        (mask_only(4.0, "all"), RULES),
+    ],
+    ids=["best mask", "saliency", "guard"],
+)
+def rules(request):
+    return request.param
+
+
+@pytest.mark.parametrize("learnt", [False, True], ids=["margin", "router"])
+def test_replayed_decisions_are_those_of_the_run(demo_predictor, traces, rules, learnt):
+    windows, guard = rules
+    router = fit_router(traces, 0.95) if learnt else None
+    profile = Profile(name="p", windows=windows, guard=guard, router=router, techniques=EXACT)
+    clip = made("distractors")
+    with demo_predictor.use(profile):
+        state = demo_predictor.init_state(clip.video)
+        for object_id, mask in clip.prompts().items():
+            demo_predictor.add_new_mask(state, 0, object_id, mask)
+        for _ in demo_predictor.propagate_in_video(state):
+            pass
+        frames = demo_predictor.report(state).frames[1:]
+    trace = capture(demo_predictor, clip, profile)
+    replayed = replay_windows(trace, windows, guard, router).decisions
+    real = [(f.reason, None if f.windows is None else tuple(f.windows)) for f in frames]
+    assert [(d.reason, d.windows) for d in replayed] == real
+    other = replay_windows(trace, mask_only(64.0, "all"), Guard()).decisions
+    assert [(d.reason, d.windows) for d in other] != real
+
+
+def test_recall_counts_object_tokens_in_the_windows(traces):
+    trace = traces[0]
+    replayed = replay_windows(trace, mask_only(0.0, "best"), Guard(kept_share=1.0))
+    t = next(i for i, d in enumerate(replayed.decisions) if d.windows is not None)
+    inside = trace.tokens[t + 1][list(replayed.decisions[t].windows)].sum()
+    assert replayed.recall[t] == pytest.approx(float(inside / trace.tokens[t + 1].sum()))
+    assert replayed.kept[t] == len(replayed.decisions[t].windows) / trace.grid.count
+
+
+def test_a_larger_margin_keeps_more_windows_and_misses_less(traces):
+    for trace in traces:
+        found = [replay_windows(trace, mask_only(m, "best"), Guard()) for m in (0.0, 16.0, 64.0)]
+        kept, recall = zip(*((f.kept.mean(), f.recall.mean()) for f in found), strict=True)
+        assert kept == tuple(sorted(kept)) and recall == tuple(sorted(recall))
+        assert kept[0] < kept[2]
+
+
+def test_all_tokens_recall_everything_and_fewer_recall_less(traces):
+    memory = [replay_memory(traces[0], Memory(keep=share)) for share in (0.02, 0.3, 1.0)]
+    assert memory[2].recall == pytest.approx(1.0) and memory[2].mass == pytest.approx(1.0)
+    assert memory[2].keys == 1.0 and memory[0].keys < memory[1].keys < 1
+    assert memory[0].mass < memory[1].mass < 1
+    assert np.all(memory[0].recall < memory[1].recall)
+
+
+def test_kept_tokens_match_those_of_a_real_run(demo_predictor, traces):
+    clip, memory = made("smooth"), Memory(keep=0.05)
+    with demo_predictor.use(Profile(name="m", memory=memory, techniques=EXACT)):
+        state = demo_predictor.init_state(clip.video)
+        for object_id, mask in clip.prompts().items():
+            demo_predictor.add_new_mask(state, 0, object_id, mask)
+        for _ in demo_predictor.propagate_in_video(state):
+            pass
+        report = demo_predictor.report(state)
+    replayed = replay_memory(traces[0], memory)
+    assert replayed.keys == pytest.approx(report.keys_share, abs=1e-6)
+    assert replayed.prunable == pytest.approx(report.prunable_keys_share, abs=1e-6)
+
+
+def test_tokens_go_where_they_hold_most(traces):
+    even = replay_memory(traces[0], Memory(keep=0.1)).recall[:, -1].mean()
+    divided = keep_for(traces[:1], 0.1)
+    assert np.mean(divided) == pytest.approx(0.1, abs=0.005)
+    assert replay_memory(traces[0], Memory(keep=divided)).recall[:, -1].mean() >= even
+    assert len(set(divided)) > 1
+
+
+def test_the_margin_is_the_smallest_that_covers(traces):
+    assert margin_for(traces, "all", 0.5) == 0.0
+    assert margin_for(traces, "all", 1.0) >= margin_for(traces, "all", 0.9)
+
+
+def test_hundreds_of_settings_replay_in_seconds(traces):
+    start = time.process_time()
+    settings = grid(traces)
+    found = candidates(traces, settings, Cost(0.5, 0.3, 0.2))
+    assert len(found) == len(settings) > 100
+    assert time.process_time() - start < 20
+    best = frontier(found)
+    costs, recalls = [c.cost for c in best], [c.recall for c in best]
+    assert costs == sorted(costs) and recalls == sorted(recalls)
+    assert all(any(b.cost <= c.cost and b.recall >= c.recall for b in best) for c in found)
+
+
+def test_a_trace_is_read_back_and_half_a_file_is_not(traces, tmp_path):
+    path = tmp_path / "clip.safetensors"
+    save_trace(traces[2], path)
+    again = load_trace(path)
+    assert again is not None and again.digest == traces[2].digest
+    assert torch.equal(again.best, traces[2].best) and again.memory.ages == traces[2].memory.ages
+    other = replace(traces[2], score=traces[2].score + 1)
+    assert other.digest != traces[2].digest
+    path.write_bytes(path.read_bytes()[:1000])
+    assert load_trace(path) is None
