@@ -42,7 +42,9 @@ def save(figure: go.Figure, path: Path | str, *, scale: float = 2) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is no folder; expected one to write into; make it first")
     if suffix == ".html":
-        page: str = figure.to_html(include_plotlyjs=True, config={"displaylogo": False})
+        page: str = figure.to_html(
+            include_plotlyjs=True, auto_play=False, config={"displaylogo": False}
+        )
         content = page.encode()
     else:
         content = _picture(figure, suffix[1:], scale)

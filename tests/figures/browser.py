@@ -88,6 +88,10 @@ class Page:
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
             )
 
+    def close(self) -> None:
+        """Let go of the tab."""
+        self._socket.close()
+
     def picture(self, path: Path) -> None:
         """Write what the window shows as PNG."""
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
@@ -114,8 +118,10 @@ def open_page(address: str, width: int = 1160, height: int = 900) -> Iterator[Pa
             ],
             stderr=subprocess.DEVNULL,
         )
+        tab: list[Page] = []
         try:
             page = Page(_tab(Path(folder)))
+            tab.append(page)
             page.send(
                 "Emulation.setDeviceMetricsOverride",
                 width=width,
@@ -125,8 +131,9 @@ def open_page(address: str, width: int = 1160, height: int = 900) -> Iterator[Pa
             )
             page.send("Page.navigate", url=address)
             yield page
-            page._socket.close()
         finally:
+            for page in tab:
+                page.close()
             browser.terminate()
             browser.wait(20)
 
