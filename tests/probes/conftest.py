@@ -1,0 +1,44 @@
+"""Shared by the tests of probes: calls of the demo model under a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from probes.models import build_predictor
+from probes.observe import AttentionCall, observe
+from sparsity import accelerate
+
+
+@pytest.fixture(scope="session")
+def demo_stock() -> Any:
+    """The demo model; not to be changed."""
+    return build_predictor("demo", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def demo_calls(
+    demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> Callable[[str], list[AttentionCall]]:
+    """All attention calls of frame 3 of the clip under a profile."""
+
+    def run(profile: str) -> list[AttentionCall]:
+        seen: list[AttentionCall] = []
+        predictor = accelerate(demo_stock, profile)
+
+        def keep(call: AttentionCall) -> None:
+            if call.moment.frame == 3:
+                seen.append(replace(call, q=call.q.clone(), k=call.k.clone(), v=call.v.clone()))
+
+        with torch.inference_mode(), observe(predictor, keep, "*"):
+            state = predictor.init_state(clip_frames)
+            predictor.add_new_mask(state, 0, 1, clip_mask)
+            list(predictor.propagate_in_video(state, max_frame_num_to_track=3))
+        return seen
+
+    return run

@@ -1,0 +1,242 @@
+"""Recordings: they hold what the run did, are read strictly, go on where they stopped, and merge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from probes.errors import InputError
+from probes.observe import observe
+from probes.recording import begin_video, merge_recordings, record
+from probes.records import HEADER, Recording, load_recording
+from probes.video import open_video
+from sparsity import accelerate
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory,
+    demo_stock: Any,
+    clip_frames: np.ndarray,
+    clip_mask: np.ndarray,
+) -> Recording:
+    """A recording of one clip with two objects, raw rows included."""
+    out = tmp_path_factory.mktemp("made") / "two.recording"
+    said: list[str] = []
+    recording = record(
+        demo_stock, clip_frames, {1: clip_mask, 4: np.roll(clip_mask, 6, 1)}, out=out, name="ellipse",
+        rows=["encoder.*.global", "memory.*.cross", "*token_to_image"], query_rows=10**6, say=said.append,
+    )  # fmt: skip
+    size = (out / "ellipse.safetensors").stat().st_size
+    assert "MB for one object on 8 frames" in said[0]
+    assert float(said[0].split(", ")[1].split(" MB")[0]) * 1e6 < size * 1.1
+    return recording
+
+
+def stock_run(stock: Any, frames: np.ndarray, masks: dict[int, np.ndarray]) -> dict[str, Any]:
+    with torch.inference_mode():
+        state = begin_video(stock, open_video(frames))
+        for object_id, mask in masks.items():
+            stock.add_new_mask(state, 0, object_id, mask)
+        list(stock.propagate_in_video(state))
+    return state
+
+
+def test_masks_and_scores_are_the_runs(
+    made: Recording, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    state = stock_run(demo_stock, clip_frames, {1: clip_mask, 4: np.roll(clip_mask, 6, 1)})
+    clip = load_recording(made.path).clip("ellipse")
+    for index, object_id in ((0, 1), (1, 4)):
+        for frame, out in state["output_dict_per_obj"][index]["non_cond_frame_outputs"].items():
+            i = clip.row(frame, object_id)
+            assert np.array_equal(clip.masks()[i], (out["pred_masks"][0, 0] > 0).numpy())
+            assert clip.score[i] == out["object_score_logits"].item()
+            chosen = clip.masks("candidates")[i, np.nanargmax(clip.iou[i])]
+            assert np.array_equal(chosen, clip.masks()[i])
+    assert not np.array_equal(clip.masks()[clip.row(7, 1)], clip.masks()[clip.row(7, 4)])
+    assert clip.conditioning.tolist() == [frame == 0 for frame in clip.row_frame]
+    assert not clip.reverse.any()
+
+
+def test_saliency_is_what_the_predictor_routes_by(
+    made: Recording, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    from sparsity.acceleration.saliency import token_to_image
+
+    clip = made.clip("ellipse")
+    with torch.inference_mode():
+        state = begin_video(demo_stock, open_video(clip_frames))
+        demo_stock.add_new_mask(state, 0, 1, clip_mask)
+        with token_to_image(demo_stock.sam_mask_decoder) as noted:
+            list(demo_stock.propagate_in_video(state, max_frame_num_to_track=5))
+        live = noted.saliency(16)
+    assert live is not None
+    assert np.allclose(clip.decoder_saliency[clip.row(5, 1)], live[0].numpy(), atol=1e-6)
+    assert not np.allclose(clip.decoder_saliency[clip.row(4, 1)], live[0].numpy(), atol=1e-6)
+    assert np.allclose(clip.decoder_saliency.sum((1, 2)), 1, atol=1e-5)
+
+
+def test_first_saliency_chooses_the_tokens_that_the_predictor_keeps(
+    made: Recording, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    clip = made.clip("ellipse")
+    predictor = accelerate(demo_stock, "paper")
+    kept: dict[int, set[int]] = {}
+
+    def note(call: Any) -> None:
+        if call.moment.frame == 3 and call.keys is not None:
+            kept[int(call.site[12])] = set(
+                (call.keys[(call.keys >= 256) & (call.keys < 512)] - 256).tolist()
+            )
+
+    with torch.inference_mode(), observe(predictor, note, "memory.*.cross"):
+        state = predictor.init_state(clip_frames)
+        predictor.add_new_mask(state, 0, 1, clip_mask)
+        list(predictor.propagate_in_video(state, max_frame_num_to_track=3))
+    row = clip.row(2, 1)
+    assert clip.first_frame[row] == 1
+    for layer, tokens in kept.items():
+        best = set(np.argsort(-clip.first_saliency[row, layer])[: len(tokens)].tolist())
+        assert len(best & tokens) >= 0.7 * len(tokens)
+    assert len(kept) == 4
+
+
+def test_memory_is_followed_over_ages(made: Recording) -> None:
+    clip, settings = made.clip("ellipse"), made.header.settings
+    row = clip.row(7, 1)
+    assert clip.memory_frame[row].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert np.allclose(clip.slot_share[row].sum(-1), 1, atol=1e-5)
+    newest = clip.recall[row, :, 6].astype(float)
+    assert np.allclose(newest, clip.oracle_recall[row, :, 6].astype(float))
+    assert np.allclose(clip.similarity[row, :, 6, [0, 2, 3]].astype(float), 1, atol=2e-3)
+    oldest = clip.recall[row, :, 1].astype(float)
+    assert (oldest <= clip.oracle_recall[row, :, 1].astype(float) + 2e-3).all()
+    assert (np.diff(oldest, axis=-1) >= -2e-3).all() and np.allclose(oldest[:, -1], 1, atol=2e-3)
+    assert not np.allclose(oldest, newest, atol=1e-3)
+    assert settings.keep_shares[7] == 0.05
+    assert np.isnan(clip.recall[clip.row(2, 1), :, 1:5]).all()
+
+
+def test_statistics_and_maps_are_there(made: Recording) -> None:
+    clip, settings = made.clip("ellipse"), made.header.settings
+    assert np.allclose(clip.encoder_mass.astype(float).mean((2, 3)), 1, atol=0.01)
+    entropy = clip.encoder_statistics[..., settings.statistics.index("entropy")]
+    assert (np.nanmax(entropy) <= 1 + 1e-4) and np.nanmin(entropy) > 0
+    lift = clip.object_statistics[..., settings.statistics.index("lift")]
+    decoder = settings.object_sites.index("decoder.final.token_to_image")
+    assert np.isfinite(lift[:, decoder]).all()
+    assert np.isnan(clip.stage3_change[0]).all() and (clip.stage3_change[1:] > 0).all()
+    assert clip.thumbnail.std() > 0
+
+
+def test_raw_rows_are_the_attention(made: Recording, demo_calls: Any) -> None:
+    clip, settings = made.clip("ellipse"), made.header.settings
+    site = "encoder.stage3.block5.global"
+    call = next(c for c in demo_calls("dense") if c.site == site)
+    p = (call.q[0].float() @ call.k[0].float().mT * call.q.shape[-1] ** -0.5).softmax(-1).mean(0)
+    expected = p[list(settings.row_queries)].view(-1, 16, 16).numpy()
+    stored = clip.attention_rows(site, 3)
+    assert np.abs(stored - expected).max() < 0.01 * expected.max()
+    assert np.abs(stored - clip.attention_rows(site, 4)).max() > 0.01 * expected.max()
+    memory = clip.attention_rows("memory.layer1.cross", clip.row(7, 1))
+    assert memory.shape == (256, 7, 16, 16)
+    shares = memory.sum((2, 3)).mean(0)
+    assert np.allclose(shares, clip.slot_share[clip.row(7, 1), 1, :7], atol=0.01)
+
+
+def test_a_second_start_does_nothing_again(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    out, few = tmp_path / "r.recording", clip_frames[:2]
+    record(demo_stock, few, {1: clip_mask}, out=out, name="a", statistics="memory.*")
+    stamp = (out / "a.safetensors").stat().st_mtime_ns
+    record(demo_stock, few, {1: clip_mask}, out=out, name="a", statistics="memory.*")
+    assert (out / "a.safetensors").stat().st_mtime_ns == stamp
+    record(demo_stock, few, {1: clip_mask}, out=out, name="b", statistics="memory.*")
+    assert load_recording(out).names == ["a", "b"]
+    with pytest.raises(InputError, match="'a' is in .* with another prompt"):
+        record(demo_stock, few, {1: ~clip_mask}, out=out, name="a", statistics="memory.*")
+    with pytest.raises(InputError, match="another settings"):
+        record(demo_stock, few, {1: clip_mask}, out=out, name="c", statistics="decoder.*")
+    assert sorted(p.name for p in out.iterdir()) == ["a.safetensors", "b.safetensors", HEADER]
+
+
+def test_recordings_merge(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    for name in ("a", "b"):
+        record(
+            demo_stock, clip_frames[:2], {1: clip_mask}, out=tmp_path / name, name=name,
+            statistics="decoder.final.*",
+        )  # fmt: skip
+    merged = merge_recordings([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    assert load_recording(merged.path).names == ["a", "b"]
+    assert np.array_equal(merged.clip("a").score, load_recording(tmp_path / "a").clip("a").score)
+    with pytest.raises(InputError, match="clips a are in several"):
+        merge_recordings([tmp_path / "a", merged.path], tmp_path / "twice")
+
+
+def test_prompts_in_the_middle_are_tracked_both_ways(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    def give(predictor: Any, state: Any) -> None:
+        predictor.add_new_points_or_box(state, 3, 1, points=[[51.0, 48.0]], labels=[1])
+
+    recording = record(
+        demo_stock, clip_frames[:6], give, out=tmp_path / "r", statistics="decoder.final.*"
+    )
+    clip = recording.clip("clip")
+    assert clip.frame.tolist() == [3, 4, 5, 2, 1, 0]
+    assert clip.reverse.tolist() == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("shard", "its hash differs"),
+        ("absent", "damaged"),
+        ("header", "no JSON"),
+        ("schema", "schema is 'efficient-sam2/recording/9'"),
+        ("key", "colour is 'red'"),
+        ("folder", "is no recording"),
+        ("clip", "'nothing' was asked for"),
+    ],
+)
+def test_what_is_damaged_is_refused(
+    made: Recording, tmp_path: Path, damage: str, message: str
+) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(made.path, folder)
+    header, shard = folder / HEADER, folder / "ellipse.safetensors"
+    content = json.loads(header.read_text())
+    if damage == "shard":
+        shard.write_bytes(shard.read_bytes()[:-8] + b"damaged!")
+    elif damage == "absent":
+        shard.unlink()
+    elif damage == "header":
+        header.write_text("{")
+    elif damage == "folder":
+        header.unlink()
+    elif damage in ("schema", "key"):
+        content |= (
+            {"schema": "efficient-sam2/recording/9"} if damage == "schema" else {"colour": "red"}
+        )
+        header.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        load_recording(folder).clip("nothing" if damage == "clip" else "ellipse")
+
+
+def test_only_dense_runs_are_recorded(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    with pytest.raises(InputError, match="recordings are of dense runs"):
+        record(accelerate(demo_stock, "paper"), clip_frames, {1: clip_mask}, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()

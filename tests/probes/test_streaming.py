@@ -1,0 +1,190 @@
+"""Statistics: block by block they equal the materialised matrix; samples come close; halves merge."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from probes import mass as mass_module
+from probes.mass import (
+    descending,
+    effective_support,
+    foreground_lift,
+    gini,
+    keys_for_mass,
+    normalised_entropy,
+    sample_queries,
+    top_mass,
+    window_slots,
+)
+from probes.observe import AttentionCall, observe
+from probes.streaming import AttentionStatistics, measure, slot_shares, token_coverage
+
+
+@pytest.fixture
+def calls(any_predictor: Any, clip_folder: Path, clip_mask: np.ndarray) -> list[AttentionCall]:
+    """All calls of one frame, of a model with padded windows and of one without."""
+    seen: list[AttentionCall] = []
+
+    def keep(call: AttentionCall) -> None:
+        if call.moment.frame == 2:
+            seen.append(replace(call, q=call.q.clone(), k=call.k.clone(), v=call.v.clone()))
+
+    with torch.inference_mode(), observe(any_predictor, keep, "*"):
+        state = any_predictor.init_state(str(clip_folder))
+        any_predictor.add_new_mask(state, 0, 1, clip_mask)
+        list(any_predictor.propagate_in_video(state, max_frame_num_to_track=2))
+    return seen
+
+
+def materialised(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """The whole attention matrix in float64 and which of its query rows are real."""
+    p = (call.q.double() @ call.k.double().mT * call.q.shape[-1] ** -0.5).softmax(-1)
+    real = torch.ones(len(p), p.shape[2], dtype=torch.bool)
+    if call.where is not None and call.where.kind == "window":
+        site = call.where
+        real = window_slots(site.grid // site.pool, site.window // site.pool) >= 0
+    return p, real
+
+
+def test_blockwise_equals_materialised(
+    calls: list[AttentionCall], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mass_module, "BLOCK_BYTES", 100_000)
+    padded = 0
+    for call in calls:
+        found = measure(call, rows=None)
+        p, real = materialised(call)
+        n = p.shape[-1]
+        entropy = -(p * p.clamp(min=1e-300).log()).sum(-1) / math.log(n)  # [B, h, Nq]
+        w = real.double()[:, None]
+        if call.where is not None and call.where.part == "encoder":
+            expected = (entropy * w).sum((0, 2)) / w.sum()
+            received = (p * w[..., None]).sum(2) / w.sum()  # [windows, h, Nk]
+            heads = p.shape[1]
+            grid = torch.zeros(heads, call.where.grid**2 + 1, dtype=torch.float64)
+            slots = torch.arange(n)[None]
+            if call.where.window:
+                slots = window_slots(call.where.grid, call.where.window)
+            padding = float(received.sum((0, 2)).mean() - 1)
+            grid.index_add_(
+                1,
+                torch.where(slots < 0, call.where.grid**2, slots).reshape(-1),
+                received.transpose(0, 1).reshape(heads, -1),
+            )
+            padding = grid[:, -1]
+            assert torch.allclose(found.means["padding"][0].double(), padding, atol=1e-5)
+            padded += bool((padding > 0).any())
+            expected_mass = grid[None, :, :-1]
+            expected = expected[None]
+        else:
+            expected, expected_mass = entropy.mean(2), p.mean(2)
+        assert (found.means["entropy"].double() - expected).abs().max() < 1e-4
+        assert torch.allclose(found.mass.double(), expected_mass, rtol=1e-4, atol=1e-8)
+    site = calls[0].where
+    assert site is not None
+    assert (padded > 0) == any(c.where.grid % c.where.window for c in calls if c.where.window)
+
+
+def test_statistics_differ_when_one_key_changes(calls: list[AttentionCall]) -> None:
+    call = next(call for call in calls if call.site.endswith("cross"))
+    k = call.k.clone()
+    k[:, :, 3] += 1
+    before, after = measure(call, None), measure(replace(call, k=k), None)
+    assert not torch.allclose(before.mass, after.mass, rtol=1e-4)
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=2, max_size=40))
+def test_row_statistics_stay_in_their_ranges(values: list[float]) -> None:
+    p = torch.tensor(values) / sum(values)
+    ordered, n = descending(p[None]), len(values)
+    assert torch.equal(ordered[0], p.sort(descending=True).values)
+    assert 0 <= normalised_entropy(p) <= 1 + 1e-5
+    assert 1 - 1e-4 <= effective_support(p) <= n + 1e-2
+    assert 1 <= keys_for_mass(ordered) <= n
+    assert -1e-5 <= gini(ordered) <= (n - 1) / n + 1e-5
+    assert top_mass(ordered) >= max(1, n // 10) / n - 1e-5
+    assert torch.allclose(normalised_entropy(p), normalised_entropy(p.flip(0)), atol=1e-5)
+
+
+def test_row_statistics_of_known_rows() -> None:
+    uniform, peak = torch.full((1, 20), 0.05), torch.eye(20)[:1]
+    assert normalised_entropy(uniform).item() == pytest.approx(1)
+    assert normalised_entropy(peak).item() == 0
+    assert effective_support(uniform).item() == pytest.approx(20)
+    assert gini(descending(uniform)).item() == pytest.approx(0, abs=1e-6)
+    assert gini(descending(peak)).item() == pytest.approx(0.95)
+    assert keys_for_mass(descending(uniform)).item() == 18
+    assert keys_for_mass(descending(peak)).item() == 1
+    assert top_mass(descending(uniform)).item() == pytest.approx(0.1)
+    half = (torch.arange(20) < 10).float()
+    assert foreground_lift(uniform[0], half).item() == pytest.approx(1)
+    assert foreground_lift(peak[0], half).item() == pytest.approx(2)
+    assert foreground_lift(peak[0], half * 0).isnan()
+
+
+@pytest.mark.parametrize(("groups", "rows", "wanted"), [(1, 4096, 256), (25, 196, 256), (4, 9, 99)])
+def test_samples_are_stratified(groups: int, rows: int, wanted: int) -> None:
+    drawn = sample_queries(groups, rows, wanted, 0)
+    assert drawn.numel() >= min(wanted, groups * rows)
+    step = rows / drawn.shape[1]
+    middle = (torch.arange(drawn.shape[1]) + 0.5) * step
+    assert ((drawn + 0.5 - middle).abs() <= step / 2 + 0.5).all()
+    assert torch.equal(drawn, sample_queries(groups, rows, wanted, 0))
+    if drawn.shape[1] < rows:
+        assert not torch.equal(drawn, sample_queries(groups, rows, wanted, 1))
+
+
+def test_slots_share_the_mass(calls: list[AttentionCall]) -> None:
+    for call in calls:
+        if call.site.endswith("cross"):
+            shares = slot_shares(measure(call, None), call)
+            assert shares.sum().item() == pytest.approx(1, abs=1e-5)
+            assert (shares[0, [0, 6, 7]] > 0).all() and (shares[0, 1:6] == 0).all()
+
+
+def test_halves_merge_to_the_whole(calls: list[AttentionCall]) -> None:
+    whole, first, second = (AttentionStatistics(rows=None) for _ in range(3))
+    for i, call in enumerate(calls * 2):
+        whole.add(call)
+        (first if i % 3 else second).add(call)
+    loaded = AttentionStatistics(rows=None)
+    loaded.load_state_dict(first.state_dict())
+    assert json.dumps(loaded.result()) == json.dumps(first.result()) != json.dumps(whole.result())
+    loaded.merge(second)
+    for a, b in zip(whole.result(), loaded.result(), strict=True):
+        assert (a["site"], a["object"], a["calls"]) == (b["site"], b["object"], b["calls"])
+        assert np.allclose(a["entropy"], b["entropy"])
+
+
+def test_lift_is_measured_where_a_foreground_is_given(calls: list[AttentionCall]) -> None:
+    call = next(call for call in calls if call.site == "decoder.final.token_to_image")
+    assert call.where is not None
+    foreground = token_coverage(torch.ones(64, 64), call.where.grid)
+    statistics = AttentionStatistics()
+    statistics.add(call, foreground)
+    (entry,) = statistics.result()
+    assert np.allclose(entry["lift"], 1)
+
+
+def test_an_accelerated_call_is_laid_out_like_a_dense_one(
+    demo_calls: Callable[[str], list[AttentionCall]],
+) -> None:
+    dense, exact = ({c.site: c for c in demo_calls(profile)} for profile in ("dense", "exact"))
+    assert dense.keys() == exact.keys()
+    for site, call in dense.items():
+        a, b = measure(call, None), measure(exact[site], None)
+        assert torch.allclose(a.mass, b.mass, rtol=1e-2, atol=1e-5), site
+        for name, value in a.means.items():
+            assert torch.allclose(value, b.means[name], rtol=1e-2, atol=1e-3, equal_nan=True), name
