@@ -37,6 +37,16 @@ UNTIMED = 3
 """Frames between the full bank and the first one that counts."""
 
 
+def _routed_readers(profile: Profile, name: str) -> Profile:
+    assert profile.memory is not None, "the paper's profile prunes memory"
+    memory = profile.memory.model_copy(update={"readers": "routed"})
+    return profile.model_copy(update={"name": name, "memory": memory})
+
+
+FURTHER: dict[str, Callable[[Profile, str], Profile]] = {"+ routed readers": _routed_readers}
+"""Techniques beyond the paper that change results: from a profile to the one with the technique on."""
+
+
 @dataclass(frozen=True)
 class Material:
     """What is tracked: frames uint8 ``[T, H, W, 3]`` and the objects on the first one, bool ``[H, W]`` by id."""
@@ -56,11 +66,14 @@ class Variant:
         None: the stock predictor, unmodified.
     predictor
         Another stock predictor with the same weights, for example a compiled one.
+    route
+        Windows that are given to this row alone.
     """
 
     name: str
     profile: Profile | None
     predictor: Any = None
+    route: Route | None = None
 
 
 @dataclass
@@ -93,7 +106,9 @@ class Measured:
 
 
 def ladder(further: tuple[Profile, ...] = ()) -> list[Variant]:
-    """List the standard rows: stock, exact rewrites alone, SWR, SMR, both, and both with the exact rewrites.
+    """List the standard rows: stock, exact rewrites alone, SWR, SMR, both, and the paper's profile.
+
+    Then a row for each further technique, on top of the paper's profile.
 
     Parameters
     ----------
@@ -109,6 +124,7 @@ def ladder(further: tuple[Profile, ...] = ()) -> list[Variant]:
     rows = [Variant(STOCK, None), Variant("exact", BUILTIN["exact"])]
     rows += [Variant(name, profile) for name, profile in plain.items()]
     rows.append(Variant("paper", paper))
+    rows += [Variant(name, change(paper, name)) for name, change in FURTHER.items()]
     return rows + [Variant(p.name, p) for p in further if p.name not in {r.name for r in rows}]
 
 
@@ -239,30 +255,26 @@ def _runners(
     start = accelerated.init_state(material.frames[:needed])
     # frames are decoded before the clock starts, for all alike
     start["images"] = torch.stack([start["images"][t] for t in range(needed)])
-    accelerated.choose_windows(start, None if route is None else route.choose)
+
+    def runner(variant: Variant, state: dict[str, Any], at: int) -> _Runner:
+        predictor = variant.predictor or (stock if variant.profile is None else accelerated)
+        given = variant.route or route
+        accelerated.choose_windows(state, None if given is None else given.choose)
+        return _Runner(variant, predictor, state, at)
 
     def begun(variant: Variant) -> _Runner:
-        predictor = variant.predictor or (stock if variant.profile is None else accelerated)
-        runner = _Runner(variant, predictor, _copy(start), 0)
-        with runner.use():
+        begins = runner(variant, _copy(start), 0)
+        with begins.use():
             for object_id, mask in material.objects.items():
-                predictor.add_new_mask(runner.state, 0, object_id, mask)
+                begins.predictor.add_new_mask(begins.state, 0, object_id, mask)
         for _ in range(FULL_BANK):
-            runner.step()
-        return runner
+            begins.step()
+        return begins
 
     if not share_bank:
         return [begun(variant) for variant in variants]
     full = begun(variants[-1]).state
-    return [
-        _Runner(
-            variant,
-            variant.predictor or (stock if variant.profile is None else accelerated),
-            _copy(full),
-            FULL_BANK,
-        )
-        for variant in variants
-    ]
+    return [runner(variant, _copy(full), FULL_BANK) for variant in variants]
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

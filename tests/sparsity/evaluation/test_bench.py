@@ -52,7 +52,15 @@ def measured(dividing_predictor: Any, material: Material) -> dict[str, Measured]
 
 
 def test_every_run_is_timed_on_the_same_number_of_frames(measured: dict[str, Measured]) -> None:
-    assert list(measured) == [STOCK, "exact", "SWR", "SMR", "SWR + SMR", "paper"]
+    assert list(measured) == [
+        STOCK,
+        "exact",
+        "SWR",
+        "SMR",
+        "SWR + SMR",
+        "paper",
+        "+ routed readers",
+    ]
     assert {len(row.seconds) for row in measured.values()} == {TIMED}
     assert all(seconds > 0 for row in measured.values() for seconds in row.seconds)
 
@@ -76,6 +84,7 @@ def test_less_work_counts_fewer_operations(measured: dict[str, Measured]) -> Non
     flops = {name: row.flops for name, row in measured.items()}
     assert flops["SWR + SMR"] < min(flops["SWR"], flops["SMR"])
     assert max(flops["SWR"], flops["SMR"]) < flops[STOCK]
+    assert flops["+ routed readers"] < flops["paper"]
     saved = flops[STOCK] - flops["SWR"] + flops[STOCK] - flops["SMR"]
     assert flops[STOCK] - flops["SWR + SMR"] == pytest.approx(saved, rel=0.01), "they add up"
 

@@ -18,7 +18,7 @@ from sparsity.masks import write_mask
 from sparsity.profile import load_profile
 from tests.conftest import make_frames, make_mask
 
-ROWS = ["stock", "exact", "SWR", "SMR", "SWR + SMR", "paper"]
+ROWS = ["stock", "exact", "SWR", "SMR", "SWR + SMR", "paper", "+ routed readers"]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def quality(j_and_f: float) -> dict[str, Any]:
 def stored(result: Result, **changes: Any) -> Result:
     """An evaluation of the same model: the dense run and the paper's profile."""
     document = json.loads(result.to_json())
-    paper = document["runs"][-1]
+    paper = next(row for row in document["runs"] if row["name"] == "paper")
     dense = {**paper, "name": "dense", "profile": None, "quality": quality(80.0), "why": None}
     document["runs"] = [dense, {**paper, "name": "mine", "quality": quality(79.0), "why": None}]
     document["environment"].update(changes)
