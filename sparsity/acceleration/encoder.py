@@ -117,11 +117,11 @@ class Encoder:
             with torch.autocast(image.device.type, enabled=False):
                 with self.seam.joined():
                     x, high_res = self._early(image)
-                x, change = self._stage3(x, routing)
+                x, change = self.through_stage3(x, routing)
                 return self._late(x, high_res), change
         return self._stock_around(image, routing)
 
-    def _stage3(self, x: Tensor, routing: Routing) -> tuple[Tensor, Tensor | None]:
+    def through_stage3(self, x: Tensor, routing: Routing) -> tuple[Tensor, Tensor | None]:
         """Run stage 3's blocks behind its pooling block on ``[grid, grid, C]`` float32 (method 2.2)."""
         grid, channels = x.shape[0], x.shape[-1]
         where = window_tokens(grid, window_grid(self.model).window, routing.windows, x.device)
@@ -220,7 +220,7 @@ class Encoder:
             if routing.windows is not None and self.first <= index <= self.last:
                 if index == self.first:
                     with torch.autocast(image.device.type, enabled=False):
-                        x = self._stage3(x[0].float(), routing)[0][None]
+                        x = self.through_stage3(x[0].float(), routing)[0][None]
             else:
                 if index == self.first:
                     entry = x

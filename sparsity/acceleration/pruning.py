@@ -46,7 +46,7 @@ def kept_tokens(
     for f, entry in enumerate(layout.frames):
         extras = stored_result(results, entry).get(KEY)
         chosen = None if extras is None else extras.tokens.get(reverse)
-        if chosen is not None and chosen.memory == memory:
+        if chosen is not None and chosen.follow(memory):
             if not is_exempt(entry, memory):
                 tokens[f] = chosen.per_layer
         elif entry.conditioning:

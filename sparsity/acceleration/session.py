@@ -30,10 +30,14 @@ WindowChooser = Callable[[int], "tuple[int, ...] | None"]
 
 @dataclass(frozen=True)
 class ChosenTokens:
-    """Kept tokens of a memory frame, int64 ``[K]`` per memory-attention layer, and the settings they follow."""
+    """Kept tokens of a memory frame, int64 ``[K]`` per memory-attention layer, and the settings that chose them."""
 
     per_layer: list[Tensor]
     memory: Memory
+
+    def follow(self, memory: Memory) -> bool:
+        """Whether other settings choose the same tokens."""
+        return (self.memory.keep, self.memory.queries) == (memory.keep, memory.queries)
 
 
 @dataclass
