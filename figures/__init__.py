@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from figures.ablation import KeptCurve as KeptCurve
+    from figures.ablation import draw_ablation as draw_ablation
     from figures.attention import draw_encoder_and_decoder as draw_encoder_and_decoder
     from figures.breadth import Breadth as Breadth
     from figures.breadth import draw_breadth as draw_breadth
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Breadth": "figures.breadth",
+    "KeptCurve": "figures.ablation",
     "MemoryTile": "figures.overview",
     "RecallCurve": "figures.recall",
     "Recollection": "figures.filmstrip",
     "RoutedFrame": "figures.player",
     "Tile": "figures.tiles",
     "TradeOff": "figures.tradeoff",
+    "draw_ablation": "figures.ablation",
     "draw_breadth": "figures.breadth",
     "draw_concentration": "figures.concentration",
     "draw_encoder_and_decoder": "figures.attention",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from figures.attention import lift
 from figures.breadth import Breadth
 from figures.filmstrip import Recollection
 from figures.recall import RecallCurve
@@ -176,6 +177,55 @@ def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
             f"no frame of {recording.path} has a full memory; expected clips of at least 8 frames; record longer ones"
         )
     return np.array(samples, float)
+
+
+def lifts(recording: Recording, site: str) -> dict[str, float]:
+    """How much more attention than chance falls on the tracked objects, mean over a clip's frames, by clip.
+
+    Parameters
+    ----------
+    site
+        One of the recording's `map_sites` (all queries of an encoder block), or ``"decoder"`` (its output
+        tokens, mean over layers and heads).
+    """
+    sites = recording.header.settings.map_sites
+    found = {}
+    for info, clip in recording:
+        values = []
+        masks = clip.masks()
+        for i in np.flatnonzero(~clip.conditioning):
+            t = int(np.flatnonzero(clip.frame == clip.row_frame[i])[-1])
+            mass = (
+                clip.decoder_saliency[i]
+                if site == "decoder"
+                else clip.encoder_mass[t, _position(site, sites, "site")].astype(float)
+            )
+            values.append(lift(mass, masks[i]))
+        found[info.name] = _mean(np.array(values))
+    return found
+
+
+def pixel_map(
+    recording: Recording, name: str, site: str, frame: int, xy: tuple[float, float]
+) -> NDArray[np.float64]:
+    """What a pixel attends to at an encoder site on a frame: the stored row nearest to it, ``[r, r]``.
+
+    Parameters
+    ----------
+    name
+        Of the clip.
+    xy
+        In pixels of the video.
+    """
+    header = recording.header
+    info = next(item for item in header.clips if item.name == name)
+    clip = recording.clip(name)
+    g = header.model.grid
+    at = np.array([xy[1] / info.height, xy[0] / info.width]) * g - 0.5
+    queries = np.array(header.settings.row_queries)
+    nearest = int(np.hypot(queries // g - at[0], queries % g - at[1]).argmin())
+    t = int(np.flatnonzero(clip.frame == frame)[-1])
+    return np.asarray(clip.attention_rows(site, t)[nearest], float)
 
 
 def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> NDArray[np.float64]:
