@@ -29,6 +29,7 @@ from sparsity.options import (
     Seed,
     Weights,
 )
+from sparsity.probe_command import probe
 
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a command line it can't parse; newer versions carry a click of their own."""
@@ -100,6 +101,9 @@ app.command(
     "explore",
     epilog="Example: efficient-sam2 explore clip.recording --video clip.mp4 --out page.html",
 )(explore)
+app.command(
+    "probe", epilog="Example: efficient-sam2 probe clip.mp4 --box 40,60,200,220 --out clip.recording"
+)(probe)
 app.command("bench", epilog="Example: efficient-sam2 bench --model demo --out bench.json")(bench)
 
 

@@ -1,0 +1,82 @@
+"""``efficient-sam2 probe``: a clip, a data set, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from probes.records import load_recording
+from sparsity.cli import run
+from sparsity.masks import write_mask
+
+
+@pytest.fixture
+def prompt(tmp_path: Path, clip_mask: np.ndarray) -> str:
+    path = tmp_path / "first.png"
+    write_mask(path, clip_mask.astype(np.uint8), "")
+    return str(path)
+
+
+@pytest.fixture
+def data_set(tmp_path: Path, clip_frames: np.ndarray, clip_mask: np.ndarray) -> Path:
+    """Two annotated clips of three frames in DAVIS's layout."""
+    root = tmp_path / "set"
+    for name in ("one", "two"):
+        frames, masks = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
+        frames.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for t in range(3):
+            Image.fromarray(clip_frames[t]).save(frames / f"{t:05d}.jpg")
+            write_mask(masks / f"{t:05d}.png", clip_mask.astype(np.uint8), "")
+    return root
+
+
+def test_a_clip_is_recorded(
+    tmp_path: Path, clip_folder: Path, prompt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "clip.recording"
+    arguments = ["probe", str(clip_folder), "--prompt", prompt, "--max-frames", "3"]
+    assert run([*arguments, "--out", str(out), "--rows", "*.global"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{out}: 1 clips, 3 frames, ")
+    assert "raw rows of 3 sites take" in said.err
+    recording = load_recording(out)
+    assert recording.header.model.name == "demo"
+    assert recording.clip(recording.names[0]).frame.tolist() == [0, 1, 2]
+
+
+def test_a_data_set_is_recorded_and_gone_on_with(tmp_path: Path, data_set: Path) -> None:
+    listed, out = tmp_path / "clips.txt", tmp_path / "set.recording"
+    listed.write_text("two\n")
+    options = ["--out", str(out), "--sites", "memory.*"]
+    assert run(["probe", str(data_set), "--clips", str(listed), *options]) == 0
+    stamp = (out / "two.safetensors").stat().st_mtime_ns
+    assert load_recording(out).names == ["two"]
+    assert run(["probe", str(data_set), *options]) == 0
+    assert sorted(load_recording(out).names) == ["one", "two"]
+    assert (out / "two.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "without a prompt"),
+        (["--box", "1,1,50,50", "--sites", "nowhere"], "no attention site matches 'nowhere'"),
+        (["--box", "1,1,500,50"], "box"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path,
+    clip_folder: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "r"
+    assert run(["probe", str(clip_folder), "--out", str(out), *options]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and not said.out
+    assert not out.exists()
