@@ -102,7 +102,8 @@ app.command(
     epilog="Example: efficient-sam2 explore clip.recording --video clip.mp4 --out page.html",
 )(explore)
 app.command(
-    "probe", epilog="Example: efficient-sam2 probe clip.mp4 --box 40,60,200,220 --out clip.recording"
+    "probe",
+    epilog="Example: efficient-sam2 probe clip.mp4 --box 40,60,200,220 --out clip.recording",
 )(probe)
 app.command("bench", epilog="Example: efficient-sam2 bench --model demo --out bench.json")(bench)
 
@@ -154,11 +155,12 @@ def profile_show(
 def profile_check(
     profile: Annotated[str, typer.Argument(help="a built-in profile's name or a JSON file")],
 ) -> None:
-    """Say whether a profile is valid, and for which model it was made."""
+    """Say whether a profile is valid, for which model it was made, and what it promises."""
     from sparsity.profile import load_profile
 
     loaded = load_profile(profile)
     print(f"{loaded.name}: valid, for {loaded.model or 'any model'}")
+    print(loaded.promise.text() if loaded.promise else "promises nothing: nobody calibrated it")
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -146,7 +146,15 @@ class Guard(_Strict):
 
 
 class Promise(_Strict):
-    """What the calibration found: loss of J&F in points, with the bound it holds to."""
+    """What the calibration found: loss of J&F in points, with the bound it holds to.
+
+    Attributes
+    ----------
+    expected_windows, expected_keys
+        Shares computed and read on the videos behind the promise; dense frames count as 1.
+    expected_speedup
+        Operations of a frame with every window and key over those of this profile's; not a time.
+    """
 
     mean_loss: FiniteFloat
     upper_bound: FiniteFloat
@@ -157,6 +165,19 @@ class Promise(_Strict):
     expected_windows: Share | None = None
     expected_keys: Share | None = None
     expected_speedup: Annotated[FiniteFloat, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _bound_above_mean(self) -> Promise:
+        if self.upper_bound < self.mean_loss:
+            raise ValueError("promise.upper_bound must not lie below promise.mean_loss")
+        return self
+
+    def text(self) -> str:
+        """The promise in one line."""
+        return (
+            f"mean loss {self.mean_loss:+.2f}, at most {self.upper_bound:.2f} {self.unit}, at {self.confidence:.0%} "
+            f"({self.method}, {self.clips} videos)"
+        )
 
 
 class Router(_Strict):

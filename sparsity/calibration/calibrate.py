@@ -28,6 +28,7 @@ from sparsity.calibration.capture import capture, load_trace, save_trace
 from sparsity.calibration.clips import ClipSource
 from sparsity.calibration.cost import Cost, measure_cost
 from sparsity.calibration.promise import Choice, choose, smallest_certifiable, videos_needed
+from sparsity.calibration.recordings import read_traces
 from sparsity.calibration.replay import replay_windows
 from sparsity.calibration.runs import Runs, losses, shared_predictor
 from sparsity.calibration.search import (
@@ -65,6 +66,8 @@ class Request:
 
     Attributes
     ----------
+    recordings
+        Folders that ``probe`` wrote; their clips are not watched again.
     max_drop
         Mean loss per video that is accepted, in points of J&F.
     target_speedup
@@ -85,6 +88,7 @@ class Request:
     confidence: float = 0.95
     seed: int = 0
     budget: float | None = None
+    recordings: tuple[Path, ...] = ()
 
     def check(self) -> None:
         """Refuse what can't be calibrated.
@@ -136,8 +140,7 @@ class Calibration:
         return "\n".join(
             [
                 f"chosen   {describe(self.profile) or 'every window and key'}",
-                f"promise  mean loss {promise.mean_loss:+.2f}, at most {promise.upper_bound:.2f} points of J&F at "
-                f"{promise.confidence:.0%} ({promise.method}, {promise.clips} videos)",
+                f"promise  {promise.text()}",
                 f"expected windows {promise.expected_windows:.0%}, keys {promise.expected_keys:.0%}, "
                 f"{promise.expected_speedup:.2f}x fewer operations than with all of them",
                 *said,
@@ -240,7 +243,12 @@ def _watch(request: Request, names: Sequence[str], folder: Path) -> list[Trace]:
     folder.mkdir(parents=True, exist_ok=True)
     predictor = shared_predictor(request.choice)
     traces = []
+    recorded = {t.name: t for path in request.recordings for t in read_traces(path)}
+    one_model([*recorded.values()], fingerprint(predictor))
     for name in tqdm(names, desc="watching", unit="clip", disable=None):
+        if name in recorded:
+            traces.append(checked(recorded[name]))
+            continue
         path = folder / f"{name}.safetensors"
         trace = load_trace(path)
         if trace is None:
@@ -266,8 +274,7 @@ def checked(trace: Trace) -> Trace:
         )
     memory = trace.memory
     if not bool(trace.score.isfinite().all()) or (
-        memory is not None
-        and not (np.isfinite(memory.first).all() and np.isfinite(memory.later).all())
+        memory is not None and not np.isfinite(memory.curve).all()
     ):
         raise InputError(
             f"statistics of {trace.name} are not numbers; expected finite scores and attention; check the "
@@ -276,21 +283,26 @@ def checked(trace: Trace) -> Trace:
     return trace
 
 
-def one_model(traces: Sequence[Trace]) -> str:
-    """Return the model that all traces are of.
+def one_model(traces: Sequence[Trace], model: str) -> None:
+    """Hold that all traces are of `model`.
 
     Raises
     ------
     InputError
-        They are of several.
+        They are of several models, or of another one.
     """
     models = sorted({trace.model for trace in traces})
-    if len(models) != 1:
+    named = ", ".join(f"{m[:19]}…" for m in models)
+    if len(models) > 1:
         raise InputError(
-            f"recordings of {len(models)} models given ({', '.join(m[:19] + '…' for m in models)}); expected one "
-            "model; record all clips with the same weights"
+            f"recordings of {len(models)} models given ({named}); expected one model; record all clips with the "
+            "same weights"
         )
-    return models[0]
+    if models and models[0] != model:
+        raise InputError(
+            f"recordings of the model {named} given; the model to calibrate is {model[:19]}…; record its clips, "
+            "or name the model that was recorded"
+        )
 
 
 def _cost(request: Request, name: str, path: Path) -> tuple[Cost, Cost]:

@@ -23,7 +23,7 @@ from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.memory import token_saliency
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.calibration.clips import CalibrationClip
-from sparsity.calibration.traces import MemoryTrace, Trace
+from sparsity.calibration.traces import MemoryTrace, Trace, recall_curve
 from sparsity.profile import EXACT_TECHNIQUES, Profile, Windows
 from sparsity.select import WindowGrid, thumbnail
 
@@ -162,8 +162,7 @@ class _Recalled:
             ]
         )
         return MemoryTrace(
-            first.numpy(),
-            later.numpy(),
+            recall_curve(first.numpy(), later.numpy()),
             tuple(ages),
             np.array([np.mean(self.exposure[i]) for i in sorted(self.exposure)], np.float32),
             np.array(self.keys),
@@ -189,7 +188,7 @@ def _observed(predictor: EfficientSAM2VideoPredictor, recalled: _Recalled) -> It
 
 _TENSORS = ("candidates", "best", "saliency", "score", "tracked", "thumbnails")
 
-_MEMORY = ("first", "later", "exposure", "keys", "prunable")
+_MEMORY = ("curve", "exposure", "keys", "prunable")
 
 
 def save_trace(trace: Trace, path: Path) -> None:
@@ -216,13 +215,13 @@ def load_trace(path: Path) -> Trace | None:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["trace"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        memory = None
+        if "ages" in about:
+            parts = {key: tensors[f"memory.{key}"].numpy() for key in _MEMORY}
+            memory = MemoryTrace(**parts, ages=tuple(about["ages"]))
+        return Trace(
+            about["name"], about["model"], WindowGrid(*about["grid"]), tuple(about["frames"]),
+            **{key: tensors[key] for key in _TENSORS}, memory=memory,
+        )  # fmt: skip
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    memory = None
-    if "ages" in about:
-        parts = {key: tensors[f"memory.{key}"].numpy() for key in _MEMORY}
-        memory = MemoryTrace(**parts, ages=tuple(about["ages"]))
-    return Trace(
-        about["name"], about["model"], WindowGrid(*about["grid"]), tuple(about["frames"]),
-        **{key: tensors[key] for key in _TENSORS}, memory=memory,
-    )  # fmt: skip

@@ -28,6 +28,10 @@ SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 def calibrate(
     out: Annotated[Path, typer.Option("--out", help="JSON file for the profile")],
+    recordings: Annotated[
+        list[Path] | None,
+        typer.Argument(help="recordings of some of the videos, which are then not watched again"),
+    ] = None,
     videos: Annotated[
         Path | None, typer.Option("--videos", help="folder of videos, or of folders of frames")
     ] = None,
@@ -94,6 +98,7 @@ def calibrate(
         confidence,
         split_seed,
         seconds,
+        tuple(recordings or ()),
     )
     found = run(request, out.with_name(f"{out.name}.clips"), Spread(jobs=jobs))
     write_text(out, found.profile.to_json())

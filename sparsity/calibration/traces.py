@@ -23,16 +23,15 @@ from sparsity.select import LOW_RES_STRIDE, TOKEN_STRIDE, WindowGrid, scene_chan
 
 @dataclass(frozen=True, eq=False)
 class MemoryTrace:
-    """Attention to the tokens of memory frames, for frames that were recollected to the end of the bank.
+    """Attention to the tokens of memory frames.
 
     Attributes
     ----------
-    first
-        Token saliency at first recollection (method 4.2), float32 ``[cases, layers, tokens]``.
-    later
-        Attention mass inside the same memory frame at later ages, ``[cases, layers, ages, tokens]``.
+    curve
+        Mass recall of the `k + 1` tokens most salient at first recollection (method 4.2), mean over memory frames,
+        float64 ``[layers, ages, tokens]``.
     ages
-        Those ages, in frames.
+        Ages of the memory frames when they are read later, in frames, ascending.
     exposure
         Share of all attention that falls on memory frames that may be pruned, mean by layer, ``[layers]``.
     keys, prunable
@@ -40,20 +39,34 @@ class MemoryTrace:
         pruned, int ``[calls]``.
     """
 
-    first: NDArray[np.float32]
-    later: NDArray[np.float32]
+    curve: NDArray[np.float64]
     ages: tuple[int, ...]
     exposure: NDArray[np.float32]
     keys: NDArray[np.int64]
     prunable: NDArray[np.int64]
 
-    @cached_property
-    def curve(self) -> NDArray[np.float64]:
-        """Mass recall of the `k` tokens most salient at first, mean over cases, ``[layers, ages, tokens]``."""
-        order = np.argsort(-self.first, axis=-1, kind="stable")[:, :, None]
-        share = self.later / np.maximum(self.later.sum(-1, keepdims=True), 1e-12)
-        ranked = np.take_along_axis(share, np.broadcast_to(order, share.shape), -1)
-        return ranked.astype(np.float64).mean(0).cumsum(-1)
+
+def recall_curve(first: NDArray[np.float32], later: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mass recall by number of tokens, mean over memory frames.
+
+    Parameters
+    ----------
+    first
+        Token saliency at first recollection, ``[cases, layers, tokens]``.
+    later
+        The same at later ages, ``[cases, layers, ages, tokens]``.
+
+    Examples
+    --------
+    >>> first = np.float32([[[0.2, 0.7, 0.1]]])
+    >>> recall_curve(first, np.float32([[[[0.25, 0.5, 0.25]]]])).round(2).tolist()
+    [[[0.5, 0.75, 1.0]]]
+    """
+    order = np.argsort(-first, axis=-1, kind="stable")[:, :, None]
+    share = later / np.maximum(later.sum(-1, keepdims=True), 1e-12)
+    ranked = np.take_along_axis(share, np.broadcast_to(order, share.shape), -1)
+    curve: NDArray[np.float64] = ranked.astype(np.float64).mean(0).cumsum(-1)
+    return curve
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +123,7 @@ class Trace:
         for part in (self.candidates, self.best, self.saliency, self.score, self.thumbnails):
             found.update(part.contiguous().numpy().tobytes())
         if self.memory is not None:
-            found.update(self.memory.first.tobytes() + self.memory.later.tobytes())
+            found.update(self.memory.curve.tobytes())
         return found.hexdigest()
 
     @cached_property

@@ -1,0 +1,78 @@
+"""Recordings of `probe` say the same as watching the clip again, and bad ones are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from probes import record
+from probes.errors import InputError
+from sparsity.calibration.calibrate import checked, one_model
+from sparsity.calibration.recordings import read_traces
+from sparsity.calibration.replay import replay_memory, replay_windows
+from sparsity.calibration.thresholds import mask_only
+from sparsity.profile import Guard, Memory, Windows
+from tests.sparsity.calibration.conftest import made
+
+
+@pytest.fixture(scope="module")
+def recorded(demo_predictor, tmp_path_factory):
+    """The two-object clip, recorded from the stock predictor."""
+    clip = made("distractors")
+    folder = tmp_path_factory.mktemp("recorded") / "distractors.recording"
+    record(demo_predictor._stock, clip.video, clip.prompts(), out=folder, name="distractors")
+    (trace,) = read_traces(folder)
+    return trace
+
+
+@pytest.mark.parametrize("windows", [Windows(), mask_only(4.0, "best")], ids=["paper", "mask"])
+def test_a_recording_decides_as_the_watched_clip_does(recorded, traces, windows):
+    guard = Guard(mask_jump=0.2, scene_cut=0.1, refresh_every=5)
+    watched = replay_windows(traces[2], windows, guard)
+    again = replay_windows(recorded, windows, guard)
+    assert [d.windows for d in again.decisions] == [d.windows for d in watched.decisions]
+    assert np.allclose(again.recall, watched.recall)
+    other = replay_windows(traces[0], windows, guard)
+    assert [d.windows for d in again.decisions] != [d.windows for d in other.decisions]
+
+
+def test_a_recording_recalls_as_the_watched_clip_does(recorded, traces):
+    assert recorded.memory.ages == traces[2].memory.ages
+    assert recorded.memory.exposure == pytest.approx(traces[2].memory.exposure, abs=0.01)
+    for share in (0.05, 0.2):
+        one, two = (replay_memory(t, Memory(keep=share)) for t in (recorded, traces[2]))
+        assert one.recall.mean() == pytest.approx(two.recall.mean(), abs=0.03)
+    assert (
+        replay_memory(recorded, Memory(keep=0.2)).mass
+        > replay_memory(recorded, Memory(keep=0.05)).mass
+    )
+
+
+def test_recordings_of_different_models_are_refused(traces):
+    other = replace(traces[0], model="sha256:" + "0" * 64)
+    with pytest.raises(InputError, match="recordings of 2 models given .* expected one model"):
+        one_model([traces[1], other], traces[1].model)
+    with pytest.raises(InputError, match="the model to calibrate is"):
+        one_model([other], traces[1].model)
+    one_model(traces, traces[0].model)
+
+
+def test_an_empty_mask_track_is_refused(traces):
+    empty = replace(traces[0], best=torch.zeros_like(traces[0].best))
+    with pytest.raises(InputError, match="finds nothing in smooth .* check its prompt"):
+        checked(empty)
+    assert checked(traces[0]) is traces[0]
+
+
+@pytest.mark.parametrize("part", ["score", "memory"])
+def test_statistics_that_are_no_numbers_are_refused(traces, part):
+    if part == "score":
+        broken = replace(traces[0], score=torch.full_like(traces[0].score, torch.nan))
+    else:
+        curve = np.full_like(traces[0].memory.curve, np.nan)
+        broken = replace(traces[0], memory=replace(traces[0].memory, curve=curve))
+    with pytest.raises(InputError, match="statistics of smooth are not numbers"):
+        checked(broken)
