@@ -23,30 +23,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from sparsity.demo.clips import CLIP_NAMES, make_clip
+from sparsity.demo.dataset import write_davis
 from sparsity.evaluation.environment import environment
 from sparsity.evaluation.evaluate import evaluate
 from sparsity.evaluation.jobs import Spread
 from sparsity.evaluation.results import load_result
-from sparsity.masks import write_mask
 from sparsity.options import ModelChoice
 from sparsity.runs import write_text
 
 FRAMES, SIZE = 3, (96, 160)
-
-
-def make_clips(root: Path, count: int) -> None:
-    """Write made clips, every difficulty in turn, in DAVIS layout."""
-    for index in range(count):
-        name = f"{index:03d}-{CLIP_NAMES[index % len(CLIP_NAMES)]}"
-        clip = make_clip(CLIP_NAMES[index % len(CLIP_NAMES)], index, FRAMES, SIZE)
-        for folder in ("JPEGImages", "Annotations"):
-            (root / folder / "480p" / name).mkdir(parents=True)
-        for t in range(FRAMES):
-            Image.fromarray(clip.frames[t]).save(root / f"JPEGImages/480p/{name}/{t:05d}.jpg")
-            write_mask(root / f"Annotations/480p/{name}/{t:05d}.png", clip.masks[t], "")
 
 
 @contextmanager
@@ -107,7 +94,9 @@ def figures(path: Path) -> dict[str, object]:
 def prove(count: int, folder: Path) -> dict[str, object]:
     """Do what the module says in `folder`; return what was seen."""
     root, out, alone = folder / "clips", folder / "cluster.json", folder / "alone.json"
-    make_clips(root, count)
+    kinds = [CLIP_NAMES[index % len(CLIP_NAMES)] for index in range(count)]
+    clips = {f"{i:03d}-{kind}": make_clip(kind, i, FRAMES, SIZE) for i, kind in enumerate(kinds)}
+    write_davis(root, clips)
     parts = out.with_name(f"{out.name}.clips")
 
     def done() -> int:
