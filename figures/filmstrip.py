@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from figures.style import ThemeName
 from figures.tiles import Tile, draw_tiles
@@ -42,7 +43,7 @@ class Recollection:
 
 
 def draw_memory_filmstrip(
-    frames: Sequence[ArrayLike] | Mapping[int, ArrayLike],
+    frames: NDArray[np.uint8] | Sequence[ArrayLike] | Mapping[int, ArrayLike],
     recollections: Sequence[Recollection],
     caption: str,
     *,
@@ -85,7 +86,7 @@ def draw_memory_filmstrip(
 
 def _tile(
     item: Recollection | None,
-    frames: Sequence[ArrayLike] | Mapping[int, ArrayLike],
+    frames: NDArray[np.uint8] | Sequence[ArrayLike] | Mapping[int, ArrayLike],
     masks: Mapping[int, Mapping[int, ArrayLike]],
 ) -> Tile | None:
     if item is None:

@@ -60,8 +60,8 @@ def slim(notebook: Any) -> Any:
                 made = go.Figure({key: data[FIGURE][key] for key in ("data", "layout")})
                 picture = Image.open(io.BytesIO(made.to_image("png", scale=1))).convert("RGB")
                 buffer = io.BytesIO()
-                picture.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-                output["data"] = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+                picture.save(buffer, "JPEG", quality=85, optimize=True)
+                output["data"] = {"image/jpeg": base64.b64encode(buffer.getvalue()).decode()}
             kept.append(output)
         if cell.cell_type == "code":
             cell.outputs = kept

@@ -1,0 +1,74 @@
+"""Every notebook runs in a real kernel on the demo model, and its number is a number with n and an interval."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from notebooks.refresh import FIGURE, execute
+
+HERE = Path(__file__).parents[2] / "notebooks"
+OURS = (
+    "01_what_the_encoder_sees",
+    "02_what_the_decoder_sees",
+    "03_what_memory_recalls",
+    "04_is_low_attention_low_effect",
+)
+RESULT = re.compile(
+    r"^RESULT (.+?) (-?[\d.e+-]+) \(95 % interval (-?[\d.e+-]+) to (-?[\d.e+-]+), n = (\d+) clips\)$",
+    re.M,
+)
+
+
+def result(notebook: nbformat.NotebookNode) -> tuple[float, float, float, int]:
+    """The number of a notebook, the ends of its interval, and n."""
+    said = "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    )
+    (found,) = RESULT.findall(said)
+    value, low, high = (float(text) for text in found[1:4])
+    return value, low, high, int(found[4])
+
+
+# what the kernel's own packages warn of is not ours
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OURS)
+def test_a_notebook_runs_and_gives_its_number(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = execute(HERE / f"{name}.ipynb", quick=True)
+    value, low, high, n = result(notebook)
+    assert n == 2 and low <= value <= high and math.isfinite(value)
+    drawn = [
+        output.data[FIGURE]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if FIGURE in output.get("data", {})
+    ]
+    assert drawn
+    captions = [note for figure in drawn for note in figure["layout"]["annotations"]]
+    assert "illustrates the method" in str(captions).replace("<br>", " ")
+    if name.startswith("02"):
+        assert value > 2, "on the demo model the decoder looks at the object more than the encoder"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_stored_notebook_is_small_and_has_been_run(name: str) -> None:
+    path = HERE / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    assert path.stat().st_size < 350_000 and len(notebook.cells) <= 14
+    assert result(notebook)[3] == 3
+    assert "image/jpeg" in str(notebook.cells)
+    assert "/tmp" not in path.read_text(encoding="utf-8")
+
+
+def test_the_map_names_every_notebook() -> None:
+    said = (HERE / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in HERE.glob("*.ipynb") if path.name not in said] == []
