@@ -18,7 +18,7 @@ from figures.style import THEMES, ThemeName, finish
 Report = dict[str, Any]
 
 
-def frontier(report: Report, theme: ThemeName = "light") -> go.Figure:
+def frontier(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
     """Draw predicted cost against predicted recall of every setting that was replayed, and what was run."""
     look = THEMES[theme]
     figure = go.Figure()
@@ -49,10 +49,10 @@ def frontier(report: Report, theme: ThemeName = "light") -> go.Figure:
         "Recall: object tokens of the next frame inside computed windows, times memory attention on keys that are "
         "read. Operations are counted, not timed."
     )
-    return finish(figure, "Which settings are worth trying", caption, theme)
+    return finish(figure, "Which settings are worth trying", caption + evidence, theme)
 
 
-def losses(report: Report, theme: ThemeName = "light") -> go.Figure:
+def losses(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
     """Draw the loss of each clip under each tested setting, with mean and bound."""
     look = THEMES[theme]
     figure = go.Figure()
@@ -97,10 +97,10 @@ def losses(report: Report, theme: ThemeName = "light") -> go.Figure:
         f"{len(report['clips']['promise'])} clips that the search has not seen; one point a clip and setting. Testing "
         f"stops at the first setting whose bound exceeds max-drop. {report['certifiable']}"
     )
-    return finish(figure, "What the tested settings cost", caption, theme)
+    return finish(figure, "What the tested settings cost", caption + evidence, theme)
 
 
-def coverage(report: Report, theme: ThemeName = "light") -> go.Figure:
+def coverage(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
     """Draw windows kept against object tokens covered, by margin around the mask."""
     look = THEMES[theme]
     figure = go.Figure()
@@ -121,10 +121,10 @@ def coverage(report: Report, theme: ThemeName = "light") -> go.Figure:
         f"{len(report['clips']['search'])} clips, dense masks; numbers at the points: margin around the mask in pixels "
         "of the model's input. From here comes the margin."
     )
-    return finish(figure, "How far must windows reach?", caption, theme)
+    return finish(figure, "How far must windows reach?", caption + evidence, theme)
 
 
-def mass_recall(report: Report, theme: ThemeName = "light") -> go.Figure:
+def mass_recall(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
     """Draw, by layer, the attention that the first-chosen tokens of a memory frame still hold later."""
     look = THEMES[theme]
     recall = report["recall"]
@@ -152,14 +152,19 @@ def mass_recall(report: Report, theme: ThemeName = "light") -> go.Figure:
         f"at later ages? Of all attention, {exposed} falls on frames that may be pruned, by layer. From here comes the "
         "kept share of each layer."
     )
-    return finish(figure, "How long does a choice of tokens last?", caption, theme)
+    return finish(figure, "How long does a choice of tokens last?", caption + evidence, theme)
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write the page: figures, the chosen profile, what limited it. Opens offline."""
-    figures = [frontier(report), losses(report), coverage(report)]
-    if report["recall"]:
-        figures.append(mass_recall(report))
+def write_report(report: Report, path: Path, evidence: str = "") -> None:
+    """Write the page: figures, the chosen profile, what limited it. Opens offline.
+
+    Parameters
+    ----------
+    evidence
+        What these weights are evidence of; ends every caption.
+    """
+    draw = [frontier, losses, coverage] + ([mass_recall] if report["recall"] else [])
+    figures = [one(report, evidence=evidence) for one in draw]
     parts = [
         figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False})
         for index, figure in enumerate(figures)

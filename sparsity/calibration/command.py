@@ -74,6 +74,7 @@ def calibrate(
 ) -> None:
     """Find the fastest setting that keeps a promise on videos like these, and write it as a profile."""
     from figures.calibration import write_report
+    from figures.style import evidence
     from sparsity.calibration.calibrate import Request
     from sparsity.calibration.calibrate import calibrate as run
     from sparsity.calibration.clips import ClipSource
@@ -107,7 +108,7 @@ def calibrate(
         json.dumps(found.report, separators=(",", ":")),
     )
     if report is not None:
-        write_report(found.report, report)
+        write_report(found.report, report, evidence("random" if weights else model))
     print(found.text())
 
 
