@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probes.models import fingerprint
-from probes.observe import AttentionCall
+from probes.observe import observe
+from probes.seam import AttentionCall
 from probes.video import STD
 from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.memory import token_saliency
@@ -52,7 +53,7 @@ def capture(
             predictor.choose_windows(state, lambda frame: None)
         for object_id, mask in clip.prompts().items():
             predictor.add_new_mask(state, 0, object_id, mask)
-        with _watched(predictor, masks), _observed(predictor, recalled):
+        with _watched(predictor, masks), observe(predictor, recalled, "memory.*.cross"):
             frames = tuple(frame for frame, _, _ in predictor.propagate_in_video(state))
         spread = torch.tensor(STD).view(3, 1, 1)
         small = [thumbnail(state["images"][frame].cpu()) * spread for frame in frames]
@@ -124,7 +125,7 @@ class _Recalled:
         self.exposure: dict[int, list[float]] = defaultdict(list)
 
     def __call__(self, call: AttentionCall) -> None:
-        if call.keys is not None:
+        if call.keys is not None or not call.moment.layouts:
             return
         (layout,) = call.moment.layouts
         layer = int(call.site.split(".")[1].removeprefix("layer"))
@@ -168,22 +169,6 @@ class _Recalled:
             np.array(self.keys),
             np.array(self.prunable),
         )
-
-
-@contextmanager
-def _observed(predictor: EfficientSAM2VideoPredictor, recalled: _Recalled) -> Iterator[None]:
-    """Hand memory cross-attention to `recalled`."""
-
-    def cross(call: AttentionCall) -> None:
-        if call.site.startswith("memory.") and call.site.endswith(".cross") and call.moment.layouts:
-            recalled(call)
-
-    seam = predictor._seam
-    before, seam.observers = seam.observers, (*seam.observers, cross)
-    try:
-        yield
-    finally:
-        seam.observers = before
 
 
 _TENSORS = ("candidates", "best", "saliency", "score", "tracked", "thumbnails")

@@ -75,9 +75,9 @@ def calibrate(
     """Find the fastest setting that keeps a promise on videos like these, and write it as a profile."""
     from figures.calibration import write_report
     from figures.style import evidence
-    from sparsity.calibration.calibrate import Request
     from sparsity.calibration.calibrate import calibrate as run
     from sparsity.calibration.clips import ClipSource
+    from sparsity.calibration.request import Request
     from sparsity.evaluation.jobs import Spread
     from sparsity.runs import write_text
 

@@ -31,6 +31,9 @@ WINDOW_RECALLS = (0.9, 0.95, 0.975, 0.99, 0.995)
 MEMORY_SHARES = (0.02, 0.035, 0.05, 0.07, 0.095)
 """Mean kept shares of memory tokens in the grid; layers share them by their mass recall."""
 
+TRIED, TESTED = 6, 4
+"""Settings that are run for real on the clips of the search, and on those of the promise."""
+
 REFRESHES = (None, 12, 6)
 """Distances of dense frames in the grid."""
 

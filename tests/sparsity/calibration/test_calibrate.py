@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from probes.errors import InputError
-from sparsity.calibration.calibrate import Request, calibrate
+from sparsity.calibration.calibrate import calibrate
 from sparsity.calibration.clips import ClipSource
 from sparsity.calibration.command import seconds_of_budget
 from sparsity.calibration.promise import approximate_bound
+from sparsity.calibration.request import Request
 from sparsity.cli import run
 from sparsity.demo.clips import make_clip
 from sparsity.evaluation.jobs import Spread
@@ -73,7 +74,7 @@ def test_a_second_start_repeats_no_clip_and_finds_the_same(
         raise AssertionError("a clip was run again")
 
     monkeypatch.setattr("sparsity.calibration.runs.run_clip", never)
-    monkeypatch.setattr("sparsity.calibration.calibrate.capture", never)
+    monkeypatch.setattr("sparsity.calibration.watching.capture", never)
     again = ["calibrate", *arguments, "--max-drop", "50", "--out", str(calibrated), "--force"]
     assert run(again) == 0
     assert calibrated.read_text() == before

@@ -10,10 +10,10 @@ import torch
 
 from probes import record
 from probes.errors import InputError
-from sparsity.calibration.calibrate import checked, one_model
 from sparsity.calibration.recordings import read_traces
 from sparsity.calibration.replay import replay_memory, replay_windows
 from sparsity.calibration.thresholds import mask_only
+from sparsity.calibration.watching import checked, one_model
 from sparsity.profile import Guard, Memory, Windows
 from tests.sparsity.calibration.conftest import made
 

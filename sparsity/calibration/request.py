@@ -1,0 +1,84 @@
+"""What is asked of a calibration, and what so many clips can promise at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from probes.errors import InputError
+from sparsity.calibration.clips import ClipSource
+from sparsity.calibration.promise import smallest_certifiable, videos_needed
+from sparsity.options import ModelChoice
+
+FEWEST_CLIPS = 5
+"""Two to search on, and three to bound a mean with."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a calibration.
+
+    Attributes
+    ----------
+    recordings
+        Folders that ``probe`` wrote; their clips are not watched again.
+    max_drop
+        Mean loss per video that is accepted, in points of J&F.
+    target_speedup
+        Instead: how much cheaper a frame must be, in operations; the surest such setting is taken.
+    confidence
+        Of the bound.
+    seed
+        Of the split of the clips.
+    budget
+        Seconds that real runs may take; None for as many as `TRIED` settings need.
+    """
+
+    source: ClipSource
+    clips: tuple[str, ...]
+    choice: ModelChoice
+    max_drop: float = 1.0
+    target_speedup: float | None = None
+    confidence: float = 0.95
+    seed: int = 0
+    budget: float | None = None
+    recordings: tuple[Path, ...] = ()
+
+    def check(self) -> None:
+        """Refuse what can't be calibrated.
+
+        Raises
+        ------
+        InputError
+            Too few clips, or a number out of range.
+        """
+        if len(self.clips) < FEWEST_CLIPS:
+            raise InputError(
+                f"{len(self.clips)} clip{'s' * (len(self.clips) != 1)} given; no bound on the mean loss is possible "
+                f"from fewer than {FEWEST_CLIPS} (the frames of one video do not count apart); give more videos, or "
+                "add made clips with --made 30"
+            )
+        if not 0 < self.max_drop <= 100:
+            raise InputError(
+                f"max-drop {self.max_drop:g} given; expected points of J&F above 0, such as 1.0; change it"
+            )
+        if not 0.5 <= self.confidence < 1:
+            raise InputError(
+                f"confidence {self.confidence:g} given; expected 0.5 to below 1, such as 0.95; change it"
+            )
+        if self.target_speedup is not None and self.target_speedup <= 1:
+            raise InputError(
+                f"target-speedup {self.target_speedup:g} given; expected a number above 1; change it"
+            )
+
+
+def certifiable(count: int, confidence: float, max_drop: float) -> str:
+    """Say what so many clips can promise, before anything is run."""
+    least = smallest_certifiable(count, confidence)
+    said = f"{count} clips for the promise can certify a mean loss of {least:.1f} points at {confidence:.0%} at best"
+    if least <= max_drop:
+        return f"{said}, whatever the videos are."
+    return (
+        f"{said}; certifying {max_drop:g} takes {videos_needed(max_drop, confidence)} clips. "
+        "The bound is therefore approximate (Student t and BCa): it can't know of kinds of videos not given."
+    )

@@ -1,0 +1,134 @@
+"""What is learnt of the model before settings are tried: dense runs of clips, its cost, the time of a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from probes.errors import InputError
+from probes.models import fingerprint
+from sparsity.calibration.capture import capture, load_trace, save_trace
+from sparsity.calibration.cost import Cost, measure_cost
+from sparsity.calibration.recordings import read_traces
+from sparsity.calibration.request import Request
+from sparsity.calibration.runs import shared_predictor
+from sparsity.calibration.search import TESTED, TRIED
+from sparsity.calibration.traces import Trace
+from sparsity.runs import write_text
+
+
+def say(text: str) -> None:
+    """Tell the user how far it is, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def watch(request: Request, names: Sequence[str], folder: Path) -> list[Trace]:
+    """Watch the model on clips, those apart that were watched before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    predictor = shared_predictor(request.choice)
+    traces = []
+    recorded = {t.name: t for path in request.recordings for t in read_traces(path)}
+    one_model([*recorded.values()], fingerprint(predictor))
+    for name in tqdm(names, desc="watching", unit="clip", disable=None):
+        if name in recorded:
+            traces.append(checked(recorded[name]))
+            continue
+        path = folder / f"{name}.safetensors"
+        trace = load_trace(path)
+        if trace is None:
+            with request.choice.autocast(predictor.device.type):
+                trace = capture(predictor, request.source.open(name))
+            save_trace(trace, path)
+        traces.append(checked(trace))
+    return traces
+
+
+def checked(trace: Trace) -> Trace:
+    """Return a trace that calibration can use.
+
+    Raises
+    ------
+    InputError
+        Its masks are empty throughout, or a statistic is not a number.
+    """
+    if not bool(trace.best[1:].any()):
+        raise InputError(
+            f"the model finds nothing in {trace.name} after its first frame; an empty mask track has nothing to "
+            "calibrate on; check its prompt, or leave the clip out"
+        )
+    memory = trace.memory
+    if not bool(trace.score.isfinite().all()) or (
+        memory is not None and not np.isfinite(memory.curve).all()
+    ):
+        raise InputError(
+            f"statistics of {trace.name} are not numbers; expected finite scores and attention; check the "
+            "weights, or run in float32"
+        )
+    return trace
+
+
+def one_model(traces: Sequence[Trace], model: str) -> None:
+    """Hold that all traces are of `model`.
+
+    Raises
+    ------
+    InputError
+        They are of several models, or of another one.
+    """
+    models = sorted({trace.model for trace in traces})
+    named = ", ".join(f"{m[:19]}…" for m in models)
+    if len(models) > 1:
+        raise InputError(
+            f"recordings of {len(models)} models given ({named}); expected one model; record all clips with the "
+            "same weights"
+        )
+    if models and models[0] != model:
+        raise InputError(
+            f"recordings of the model {named} given; the model to calibrate is {model[:19]}…; record its clips, "
+            "or name the model that was recorded"
+        )
+
+
+def cost_of(request: Request, name: str, path: Path) -> tuple[Cost, Cost]:
+    """Operations and time by windows and keys, measured once."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Cost(**found["operations"]), Cost(**found["time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        operations, seconds = measure_cost(
+            shared_predictor(request.choice), request.source.open(name)
+        )
+        both = {"operations": asdict(operations), "time": asdict(seconds)}
+        write_text(path, json.dumps(both, indent=1))
+        return operations, seconds
+
+
+def afford(
+    request: Request, search: Sequence[str], promised: Sequence[str], folder: Path
+) -> tuple[int, int]:
+    """How many settings are tried and tested; measured once on the first clip where there is a budget."""
+    if request.budget is None:
+        return TRIED, TESTED
+    path = folder / f"budget-{request.budget:g}.json"
+    try:
+        tried, tested = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        start = time.perf_counter()
+        capture(shared_predictor(request.choice), request.source.open(search[0]))
+        one = time.perf_counter() - start
+        affordable = [
+            (m, -(-m // 2))
+            for m in range(2, 3 * TRIED)
+            if one * (len(search) * (m + 1) + len(promised) * (-(-m // 2) + 1)) <= request.budget
+        ]
+        tried, tested = affordable[-1] if affordable else (1, 1)
+        write_text(path, json.dumps([tried, tested]))
+    say(f"The budget allows {tried} settings to be tried and {tested} to be tested.")
+    return tried, tested
