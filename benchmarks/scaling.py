@@ -31,8 +31,8 @@ MODEL, DTYPE = "sam2.1-base-plus", "bfloat16"
 FOLDER = Path(__file__).with_name("scaling")
 TIMED = 3
 
-WINDOWS = (1, 3, 6, 9, 15, 20, 25)
-KEYS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+WINDOWS = (1, 6, 12, 25)
+KEYS = (0.05, 0.25, 0.5, 1.0)
 OBJECTS = (1, 2, 4, 8)
 SIZES = (512, 768, 1024)
 
