@@ -84,9 +84,7 @@ def test_a_click_in_jupyterlab_shows_what_the_pixel_attends_to(lab: str, chromiu
             90,
         )
         page.complaints.clear()
-        page.evaluate(
-            "window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)"
-        )
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells'), true")
         page.wait("document.querySelector('.esx')?.dataset.ready", 90)
         page.evaluate("document.querySelector('.query').scrollIntoView(); true")
         click(page, ".query", 0.2, 0.3)
