@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from probes.models import build_predictor
-from probes.observe import AttentionCall, observe
+from probes.observing import AttentionCall, observe
 from probes.recording import begin_video
 from probes.streaming import QUERY_ROWS, AttentionStatistics, measure, slot_shares
 from probes.video import open_video

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from probes.models import MODEL_NAMES as MODEL_NAMES
     from probes.models import build_predictor as build_predictor
     from probes.models import fingerprint as fingerprint
-    from probes.observe import observe as observe
+    from probes.observing import observe as observe
     from probes.recording import record as record
     from probes.sites import attention_sites as attention_sites
     from probes.video import open_video as open_video
@@ -26,7 +26,7 @@ _HOME = {
     "attention_sites": "probes.sites",
     "build_predictor": "probes.models",
     "fingerprint": "probes.models",
-    "observe": "probes.observe",
+    "observe": "probes.observing",
     "open_video": "probes.video",
     "record": "probes.recording",
 }

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from probes.collector import Collector, row_forms
 from probes.errors import InputError
-from probes.observe import observe
+from probes.observing import observe
 from probes.records import HEADER, ClipInfo, Header, ModelInfo, Recording, Settings, load_recording
 from probes.sites import attention_sites, find_sites
 from probes.streaming import QUERY_ROWS

@@ -24,7 +24,7 @@ ROOF = {
 SAM2_USERS = {
     "probes.layout",
     "probes.models",
-    "probes.observe",
+    "probes.observing",
     "probes.random_weights",
     "probes.sites",
     "sparsity.acceleration",
@@ -131,3 +131,16 @@ def test_every_public_name_can_be_imported(package: str) -> None:
     assert said.returncode == 0, said.stderr
     said = _run(f"import {package}; {package}.nothing")
     assert f"module '{package}' has no attribute 'nothing'" in said.stderr
+
+
+def test_a_function_is_not_hidden_by_the_module_it_comes_from() -> None:
+    said = _run(
+        "import importlib, pkgutil, types, probes, sparsity, figures\n"
+        "for package in (probes, sparsity, figures):\n"
+        "    for name in package.__all__:\n"
+        "        for _ in range(2):\n"
+        "            assert not isinstance(getattr(package, name), types.ModuleType), name\n"
+        "        modules = {m.name for m in pkgutil.iter_modules(package.__path__)}\n"
+        "        assert name not in modules, name\n"
+    )
+    assert said.returncode == 0, said.stderr

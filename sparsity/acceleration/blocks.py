@@ -11,7 +11,7 @@ import torch
 from sam2.modeling.backbones.hieradet import MultiScaleBlock
 from torch import Tensor
 
-from probes.observe import Seam
+from probes.seam import Seam
 from sparsity.acceleration.attention import attend
 from sparsity.acceleration.linear import Linear, Norm
 from sparsity.acceleration.windows import WindowTokens

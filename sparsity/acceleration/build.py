@@ -12,7 +12,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from probes.errors import InputError
 from probes.models import check_sam2
-from probes.observe import Seam
+from probes.seam import Seam
 from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.profile import Profile, load_profile
@@ -43,6 +43,10 @@ def accelerate(
         raise InputError(
             f"a {type(predictor).__name__} was given; accelerate takes sam2's SAM2VideoPredictor; "
             "build it without vos_optimized"
+        )
+    if "_observed" in predictor.__dict__:
+        raise InputError(
+            "a predictor that is being observed was given; accelerate it first, then observe the result"
         )
     accelerated = EfficientSAM2VideoPredictor.__new__(EfficientSAM2VideoPredictor)
     accelerated.__dict__ = dict(predictor.__dict__)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from probes.observe import Seam
+from probes.seam import Seam
 from sparsity.acceleration.blocks import Block
 from sparsity.acceleration.linear import Linear
 from sparsity.acceleration.shortcuts import ShortcutFunction

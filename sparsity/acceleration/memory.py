@@ -17,7 +17,7 @@ from sam2.modeling.memory_attention import MemoryAttentionLayer
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from probes.observe import Seam
+from probes.seam import Seam
 from sparsity.acceleration.attention import attend, blocked, fastest, fused
 from sparsity.acceleration.bank import Bank, key_ids, read
 from sparsity.acceleration.linear import Linear, Norm, product

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probes.errors import InputError
 from probes.layout import memory_layout
-from probes.observe import Moment, Seam
+from probes.seam import Moment, Seam
 from probes.video import EndOfVideo, ModelFrames, open_video
 from sparsity.acceleration.bank import Bank, collect
 from sparsity.acceleration.decisions import decide_frame

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probes.models import fingerprint
-from probes.observe import observe
+from probes.observing import observe
 from probes.seam import AttentionCall
 from probes.video import STD
 from sparsity.acceleration.encoder import window_grid

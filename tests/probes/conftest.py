@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from probes.models import build_predictor
-from probes.observe import AttentionCall, observe
+from probes.observing import AttentionCall, observe
 from sparsity import accelerate
 
 

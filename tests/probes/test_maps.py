@@ -9,7 +9,7 @@ import torch
 
 from probes.errors import InputError
 from probes.maps import attention_map, attention_rows, token_at
-from probes.observe import AttentionCall
+from probes.seam import AttentionCall
 
 Calls = Callable[[str], list[AttentionCall]]
 

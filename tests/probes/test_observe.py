@@ -16,7 +16,7 @@ from torch import Tensor
 from probes.errors import InputError
 from probes.layout import memory_layout
 from probes.models import build_predictor
-from probes.observe import AttentionCall, observe
+from probes.observing import AttentionCall, observe
 from probes.sites import attention_sites
 from sparsity import accelerate
 
@@ -201,7 +201,7 @@ def test_layouts_say_what_the_memory_holds(
 def test_a_memory_that_is_laid_out_otherwise_is_noticed(
     demo_predictor: Any, clip_folder: Path, clip_mask: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import probes.observe
+    import probes.observing
 
     def other(*args: Any) -> Any:
         right = memory_layout(*args)
@@ -209,7 +209,7 @@ def test_a_memory_that_is_laid_out_otherwise_is_noticed(
             right.frames[::-1], right.pointers, right.tokens, right.pointer_tokens, 0
         )
 
-    monkeypatch.setattr(probes.observe, "memory_layout", other)
+    monkeypatch.setattr(probes.observing, "memory_layout", other)
     with (
         pytest.raises(RuntimeError, match="not laid out as expected"),
         observe(demo_predictor, lambda call: None),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from probes.errors import InputError
-from probes.observe import observe
+from probes.observing import observe
 from probes.recording import begin_video, merge_recordings, record
 from probes.records import HEADER, Recording, load_recording
 from probes.video import open_video

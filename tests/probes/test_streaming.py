@@ -28,7 +28,7 @@ from probes.mass import (
     top_mass,
     window_slots,
 )
-from probes.observe import AttentionCall, observe
+from probes.observing import AttentionCall, observe
 from probes.streaming import AttentionStatistics, measure, slot_shares, token_coverage
 
 

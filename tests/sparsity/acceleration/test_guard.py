@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes import build_predictor
+from probes import build_predictor, observe
 from probes.errors import InputError
 from probes.models import fingerprint
 from sparsity import accelerate, build_efficient_sam2_video_predictor
@@ -120,6 +120,15 @@ def test_other_predictors_are_refused(demo_predictor: Any) -> None:
     other.__dict__ = dict(demo_predictor.__dict__)
     with pytest.raises(InputError, match="a Other was given"):
         accelerate(other)
+
+
+def test_an_observed_predictor_is_refused(demo_predictor: Any) -> None:
+    with (
+        observe(demo_predictor, print, sites="memory.*"),
+        pytest.raises(InputError, match="accelerate it first"),
+    ):
+        accelerate(demo_predictor)
+    assert accelerate(demo_predictor).profile.name == "paper"
 
 
 def test_what_sam2_itself_cannot_do_is_said(long_folder: str) -> None:
