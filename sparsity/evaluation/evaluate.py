@@ -312,20 +312,21 @@ def _same(out: Path, model: Model, data: Data) -> Result:
 
 def table(result: Result) -> str:
     """Return the runs as text, one a line."""
+    width = max(12, *(len(run.name) + 2 for run in result.runs))
     lines = [
-        f"{'':12}{'J&F':>6}{'J':>6}{'F':>6}{'agree':>7}{'loss':>7}{'95 %':>15}{'windows':>9}{'keys':>6}"
+        f"{'':{width}}{'J&F':>6}{'J':>6}{'F':>6}{'agree':>7}{'loss':>7}{'95 %':>15}{'windows':>9}{'keys':>6}"
     ]
     for run in result.runs:
         q = run.quality
         if q is None:
-            lines.append(f"{run.name:12}{run.why}")
+            lines.append(f"{run.name:{width}}{run.why}")
             continue
         agree = "" if q.agreement is None else f"{q.agreement:.1f}"
         loss = "" if q.loss is None else f"{q.loss:+.1f}"
         ends = q.intervals.get("j_and_f" if q.loss is None else "loss")
         between = "" if ends is None else f"{ends[0]:.1f} … {ends[1]:.1f}"
         lines.append(
-            f"{run.name:12}{q.j_and_f:6.1f}{q.j:6.1f}{q.f:6.1f}{agree:>7}{loss:>7}{between:>15}"
+            f"{run.name:{width}}{q.j_and_f:6.1f}{q.j:6.1f}{q.f:6.1f}{agree:>7}{loss:>7}{between:>15}"
             f"{run.windows_kept:9.0%}{run.keys_kept:6.0%}"
         )
     clips = len(result.data.clips)

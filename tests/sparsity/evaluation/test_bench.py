@@ -134,7 +134,9 @@ def test_a_profile_gets_a_row_of_its_own() -> None:
 
 
 def test_a_short_clip_is_refused(dividing_predictor: Any, material: Material) -> None:
-    with pytest.raises(InputError, match=f"has 13 frames; expected {FULL_BANK + UNTIMED + 3}"):
+    with pytest.raises(
+        InputError, match=f"has {len(material.frames)} frames; expected {FULL_BANK + UNTIMED + 3}"
+    ):
         bench(dividing_predictor, ladder(), material, timed=3)
 
 
