@@ -84,7 +84,7 @@ def fastest(what: str, candidates: dict[str, Callable[[], Tensor]], q: Tensor, k
     """
     default = next(iter(candidates))
     small = q.numel() // q.shape[-1] * keys < WORTH_TIMING
-    if small or q.device.type != "cpu" or torch.compiler.is_compiling():
+    if len(candidates) == 1 or small or q.device.type != "cpu" or torch.compiler.is_compiling():
         return candidates[default]()
     shape = tuple(size.bit_length() for size in (*q.shape, keys))
     key = (what, shape, q.dtype, torch.get_num_threads())
