@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sparsity.calibration.replay import replay_windows
 from sparsity.calibration.traces import Trace
@@ -37,9 +36,6 @@ TRIGGER = 0.9
 
 CALM = 0.98
 """Share of the covered frames on which a rule of the guard must not act."""
-
-REFRESHES = (16, 12, 8, 6, 4, 3, 2)
-"""Distances of dense frames that are tried."""
 
 
 def mask_only(margin_px: float, candidates: str) -> Windows:
@@ -146,21 +142,3 @@ def mask_jump_for(traces: Sequence[Trace], windows: Windows, recall: float) -> f
         return None
     jump = max(float(np.quantile(missed, 1 - TRIGGER)), float(np.quantile(calm, CALM)))
     return round(min(max(jump, 0.01), 1.0), 3)
-
-
-def refresh_for(drift: Sequence[NDArray[np.float64]], tolerance: float) -> int | None:
-    """Return how many frames may pass between dense ones; None where nothing drifts.
-
-    Parameters
-    ----------
-    drift
-        For each clip, agreement with the dense run in per cent by frames since the last dense one.
-    tolerance
-        Fall of the mean agreement that is accepted, in points, against the first routed frame.
-    """
-    longest = max((len(d) for d in drift), default=0)
-    mean = np.array([np.mean([d[i] for d in drift if len(d) > i]) for i in range(longest)])
-    if not longest or (mean >= mean[0] - tolerance).all():
-        return None
-    first = int(np.nonzero(mean < mean[0] - tolerance)[0][0])
-    return next((n for n in REFRESHES if n <= first), REFRESHES[-1])
