@@ -4,8 +4,9 @@
     python benchmarks/demo_model.py --davis FOLDER --list clips.txt --out FILE.json
 
 Without FOLDER, which is of DAVIS layout, made clips are measured: 24 frames of 288 x 512, their
-textures not those of training. Frames are 256 x 256 for the model, masks are scored at the
-original resolution, first and last frame left out, bfloat16 autocast as in training. Of real clips the
+textures not those of training. Frames are 384 x 384 for the model, masks are scored at the
+original resolution, first and last frame left out, in the precision of training (bfloat16 where
+the CPU has it). Of real clips the
 first 24 frames are taken ("real_short"); ``efficient-sam2 evaluate`` tracks them whole. Every
 part is written when it is done, and the same command goes on with the next one.
 """
@@ -34,7 +35,7 @@ from sparsity.demo.teaching import AttentionTeacher
 from sparsity.demo.unroll import Unrolled, unroll
 from sparsity.demo.validation import jaccard
 
-SIDE = 256
+SIDE = 384
 SHORT = 24  # frames of a real clip
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sparsity.demo.teaching import NEVER, AttentionTeacher
 from sparsity.demo.unroll import Step
 
-CELLS = 16 * 16  # tokens of a memory frame at 256 px
+CELLS = 24 * 24  # tokens of a memory frame at 384 px
 
 
 @dataclass

@@ -100,6 +100,13 @@ def match_places(model: Any) -> None:
             attention.k_proj.weight.add_(shared)
 
 
+def fast_bfloat16(device: str) -> bool:
+    """Whether a device computes in bfloat16; CPUs without it only emulate it, slowly."""
+    on_cpu = torch.device(device).type == "cpu"
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() if on_cpu else True
+
+
 def autocast(device: str) -> torch.autocast:
-    """Return the mixed precision the model is trained in: bfloat16."""
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+    """Return the precision the model is trained in: mixed with bfloat16 where the device has it."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=fast_bfloat16(device))

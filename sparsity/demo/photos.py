@@ -39,19 +39,6 @@ class Pool:
     clips: list[torch.Tensor]
     held_out: list[torch.Tensor]
 
-    def halved(self) -> Pool:
-        """Return the pool at half the size (area average), for work at small sizes."""
-
-        def half(x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([F.avg_pool2d(part.float(), 2).round().byte() for part in x.split(64)])
-
-        return Pool(
-            half(self.photos),
-            half(self.cutouts),
-            [half(x) for x in self.clips],
-            self.held_out,
-        )
-
 
 def _stack(rgb: Image.Image, mask: np.ndarray, size: int, box=None) -> torch.Tensor:
     """Return RGB and mask, cropped to ``box`` and resized, as uint8 [4, size, size]."""
@@ -111,7 +98,7 @@ def load_clips(root: Path, names: list[str], size: int) -> list[torch.Tensor]:
 
 
 def load_pool(
-    davis: Path, stills: Path, size: int = 256, cut: int = 160, cache: Path | None = None
+    davis: Path, stills: Path, size: int = 384, cut: int = 224, cache: Path | None = None
 ) -> Pool:
     """Decode everything, or read it back from ``cache``.
 

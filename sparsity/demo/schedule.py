@@ -17,8 +17,7 @@ class Phase:
     end: float
 
 
-MIDDLE = 0.5  # where a run that begins with trained weights enters the schedule
-DEFAULT_PHASES = "128:8x5@0.5,192:3x8@0.76,256:2x9@1"
+DEFAULT_PHASES = "128:8x5@0.5,192:3x8@0.68,256:2x9@0.84,384:1x8@1"
 
 
 def parse_phases(text: str) -> list[Phase]:

@@ -5,7 +5,7 @@
 Kill it at any time and start the same command again: it goes on from its last checkpoint. The
 schedule follows the share of the run that is done, so it always ends annealed: after ``--steps``
 steps, or when the hours are over, however fast the machine was. With ``--start`` the run begins
-with given weights in the middle of the schedule.
+with given weights further on in the schedule (``--enter``).
 """
 
 from __future__ import annotations
@@ -34,12 +34,18 @@ from sparsity.demo.losses import (
     pointer_loss,
     token_contrast,
 )
-from sparsity.demo.network import autocast, build_model, prepare_weights, relative_rate, set_size
+from sparsity.demo.network import (
+    autocast,
+    build_model,
+    fast_bfloat16,
+    prepare_weights,
+    relative_rate,
+    set_size,
+)
 from sparsity.demo.photos import Pool, load_pool
 from sparsity.demo.scenes import make_batch
 from sparsity.demo.schedule import (
     DEFAULT_PHASES,
-    MIDDLE,
     Clock,
     Phase,
     free_threads,
@@ -109,12 +115,12 @@ class Trainer:
         random.setstate((version, tuple(numbers), gauss))
         return True
 
-    def start_from(self, weights: Path) -> None:
-        """Take given weights and enter the schedule in its middle."""
+    def start_from(self, weights: Path, share: float) -> None:
+        """Take given weights and enter the schedule where ``share`` of it is done."""
         state = read_checkpoint(weights)
         load_strictly(self.model, state, weights)
         load_strictly(self.mean, state, weights)
-        self.share = MIDDLE
+        self.share = share
 
     def log(self, **entry: Any) -> None:
         """Append a line to the log and show it."""
@@ -249,6 +255,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     length.add_argument("--steps", type=int, help="length of the run in steps")
     length.add_argument("--hours", type=float, help="time from now to the end of the run")
     parser.add_argument("--start", type=Path, help="weights to begin with, .safetensors or .pt")
+    parser.add_argument(
+        "--enter", type=float, default=0.5, help="share of the schedule to start at"
+    )
     parser.add_argument("--phases", default=DEFAULT_PHASES, help="SIZE:CLIPSxFRAMES@END,...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
@@ -268,13 +277,14 @@ def main(arguments: list[str] | None = None) -> None:
     trainer = Trainer(pool, options.out, phases, options.device, options.seed)
     resumed = trainer.resume()
     if options.start and not resumed:
-        trainer.start_from(options.start)
+        trainer.start_from(options.start, options.enter)
     trainer.log(resumed=resumed, parameters=sum(p.numel() for p in trainer.model.parameters()))
     deadline = None if options.hours is None else time.time() + 3600 * options.hours
-    # The CPU's fused attention is slow to differentiate on small windows.
+    # In bfloat16 the CPU's fused attention is slow to differentiate on small windows.
     on_cpu = torch.device(options.device).type == "cpu"
-    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-        clock = Clock(options.steps, deadline, first_share=MIDDLE if options.start else 0.0)
+    explicit = on_cpu and fast_bfloat16(options.device)
+    with sdpa_kernel(SDPBackend.MATH) if explicit else nullcontext():
+        clock = Clock(options.steps, deadline, first_share=options.enter if options.start else 0.0)
         trainer.run(clock, options.threads, options.save_every, options.check_every)
 
 

@@ -11,7 +11,7 @@ from sparsity.demo.network import autocast, set_size
 from sparsity.demo.photos import Pool
 from sparsity.demo.unroll import unroll
 
-VALIDATION_SIZE = 256
+VALIDATION_SIZE = 384
 
 
 def jaccard(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,7 @@ def jaccard(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def validate(model: Any, pool: Pool, device: str, length: int = 16) -> dict[str, Any]:
-    """Track the held-out clips at 256 px from frame 0's mask; mean J over frames 1.. in %."""
+    """Track the held-out clips at the demo model's size from frame 0's mask; mean J over frames 1.. in %."""
     set_size(model, VALIDATION_SIZE)
     clips = torch.stack([clip[:length] for clip in pool.held_out]).to(device)
     side = (VALIDATION_SIZE, VALIDATION_SIZE)

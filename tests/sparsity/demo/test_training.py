@@ -21,7 +21,7 @@ from sparsity.demo.clips import make_clip
 from sparsity.demo.export import export
 from sparsity.demo.network import CONFIG, set_size
 from sparsity.demo.photos import load_pool
-from sparsity.demo.schedule import MIDDLE, Clock, Phase, free_threads, parse_phases
+from sparsity.demo.schedule import Clock, Phase, free_threads, parse_phases
 from sparsity.demo.train import Trainer
 
 ROOT = Path(__file__).parents[3]
@@ -122,32 +122,32 @@ def test_a_killed_run_goes_on_and_its_weights_load(material, tmp_path):
         build_predictor(config=CONFIG, checkpoint=tmp_path / "short.pt")
 
 
-def test_a_run_starts_from_given_weights_in_the_middle_of_the_schedule(pool, tmp_path):
+def test_a_run_starts_from_given_weights_further_on_in_the_schedule(pool, tmp_path):
     weights = tmp_path / "weights.safetensors"
     given = Trainer(pool, tmp_path, SMALL, "cpu", 5)
     torch.save({"model": given.model.state_dict()}, tmp_path / "given.pt")
     export(tmp_path / "given.pt", weights)
     trainer = Trainer(pool, tmp_path, SMALL, "cpu", 6)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    trainer.start_from(weights)
+    trainer.start_from(weights, 0.7)
     for model in (trainer.model, trainer.mean):
         state = model.state_dict()
         assert all(
             torch.equal(state[k], v.half().float()) for k, v in given.model.state_dict().items()
         )
     assert not all(torch.equal(trainer.model.state_dict()[k], v) for k, v in before.items())
-    assert trainer.share == MIDDLE
-    assert [Clock(4, None, first_share=MIDDLE).share(step) for step in (0, 2, 4)] == [0.5, 0.75, 1]
+    assert trainer.share == 0.7
+    assert [Clock(4, None, first_share=0.5).share(step) for step in (0, 2, 4)] == [0.5, 0.75, 1]
     assert [Clock(4, None).share(step) for step in (0, 2, 4)] == [0, 0.5, 1]
     with pytest.raises(InputError, match=r"no\.pt does not exist"):
-        trainer.start_from(tmp_path / "no.pt")
+        trainer.start_from(tmp_path / "no.pt", 0.7)
 
 
 def test_the_config_is_sam_2_in_small():
     model = build_predictor(config=CONFIG, checkpoint=None, weights="random")
     trunk = model.image_encoder.trunk
     assert trunk.stage_ends == [0, 2, 9, 11] and trunk.global_att_blocks == (5, 7, 9)
-    assert model.image_size == 256 and model.image_size // 16 // trunk.window_spec[2] >= 4
+    assert model.image_size == 384 and model.image_size // 16 // trunk.window_spec[2] >= 4
     assert model.num_maskmem == 7 and len(model.memory_attention.layers) == 4
     assert model.pred_obj_scores and model.use_obj_ptrs_in_encoder
     assert model.multimask_output_for_tracking

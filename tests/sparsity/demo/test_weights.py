@@ -24,7 +24,7 @@ def model():
 
 def mean_j(model, name, seed):
     clip = make_clip(name, seed, 10)
-    size = {"size": (256, 256), "mode": "bilinear", "antialias": True}
+    size = {"size": (384, 384), "mode": "bilinear", "antialias": True}
     frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float() / 255
     masks = F.interpolate(torch.from_numpy(clip.masks == 1)[:, None].float(), **size) >= 0.5
     with torch.no_grad():
