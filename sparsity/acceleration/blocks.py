@@ -8,7 +8,7 @@ the residual in float32 and updated in place.
 from __future__ import annotations
 
 import torch
-from sam2.modeling.backbones.hieradet import MultiScaleBlock
+from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
 from torch import Tensor
 
 from probes.seam import Seam
@@ -109,6 +109,13 @@ class Block:
 
     def _mlp(self, x: Tensor) -> Tensor:
         return x.add_(self.down(self.up(self.norm2(x), "gelu")))
+
+
+def trunk_block(trunk: Hiera, index: int, dtype: torch.dtype, seam: Seam) -> Block:
+    """Take over block `index` of a trunk, under the name observers know its attention by."""
+    stage = sum(index > end for end in trunk.stage_ends) + 1
+    kind = "global" if trunk.blocks[index].window_size == 0 else "window"
+    return Block(trunk.blocks[index], dtype, f"encoder.stage{stage}.block{index}.{kind}", seam)
 
 
 def max_pool(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from probes.errors import InputError
 from probes.models import check_sam2
 from probes.seam import Seam
+from sparsity.acceleration.derived import Derived
 from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.profile import Profile, load_profile
@@ -51,7 +52,7 @@ def accelerate(
     accelerated = EfficientSAM2VideoPredictor.__new__(EfficientSAM2VideoPredictor)
     accelerated.__dict__ = dict(predictor.__dict__)
     accelerated.__dict__["_modules"] = dict(predictor._modules)
-    accelerated.__dict__.update(_stock=predictor, _seam=Seam(), _derived={})
+    accelerated.__dict__.update(_stock=predictor, _seam=Seam(), _derived=Derived())
     accelerated._adopt(load_profile(profile), force)
     accelerated._modules["memory_encoder"] = ChannelsLastMemoryEncoder.sharing(
         predictor.memory_encoder, lambda: accelerated.profile.technique("memory_encoder")

@@ -6,8 +6,6 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from probes.errors import InputError
 from probes.models import fingerprint
-from sparsity.acceleration.encoder import why_not_exact
-from sparsity.acceleration.memory import why_not_sparse
 from sparsity.profile import Profile
 
 
@@ -46,3 +44,45 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
             "calibrate it for this model, or force it"
         )
     return True
+
+
+def why_not_exact(model: SAM2Base) -> str | None:
+    """Say why the exact rewrites do not fit a model's encoder, or None if they do."""
+    trunk, neck = model.image_encoder.trunk, model.image_encoder.neck
+    spec, ends, pooled = trunk.window_spec, trunk.stage_ends, trunk.q_pool_blocks
+    if len(ends) != 4 or pooled != [end + 1 for end in ends[:3]] or tuple(trunk.q_stride) != (2, 2):
+        return "the trunk does not have four stages with 2 x 2 pooling between them"
+    if any(block <= ends[1] + 1 or block > ends[2] for block in trunk.global_att_blocks):
+        return "a global block lies outside stage 3"
+    if (
+        spec[0] != 2 * spec[1]
+        or spec[1] % 2
+        or spec[2] != 2 * spec[3]
+        or (model.image_size // 4) % spec[0]
+    ):
+        return f"windows {tuple(spec)} do not nest on a {model.image_size} pixel input"
+    if (
+        list(neck.fpn_top_down_levels) != [2, 3]
+        or neck.fpn_interp_model != "nearest"
+        or neck.fuse_type != "sum"
+    ):
+        return "the neck mixes other levels than SAM 2's"
+    if model.image_encoder.scalp != 1 or not model.use_high_res_features_in_sam:
+        return "the model does not feed high-resolution features to the decoder"
+    return None
+
+
+def why_not_sparse(model: SAM2Base) -> str | None:
+    """Say why this memory attention does not fit a model, or None if it does."""
+    for layer in model.memory_attention.layers:
+        if layer.self_attn.num_heads != 1 or layer.cross_attn_image.num_heads != 1:
+            return "its memory attention has several heads"
+        if (
+            layer.pos_enc_at_attn
+            or layer.pos_enc_at_cross_attn_queries
+            or not layer.pos_enc_at_cross_attn_keys
+        ):
+            return "its memory attention adds positions elsewhere than SAM 2's"
+        if layer.activation_str != "relu":
+            return f"its memory attention uses {layer.activation_str}, not relu"
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,45 +17,25 @@ from probes.errors import InputError
 from probes.layout import memory_layout
 from probes.seam import Moment, Seam
 from probes.video import EndOfVideo, ModelFrames, open_video
-from sparsity.acceleration.bank import Bank, collect
 from sparsity.acceleration.decisions import decide_frame
-from sparsity.acceleration.encoder import Encoder, Routing, window_grid
+from sparsity.acceleration.derived import Derived
+from sparsity.acceleration.encoder import Encoder, window_grid
+from sparsity.acceleration.features import prepare_features
 from sparsity.acceleration.fit import check_fit
-from sparsity.acceleration.memory import Readers, Recall, SparseMemoryAttention
-from sparsity.acceleration.pruning import kept_tokens, note_keys, remember_choice
+from sparsity.acceleration.memory import SparseMemoryAttention
+from sparsity.acceleration.recall import recall_memory
 from sparsity.acceleration.report import ObjectReport, Report
 from sparsity.acceleration.saliency import token_to_image
-from sparsity.acceleration.session import (
-    KEY,
-    FeatureKind,
-    FrameExtras,
-    Session,
-    WindowChooser,
-    new_state,
-)
+from sparsity.acceleration.session import KEY, Session, WindowChooser, new_state
 from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
-from sparsity.acceleration.windows import window_tokens
+from sparsity.acceleration.tracked import Tracked, extras, object_report, part_of
 from sparsity.profile import Memory, Profile, load_profile
-from sparsity.routing import Decision, object_cues
+from sparsity.routing import Decision
 
 STOCK_PROFILE = load_profile("dense")
 
 MOST_OBJECTS = 8
 """Objects that are tracked in one pass; more are tracked in several."""
-
-
-@dataclass
-class _Tracked:
-    """Objects that one pass tracks into a frame; stands in for sam2's ``output_dict`` on the way down."""
-
-    outputs: list[dict[str, dict[int, Any]]]
-    reverse: bool
-    windows: tuple[int, ...] | None = None
-    candidates: Tensor | None = None
-    best: Tensor | None = None
-    saliency: Tensor | None = None
-    banks: list[Bank] = field(default_factory=list)
-    recalls: list[Recall] = field(default_factory=list)
 
 
 class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
@@ -69,7 +49,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     _profile: Profile
     _forced: bool
     _seam: Seam
-    _derived: dict[Any, Any]
+    _derived: Derived
     _shortcut: ShortcutFunction | None
 
     # ------------------------------------------------------------------ profile
@@ -284,7 +264,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         if session.decision is None or session.decision[:2] != (frame, reverse):
             session.decision = frame, reverse, decide_frame(self, state, session, frame, reverse)
         decision = session.decision[2]
-        tracked = _Tracked(
+        tracked = Tracked(
             [state["output_dict_per_obj"][i] for i in group], reverse, decision.windows
         )
         ids = tuple(state["obj_idx_to_id"][i] for i in group)
@@ -300,17 +280,19 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             session.routing = None
         results = []
         for b, index in enumerate(group):
-            part = {key: _slice(value, b) for key, value in together.items()}
-            part[KEY] = self._extras(tracked, b, part, frame, reverse)
+            part = {key: part_of(value, b) for key, value in together.items()}
+            part[KEY] = extras(self, tracked, b, part, frame)
             results.append((part, logits[b : b + 1]))
             report = session.frame_report(frame, reverse, decision, window_grid(self).count)
-            report.objects[state["obj_idx_to_id"][index]] = self._object_report(tracked, b, part)
+            report.objects[state["obj_idx_to_id"][index]] = object_report(
+                tracked, b, part, self._memory
+            )
         return results
 
     def _track_step(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """sam2's step; on tracked frames also note candidate masks and decoder attention for routing."""
         tracked = args[7] if len(args) > 7 else kwargs["output_dict"]
-        if not isinstance(tracked, _Tracked) or self._profile.windows is None:
+        if not isinstance(tracked, Tracked) or self._profile.windows is None:
             return super()._track_step(*args, **kwargs)
         with token_to_image(self.sam_mask_decoder) as noted:
             result = super()._track_step(*args, **kwargs)
@@ -318,75 +300,13 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         tracked.saliency = noted.saliency(self.sam_image_embedding_size)
         return result
 
-    def _extras(
-        self, tracked: _Tracked, b: int, part: dict[str, Any], frame: int, reverse: bool
-    ) -> FrameExtras:
-        """Reduce an object's result to its routing cues."""
-        windows = self._profile.windows
-        before = tracked.outputs[b]["non_cond_frame_outputs"].get(
-            frame + 1 if reverse else frame - 1
-        )
-        added = tracked.recalls[b].added if tracked.recalls else None
-        if before is not None and KEY in before:
-            before[KEY].added = None  # handed on; it is as large as a frame's features
-        if windows is None or tracked.candidates is None or tracked.best is None:
-            return FrameExtras(added=added)
-        last = None
-        router, jumps = self._profile.router, self._profile.guard.mask_jump is not None
-        if (jumps or router is not None) and before is not None:
-            last = before["pred_masks"].to(tracked.best.device)[0, 0]
-        cues = object_cues(
-            tracked.candidates[b],
-            tracked.best[b],
-            last,
-            None if tracked.saliency is None else tracked.saliency[b],
-            part["object_score_logits"].max(),
-            window_grid(self),
-            windows,
-            router,
-        )
-        return FrameExtras(cues, windows, added=added)
-
-    def _object_report(self, tracked: _Tracked, b: int, part: dict[str, Any]) -> ObjectReport:
-        report = ObjectReport(float(part["object_score_logits"].max()))
-        if tracked.recalls:
-            note_keys(report, tracked.banks[b], tracked.recalls[b], self._memory)
-            report.queries_share = tracked.recalls[b].queries_share
-        return report
-
     # ------------------------------------------------------------------ image features
 
     def _get_image_feature(
         self, inference_state: dict[str, Any], frame_idx: int, batch_size: int
     ) -> tuple[Any, ...]:
         """Features of a frame: routed inside a tracking call that decided so, dense everywhere else."""
-        session = self._session(inference_state)
-        routed = session.routing
-        windows = None if routed is None else routed.windows
-        wanted = FeatureKind(windows, self._profile.technique("encoder"))
-        cache = inference_state["cached_features"]
-        if frame_idx in cache and not session.features.serves(wanted):
-            inference_state["cached_features"] = cache = {}
-        if frame_idx not in cache:
-            keep = (
-                self._profile.windows is not None
-                and self._profile.shortcut.kind == "cached"
-                and windows is None
-            )
-            if windows is not None or wanted.exact or keep:
-                image = inference_state["images"][frame_idx]
-                image = image.to(inference_state["device"]).float().unsqueeze(0)
-                shortcut = self._shortcut
-                if shortcut is None and session.change is not None:
-                    shortcut = _add(session.change)
-                features, change = self._encoder(
-                    image, Routing(windows, shortcut, keep), exact=wanted.exact
-                )
-                inference_state["cached_features"] = {frame_idx: (image, features)}
-                session.change = session.change if change is None else change
-            session.features = wanted
-        if windows is None:
-            session.last_dense = frame_idx
+        prepare_features(self, inference_state, self._session(inference_state), frame_idx)
         return super()._get_image_feature(inference_state, frame_idx, batch_size)
 
     # ------------------------------------------------------------------ memory
@@ -414,7 +334,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         track_in_reverse: bool = False,
     ) -> Tensor:
         """Condition features on memory: by kept tokens on tracked frames, the stock way elsewhere."""
-        if not isinstance(output_dict, _Tracked):
+        if not isinstance(output_dict, Tracked):
             return super()._prepare_memory_conditioned_features(
                 frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes,
                 output_dict, num_frames, track_in_reverse,
@@ -431,73 +351,18 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                 frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes,
                 outputs, num_frames, track_in_reverse,
             )  # fmt: skip
-        exact = self._profile.technique("memory_attention")
-        attention, memory = self._attention, self._memory
-        stride = self.memory_temporal_stride_for_eval
-        with torch.autocast(self.device.type, enabled=False):
-            for outputs, layout in zip(tracked.outputs, layouts, strict=True):
-                tokens, measure = kept_tokens(layout, outputs, memory, stride, track_in_reverse)
-                bank = collect(self, attention.dtype, layout, outputs, tokens, measure)
-                tracked.banks.append(bank)
-            x, tracked.recalls = attention(
-                current_vision_feats[-1][:, 0], current_vision_pos_embeds[-1][:, 0], tracked.banks, memory,
-                exact=exact, seed=frame_idx, readers=self._readers(tracked, frame_idx),
-            )  # fmt: skip
-        for outputs, bank, recall in zip(
-            tracked.outputs, tracked.banks, tracked.recalls, strict=True
-        ):
-            remember_choice(outputs, bank, recall, memory, track_in_reverse)
+        feature, position = current_vision_feats[-1][:, 0], current_vision_pos_embeds[-1][:, 0]
+        x = recall_memory(self, tracked, layouts, feature, position, frame_idx)
         return x.permute(0, 2, 1).view(len(x), self.hidden_dim, *feat_sizes[-1])
-
-    def _readers(self, tracked: _Tracked, frame: int) -> Readers | None:
-        """The tokens that read memory on a routed frame, where the profile asks for that and it can be had."""
-        if self._memory.readers == "all" or tracked.windows is None:
-            return None
-        adjacent = frame + 1 if tracked.reverse else frame - 1
-        added = []
-        for outputs in tracked.outputs:
-            extras = outputs["non_cond_frame_outputs"].get(adjacent, {}).get(KEY)
-            if extras is None or extras.added is None:
-                return None
-            added.append(extras.added)
-        grid = window_grid(self)
-        where = window_tokens(grid.tokens, grid.window, tracked.windows, added[0].device)
-        return Readers(where.tokens, torch.stack(added))
 
     # ------------------------------------------------------------------ weights in the run's dtype
 
     @property
     def _encoder(self) -> Encoder:
-        return self._in_run_dtype("encoder", lambda dtype: Encoder(self, dtype, self._seam))
+        return self._derived.get("encoder", self, lambda dtype: Encoder(self, dtype, self._seam))
 
     @property
     def _attention(self) -> SparseMemoryAttention:
-        return self._in_run_dtype(
-            "memory", lambda dtype: SparseMemoryAttention(self, dtype, self._seam)
+        return self._derived.get(
+            "memory", self, lambda dtype: SparseMemoryAttention(self, dtype, self._seam)
         )
-
-    def _in_run_dtype(self, part: str, make: Any) -> Any:
-        """Packed weights of a part for the dtype of this run; dropped when the model's weights change."""
-        stamp = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self._derived.get("stamp") != stamp:
-            self._derived.clear()
-            self._derived["stamp"] = stamp
-        device = self.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
-        key = (part, dtype, self.image_size)
-        if key not in self._derived:
-            self._derived[key] = make(dtype)
-        return self._derived[key]
-
-
-def _slice(value: Any, b: int) -> Any:
-    """One object's part of a batched result."""
-    if isinstance(value, Tensor):
-        return value[b : b + 1]
-    return [item[b : b + 1] for item in value] if isinstance(value, list) else value
-
-
-def _add(change: Tensor) -> Any:
-    """The cached shortcut: what the last dense frame's blocks changed, added again."""
-    return lambda x: x + change

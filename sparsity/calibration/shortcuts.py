@@ -55,7 +55,7 @@ class Pairs:
 def stage3_entry(predictor: EfficientSAM2VideoPredictor, image: Tensor) -> Tensor:
     """Tokens as they enter stage 3's routed blocks, float32 ``[grid, grid, C]``."""
     with torch.inference_mode():
-        entry, _ = predictor._encoder._early(image[None].to(predictor.device).float())
+        entry, _ = predictor._encoder.early(image[None].to(predictor.device).float())
     return entry
 
 
