@@ -33,6 +33,14 @@ Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
 EXACT_TECHNIQUES = ("encoder", "memory_attention", "memory_encoder", "batched_objects")
 """Rewrites that change the order of the arithmetic and nothing else; each is a switch of the profile."""
 
+REUSING_TECHNIQUES = ("reuse_early_stages", "reuse_last_block", "reuse_stage4")
+"""Parts of the encoder that windows left out on a frame take over from their last computation."""
+
+CALIBRATED_TECHNIQUES = (*REUSING_TECHNIQUES, "pooled_background")
+"""Switches that change results on routed frames and are no part of the published method."""
+
+TECHNIQUES = EXACT_TECHNIQUES + CALIBRATED_TECHNIQUES
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -208,7 +216,7 @@ class Profile(_Strict):
     windows, memory
         SWR and SMR; None switches one off.
     techniques
-        Exact rewrites by name (`EXACT_TECHNIQUES`); a name that is absent is off.
+        Exact rewrites and calibrated techniques by name (`TECHNIQUES`); a name that is absent is off.
     promise, made_by
         What calibration found and how; None for profiles nobody calibrated.
     """
@@ -221,7 +229,7 @@ class Profile(_Strict):
     shortcut: Shortcut = Shortcut()
     guard: Guard = Guard()
     router: Router | None = None
-    techniques: Mapping[Literal[EXACT_TECHNIQUES], bool] = {}  # type: ignore[valid-type]
+    techniques: Mapping[Literal[TECHNIQUES], bool] = {}  # type: ignore[valid-type]
     promise: Promise | None = None
     made_by: dict[str, Any] | None = None
 
@@ -233,9 +241,24 @@ class Profile(_Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _calibrated_techniques_have_windows(self) -> Profile:
+        for name in CALIBRATED_TECHNIQUES:
+            if self.technique(name) and (self.windows is None or not self.technique("encoder")):
+                raise ValueError(
+                    f"technique {name!r} needs windows to be routed by, and the technique 'encoder'; set "
+                    f"both or switch it off"
+                )
+        return self
+
     def technique(self, name: str) -> bool:
         """Whether the technique `name` is switched on."""
         return self.techniques.get(name, False)
+
+    @property
+    def calibrated_techniques(self) -> frozenset[str]:
+        """Names of the calibrated techniques that are switched on."""
+        return frozenset(name for name in CALIBRATED_TECHNIQUES if self.technique(name))
 
     def to_json(self) -> str:
         """The profile as the JSON document that `load_profile` reads."""

@@ -7,14 +7,21 @@ the residual in float32 and updated in place.
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
 from torch import Tensor
 
+from probes.errors import InputError
 from probes.seam import Seam
 from sparsity.acceleration.attention import attend
 from sparsity.acceleration.linear import Linear, Norm
 from sparsity.acceleration.windows import WindowTokens
+
+POOLED = 4
+"""Tokens that one pooled key stands for: 2 x 2 neighbours."""
 
 
 class Block:
@@ -48,10 +55,33 @@ class Block:
         x.add_(self._attention(self.norm1(x), windows, window**2, None))
         return self._mlp(x)
 
-    def among(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Attention of all given tokens ``[P, C]`` among themselves, and MLP; `keys` names them for observers."""
-        x.add_(self._attention(self.norm1(x), 1, len(x), keys))
-        return self._mlp(x)
+    def among(self, x: Tensor, keys: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+        """Attention of all given tokens ``[P, C]`` among themselves, and MLP; `keys` names them for observers.
+
+        `beside` ``[B, C]`` are means of `POOLED` tokens each that are read too, and weigh as much.
+        """
+        y = self.norm1(x)
+        if beside is None:
+            return self._mlp(x.add_(self._attention(y, 1, len(x), keys)))
+        if self.seam.observers:
+            raise InputError(
+                "the technique 'pooled_background' is on while attention is observed; its pooled keys are no "
+                "tokens that could be named; switch it off to observe"
+            )
+        q, k, v = self._split(self.qkv(torch.cat([y, self.norm1(beside)])))
+        weight = k.new_zeros(1, 1, 1, k.shape[2])
+        weight[..., len(x) :] = math.log(POOLED)
+        attended = F.scaled_dot_product_attention(q[:, :, : len(x)], k, v, attn_mask=weight)
+        return self._mlp(x.add_(self.out(attended.transpose(1, 2).reshape(len(x), -1))))
+
+    def read_by(self, x: Tensor, places: Tensor) -> Tensor:
+        """Attention of the tokens at some places to all of ``[P, C]``, and their MLP; returns those, ``[R, C]``."""
+        q, k, v = self._split(self.qkv(self.norm1(x)))
+        q = q.index_select(2, places)
+        if self.seam.observers:
+            self.seam.tell(self.site, q, k, v, queries=places)
+        attended = attend(q, k, v).transpose(1, 2).reshape(len(places), -1)
+        return self._mlp(x.index_select(0, places).add_(self.out(attended)))
 
     def pooled(self, x: Tensor, windows: int, window: int) -> Tensor:
         """Window attention with pooled queries on whole windows ``[windows * window**2, C]``.
@@ -64,31 +94,31 @@ class Block:
         attended = self._attention(y, windows, window**2, None, pool=window)
         return self._mlp(shortcut.reshape(attended.shape).float().add_(attended))
 
-    def pooled_padded(
-        self, x: Tensor, grid: int, where: WindowTokens, into: WindowTokens
-    ) -> Tensor:
-        """The same for a grid that windows do not divide.
+    def pooled_padded(self, x: Tensor, where: WindowTokens, into: WindowTokens) -> Tensor:
+        """The same on packed tokens of windows that may be padded.
 
         Parameters
         ----------
         x
-            ``[grid**2, C]`` in grid order.
+            ``[P, C]`` in the order of `where`.
         where, into
-            All windows of the grid, and of the pooled grid.
+            Windows of the grid, and the same of the pooled grid.
 
         Returns
         -------
         Tensor
-            ``[P, 2C]``, packed in the order of `into`.
+            ``[P / 4, 2C]``, packed in the order of `into`.
         """
-        y = self.norm1(x)
+        y = where.scatter(self.norm1(x))
         assert self.widen is not None, "blocks that pool also widen"
-        shortcut = max_pool(self.widen(y).view(1, grid, grid, -1)).flatten(0, 2)
-        slots = where.scatter(y.index_select(0, where.tokens))
-        attended = into.gather(
-            self._attention(slots, where.windows, where.window**2, where.ids, pool=where.window)
-        )
-        return self._mlp(shortcut.index_select(0, into.tokens).float().add_(attended))
+        shortcut = max_pool(self.widen(y).view(where.windows, where.window, where.window, -1))
+        attended = self._attention(y, where.windows, where.window**2, where.ids, pool=where.window)
+        return self._mlp(into.gather(shortcut.flatten(0, 2)).float().add_(into.gather(attended)))
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[1, h, P, c]`` of one sequence of tokens."""
+        q, k, v = qkv.view(1, len(qkv), 3, self.heads, -1).transpose(1, 3).unbind(2)
+        return q, k, v
 
     def _attention(
         self, y: Tensor, windows: int, size: int, keys: Tensor | None, pool: int = 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from probes.video import STD
 from sparsity.acceleration.session import KEY, Session
+from sparsity.profile import REUSING_TECHNIQUES
 from sparsity.routing import Decision, FrameCues, ObjectCues, decide
 from sparsity.select import scene_change, thumbnail
 
@@ -20,7 +21,32 @@ def decide_frame(
     frame: int,
     reverse: bool,
 ) -> Decision:
-    """Choose the windows of a frame from the results on the adjacent one (method 2.3, 2.4)."""
+    """Choose the windows of a frame from the results on the adjacent one (method 2.3, 2.4).
+
+    A frame is dense where something that windows left out would take over is not there.
+    """
+    decision = _decide(predictor, state, session, frame, reverse)
+    if decision.windows is not None and not _all_cached(predictor, session, frame):
+        return Decision(None, "nothing cached")
+    return decision
+
+
+def _all_cached(predictor: EfficientSAM2VideoPredictor, session: Session, frame: int) -> bool:
+    if predictor.profile.shortcut.kind == "cached" and session.change is None:
+        return False
+    reused = predictor.profile.calibrated_techniques & set(REUSING_TECHNIQUES)
+    if not reused:
+        return True
+    return session.last is not None and session.last.serve(reused, frame, predictor._encoder.dtype)
+
+
+def _decide(
+    predictor: EfficientSAM2VideoPredictor,
+    state: dict[str, Any],
+    session: Session,
+    frame: int,
+    reverse: bool,
+) -> Decision:
     windows, guard = predictor.profile.windows, predictor.profile.guard
     if windows is None:
         return Decision(None, "not routed")
@@ -40,8 +66,6 @@ def decide_frame(
     change = 0.0
     if guard.scene_cut is not None:
         change = _scene_change(state, session, frame, adjacent)
-    if predictor.profile.shortcut.kind == "cached" and session.change is None:
-        return Decision(None, "nothing cached")
     return decide(FrameCues(cues, change, since), windows, guard)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from probes.seam import Seam
 from sparsity.acceleration.blocks import trunk_block
 from sparsity.acceleration.linear import Linear
+from sparsity.acceleration.reuse import LastComputed
 
 STRIP_TOKENS = 8192
 """Stage-1 tokens of one strip: its activations stay in the last-level cache."""
@@ -43,8 +44,17 @@ class EarlyStages:
         self.level1 = _compose(convs[-2].conv, decoder.conv_s1, dtype)
         self._positions: dict[int, Tensor] = {}
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def __call__(
+        self, image: Tensor, places: Tensor | None = None, last: LastComputed | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Run on a normalised image ``[1, 3, S, S]``.
+
+        Parameters
+        ----------
+        places
+            Squares of 32 x 32 pixels to compute, int64, counted row by row; None for all.
+        last
+            Takes the results, and gives those of the other squares.
 
         Returns
         -------
@@ -59,32 +69,38 @@ class EarlyStages:
         side = len(patches) // window
         cut = patches.view(side, window, side, window, -1).transpose(1, 2)
         position = self._position(len(patches), window)
-        rows = max(1, STRIP_TOKENS // (side * window * window))
         ends, early = self.trunk.stage_ends, self.blocks
-        level0, level1 = self.level0, self.level1
-        fine = patches.new_empty(side, side, window * window, len(level0.weight))
-        middle = patches.new_empty(side, side, half * half, len(level1.weight))
-        out: Tensor | None = None
-        for row in range(0, side, rows):
-            x = position[row : row + rows] + cut[row : row + rows]
-            here = len(x)
-            count = here * side
-            x = x.view(count * window * window, -1)
+        total = side * side if places is None else len(places)
+        fine = patches.new_empty(total, window**2, len(self.level0.weight))
+        middle = patches.new_empty(total, half**2, len(self.level1.weight))
+        entry = position.new_empty(total, quarter**2, 4 * patches.shape[-1])
+        rows = max(1, STRIP_TOKENS // (side * window * window))
+        for first in range(0, total, rows * side):
+            if places is None:
+                strip = slice(first // side, first // side + rows)
+                x = position[strip] + cut[strip]
+            else:
+                strip = places[first : first + rows * side]
+                row, column = strip // side, strip % side
+                x = position[row, column] + cut[row, column]
+            x = x.view(-1, x.shape[-1])
+            count = len(x) // window**2
+            here = slice(first, first + count)
             for block in early[: ends[0] + 1]:
                 x = block.windows_of(x, count, window)
-            fine[row : row + here] = level0(x.to(self.dtype)).view(here, side, window * window, -1)
+            fine[here] = self.level0(x.to(self.dtype)).view(count, window**2, -1)
             x = early[ends[0] + 1].pooled(x, count, window)
             for block in early[ends[0] + 2 : ends[1] + 1]:
                 x = block.windows_of(x, count, half)
-            middle[row : row + here] = level1(x.to(self.dtype)).view(here, side, half * half, -1)
+            middle[here] = self.level1(x.to(self.dtype)).view(count, half**2, -1)
             x = early[ends[1] + 1].pooled(x, count, half)
-            if out is None:
-                out = x.new_empty(side, quarter, side, quarter, x.shape[-1])
-            out[row : row + here] = x.view(here, side, quarter, quarter, -1).transpose(1, 2)
-        assert out is not None, "an image has at least one window"
-        return out.view(side * quarter, side * quarter, -1), [
-            _to_map(fine, window),
-            _to_map(middle, half),
+            entry[here] = x.view(count, quarter**2, -1)
+        if last is not None:
+            fine, middle, entry = last.complete("reuse_early_stages", places, fine, middle, entry)
+        grid = entry.view(side, side, quarter, quarter, -1).transpose(1, 2)
+        return grid.reshape(side * quarter, side * quarter, -1), [
+            _to_map(fine, side, window),
+            _to_map(middle, side, half),
         ]
 
     def _position(self, size: int, window: int) -> Tensor:
@@ -105,8 +121,7 @@ def _compose(inner: torch.nn.Conv2d, outer: torch.nn.Conv2d, dtype: torch.dtype)
     return Linear(second @ first, bias, dtype)
 
 
-def _to_map(windows: Tensor, window: int) -> Tensor:
-    """Tokens ``[side, side, window**2, C]`` of windows as a map ``[1, C, side * window, side * window]``."""
-    side, channels = windows.shape[0], windows.shape[-1]
-    grid = windows.view(side, side, window, window, channels).permute(4, 0, 2, 1, 3)
-    return grid.reshape(1, channels, side * window, side * window)
+def _to_map(squares: Tensor, side: int, window: int) -> Tensor:
+    """Tokens ``[side**2, window**2, C]`` of squares as a map ``[1, C, side * window, side * window]``."""
+    grid = squares.view(side, side, window, window, -1).permute(4, 0, 2, 1, 3)
+    return grid.reshape(1, -1, side * window, side * window)

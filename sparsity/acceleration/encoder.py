@@ -18,6 +18,7 @@ from probes.seam import Seam
 from sparsity.acceleration.blocks import Block, trunk_block
 from sparsity.acceleration.early import EarlyStages
 from sparsity.acceleration.late import Features, LateStages
+from sparsity.acceleration.reuse import LastComputed
 from sparsity.acceleration.shortcuts import ShortcutFunction
 from sparsity.acceleration.windows import window_tokens
 from sparsity.select import WindowGrid
@@ -35,11 +36,21 @@ class Routing:
         What the other windows go through.
     keep_change
         Whether to return what the blocks changed (for the cached shortcut).
+    techniques
+        Calibrated techniques that are on (`sparsity.profile.CALIBRATED_TECHNIQUES`).
+    last
+        What windows gave before, for techniques that reuse it; it takes what is computed now.
     """
 
     windows: tuple[int, ...] | None = None
     shortcut: ShortcutFunction | None = None
     keep_change: bool = False
+    techniques: frozenset[str] = frozenset()
+    last: LastComputed | None = None
+
+    def kept_by(self, technique: str) -> LastComputed | None:
+        """Where a technique finds and leaves what windows gave; None where it is off."""
+        return self.last if technique in self.techniques else None
 
 
 def window_grid(model: SAM2Base) -> WindowGrid:
@@ -81,10 +92,15 @@ class Encoder:
         """
         if exact:
             with torch.autocast(image.device.type, enabled=False):
+                kept, squares = routing.kept_by("reuse_early_stages"), None
+                if kept is not None and routing.windows is not None:
+                    squares = self._cells(routing.windows, image.device)
                 with self.seam.joined():
-                    x, high_res = self.early(image)
+                    x, high_res = self.early(image, squares, kept)
                 x, change = self.through_stage3(x, routing)
-                return self.late(x, high_res), change
+                kept = routing.kept_by("reuse_stage4")
+                windows = None if kept is None else routing.windows
+                return self.late(x, high_res, windows, kept), change
         return self._stock_around(image, routing)
 
     def through_stage3(self, x: Tensor, routing: Routing) -> tuple[Tensor, Tensor | None]:
@@ -93,17 +109,41 @@ class Encoder:
         where = window_tokens(grid, window_grid(self.model).window, routing.windows, x.device)
         whole = len(where.tokens) == grid * grid
         entry = x.reshape(grid * grid, channels)
+        others = entry if whole or routing.shortcut is None else routing.shortcut(entry)
+        beside = None
+        if "pooled_background" in routing.techniques and not whole and routing.windows is not None:
+            beside = self._pooled_background(others, routing.windows)
         packed = entry.index_select(0, where.tokens)
         for index in range(self.first, self.last):
             block = self.stage3[index]
             if self._is_global(index):
-                packed = block.among(packed, where.tokens)
+                packed = block.among(packed, where.tokens, beside)
             else:
                 packed = block.windowed(packed, where)
-        merged = entry if whole or routing.shortcut is None else routing.shortcut(entry)
-        merged = merged.index_copy(0, where.tokens, packed)
+        merged = others.index_copy(0, where.tokens, packed)
         change = merged - entry if routing.keep_change else None
-        return self.stage3[self.last].among(merged).view(grid, grid, channels), change
+        block, kept = self.stage3[self.last], routing.kept_by("reuse_last_block")
+        if kept is None:
+            out = block.among(merged)
+        elif routing.windows is None:
+            (out,) = kept.complete("reuse_last_block", None, block.among(merged))
+        else:
+            fresh = block.read_by(merged, where.tokens)
+            (out,) = kept.complete("reuse_last_block", where.tokens, fresh)
+        return out.view(grid, grid, channels), change
+
+    def _cells(self, windows: tuple[int, ...], device: torch.device) -> Tensor:
+        """2 x 2 cells of stage 3's tokens that lie in some windows, int64, counted row by row."""
+        grid = window_grid(self.model)
+        return window_tokens(grid.tokens // 2, grid.window // 2, windows, device).tokens
+
+    def _pooled_background(self, x: Tensor, kept: tuple[int, ...]) -> Tensor:
+        """Means over 2 x 2 tokens of ``[tokens, C]`` in all windows but those `kept`, ``[cells, C]``."""
+        grid = window_grid(self.model)
+        left_out = tuple(sorted(set(range(grid.count)) - set(kept)))
+        half = grid.tokens // 2
+        pooled = x.view(half, 2, half, 2, -1).mean((1, 3)).flatten(0, 1)
+        return pooled.index_select(0, self._cells(left_out, x.device))
 
     def _stock_around(self, image: Tensor, routing: Routing) -> tuple[Features, Tensor | None]:
         """Routed stage 3 inside otherwise stock code; with all windows it is bit-equal to stock."""

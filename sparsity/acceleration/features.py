@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from sparsity.acceleration.encoder import Routing
+from sparsity.acceleration.reuse import LastComputed
 from sparsity.acceleration.session import FeatureKind, Session
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ def prepare_features(
             shortcut = predictor._shortcut
             if shortcut is None and session.change is not None:
                 shortcut = _add(session.change)
-            features, change = predictor._encoder(
-                image, Routing(windows, shortcut, keep), exact=wanted.exact
-            )
+            encoder, techniques = predictor._encoder, profile.calibrated_techniques
+            if windows is None:
+                session.last = LastComputed(encoder.dtype, frame)
+            routing = Routing(windows, shortcut, keep, techniques, session.last)
+            features, change = encoder(image, routing, exact=wanted.exact)
             state["cached_features"] = {frame: (image, features)}
             session.change = session.change if change is None else change
+            if session.last is not None:
+                session.last.frame = frame
         session.features = wanted
     if windows is None:
         session.last_dense = frame

@@ -9,6 +9,7 @@ from torch import Tensor
 from probes.seam import Seam
 from sparsity.acceleration.blocks import trunk_block
 from sparsity.acceleration.linear import Linear
+from sparsity.acceleration.reuse import LastComputed
 from sparsity.acceleration.windows import window_tokens
 
 Features = dict[str, object]
@@ -39,18 +40,31 @@ class LateStages:
         )
         self._positions: dict[int, Tensor] = {}
 
-    def __call__(self, x: Tensor, high_res: list[Tensor]) -> Features:
-        """Run on stage 3's output ``[grid, grid, C]``; `high_res` are levels 0 and 1."""
+    def __call__(
+        self,
+        x: Tensor,
+        high_res: list[Tensor],
+        windows: tuple[int, ...] | None = None,
+        last: LastComputed | None = None,
+    ) -> Features:
+        """Run on stage 3's output ``[grid, grid, C]``; `high_res` are levels 0 and 1.
+
+        Where `last` keeps stage 4, only some `windows` of it are computed, the others are as they were.
+        """
         grid, channels = x.shape[0], x.shape[-1]
-        where = window_tokens(grid, self.window, None, x.device)
-        into = window_tokens(grid // 2, self.window // 2, None, x.device)
-        flat = x.view(grid * grid, channels)
-        deep = self.blocks[0].pooled_padded(flat, grid, where, into)
+        half, flat = grid // 2, x.view(grid * grid, channels)
+        where = window_tokens(grid, self.window, windows, x.device)
+        into = window_tokens(half, self.window // 2, windows, x.device)
+        deep = self.blocks[0].pooled_padded(flat.index_select(0, where.tokens), where, into)
         for block in self.blocks[1:]:
             deep = block.windowed(deep, into)
-        coarse = self.top(deep.to(self.dtype))
-        above = coarse.new_empty(coarse.shape).index_copy_(0, into.tokens, coarse).float()
-        half = grid // 2
+        above = self.top(deep.to(self.dtype))
+        if windows is None:
+            above = above.new_empty(above.shape).index_copy_(0, into.tokens, above)
+        if last is not None:
+            places = None if windows is None else into.tokens
+            (above,) = last.complete("reuse_stage4", places, above)
+        above = above.float()
         fused = self.lateral(flat.to(self.dtype)).float().view(half, 2, half, 2, -1) + above.view(
             half, 1, half, 1, -1
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probes.video import ModelFrames, VideoSource
 from sparsity.acceleration.report import FrameReport, Report
+from sparsity.acceleration.reuse import LastComputed
 from sparsity.profile import Memory, Windows
 from sparsity.routing import Decision, ObjectCues
 
@@ -100,6 +101,8 @@ class Session:
         The last frame that was encoded densely.
     change
         What stage 3's blocks changed on it, ``[tokens, C]``, for the cached shortcut.
+    last
+        What every window gave when it was last computed, for techniques that reuse it.
     current
         Report of the frame that is being tracked.
     """
@@ -114,6 +117,7 @@ class Session:
     thumbnails: dict[int, Tensor] = field(default_factory=dict)
     last_dense: int | None = None
     change: Tensor | None = None
+    last: LastComputed | None = None
     current: FrameReport | None = None
 
     def begin_pass(self) -> None:

@@ -1,0 +1,56 @@
+"""What every window gave when it was last computed, for techniques that do not compute all windows anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class LastComputed:
+    """Results of parts of the encoder, window by window as old as the window's last computation.
+
+    Attributes
+    ----------
+    dtype
+        Of the products they came from.
+    frame
+        Index of the frame that was encoded last.
+    parts
+        By the technique that keeps them; rows of the tensors belong to windows.
+    """
+
+    dtype: torch.dtype
+    frame: int
+    parts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def serve(self, techniques: frozenset[str], frame: int, dtype: torch.dtype) -> bool:
+        """Whether a frame can be encoded with these in place of what the techniques leave out."""
+        near = abs(frame - self.frame) <= 1
+        return near and dtype == self.dtype and techniques <= set(self.parts)
+
+    def complete(self, part: str, places: Tensor | None, *fresh: Tensor) -> tuple[Tensor, ...]:
+        """Put fresh rows among those that were computed before.
+
+        Parameters
+        ----------
+        part
+            The technique.
+        places
+            Rows that are fresh, int64; None when all are.
+        fresh
+            ``[len(places), ...]`` each.
+
+        Returns
+        -------
+        tuple
+            The whole tensors, which later frames overwrite.
+        """
+        if places is None:
+            self.parts[part] = fresh
+        else:
+            for kept, rows in zip(self.parts[part], fresh, strict=True):
+                kept.index_copy_(0, places, rows)
+        return self.parts[part]
