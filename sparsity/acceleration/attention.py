@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ ROWS = 512
 
 WORTH_TIMING = 2**21
 """Attention weights of a call below which the default is taken: the clock would decide by chance."""
+
+Result = TypeVar("Result")
 
 _chosen: dict[tuple[object, ...], str] = {}
 
@@ -42,8 +45,13 @@ def batched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(weights, v.reshape(b * h, -1, v.shape[-1])).view(b, h, n, -1)
 
 
-def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Products in blocks of query rows; values may be narrower than keys, ``[B, h, M, d]``."""
+def blocked(
+    q: Tensor, k: Tensor, v: Tensor, see: Callable[[Tensor, int], None] | None = None
+) -> Tensor:
+    """Products in blocks of query rows; values may be narrower than keys, ``[B, h, M, d]``.
+
+    `see` is shown each block of attention weights ``[rows, M]`` and the index of its first row.
+    """
     b, h, n, c = q.shape
     out = q.new_empty(b, h, n, v.shape[-1])
     scaled = q * c**-0.5
@@ -55,6 +63,8 @@ def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 rows = scaled[i, j, row : row + ROWS].contiguous()
                 weights = product(rows, keys, out=buffer[: len(rows)])
                 torch.softmax(weights, -1, out=weights)
+                if see is not None:
+                    see(weights, row)
                 out[i, j, row : row + ROWS] = product(weights, values)
     return out
 
@@ -66,7 +76,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return fastest("attend", candidates, q, k.shape[2])
 
 
-def fastest(what: str, candidates: dict[str, Callable[[], Tensor]], q: Tensor, keys: int) -> Tensor:
+def fastest(what: str, candidates: dict[str, Callable[[], Result]], q: Tensor, keys: int) -> Result:
     """Run the formulation that is the fastest for this class of calls; the first one unless another is clearly faster.
 
     A class is what is asked for, device, dtype, thread count and the shapes up to a factor of two.
@@ -95,7 +105,7 @@ def fastest(what: str, candidates: dict[str, Callable[[], Tensor]], q: Tensor, k
     return candidates[_chosen[key]]()
 
 
-def _seconds(run: Callable[[], Tensor]) -> float:
+def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

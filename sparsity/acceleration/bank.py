@@ -12,9 +12,14 @@ from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
 
 from probes.layout import MemoryLayout, stored_result
+from sparsity.acceleration.session import KEY, ChosenTokens, FrameExtras, Held
 
 Results = Mapping[str, Mapping[int, Any]]
 """An object's results: ``cond_frame_outputs`` and ``non_cond_frame_outputs`` by frame."""
+
+
+MOST_HELD = 2
+"""Conditioning frames of an object whose projections are held: each takes as much memory as its layers' keys."""
 
 
 @dataclass
@@ -33,8 +38,12 @@ class Bank:
         The same with positions added: the input of the key projection.
     pruned
         Frames that are read in part.
+    held
+        Projections of the first ``len(held)`` whole frames.
     measure
         Positions in ``layout.frames`` of (whole) frames whose token saliency is to be measured now.
+    cut
+        Whether the last whole frame is measured and cut before it is read.
     """
 
     layout: MemoryLayout
@@ -42,20 +51,22 @@ class Bank:
     values: Tensor
     keyed: Tensor
     pruned: list[PrunedFrame]
+    held: list[Held]
     measure: list[int] = field(default_factory=list)
+    cut: bool = False
 
 
 @dataclass(frozen=True)
 class PrunedFrame:
-    """A memory frame of which each layer reads the tokens ``kept[layer]``, int64 ``[K]``.
+    """A memory frame of which layer `l` reads the tokens ``kept[l]``, int64 ``[K]``.
 
-    `features` and `position` are those of all tokens, ``[tokens, mem]``.
+    `values` and `keyed` are those tokens by layer, ``[K, mem]``.
     """
 
     f: int
-    features: Tensor
-    position: Tensor
     kept: list[Tensor]
+    values: tuple[Tensor, ...]
+    keyed: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -80,8 +91,11 @@ def collect(
     dtype: torch.dtype,
     layout: MemoryLayout,
     results: Results,
-    tokens: list[list[Tensor] | None],
+    tokens: list[ChosenTokens | None],
     measure: list[int],
+    *,
+    cut: bool,
+    version: int,
 ) -> Bank:
     """Collect an object's memory.
 
@@ -92,29 +106,58 @@ def collect(
     results
         The object's results.
     tokens
-        Kept tokens per memory frame and layer, or None for a whole frame.
+        Kept tokens of each memory frame, or None for a whole frame.
     measure
         Positions in `layout.frames` whose saliency is to be measured.
+    cut
+        Whether the last whole frame is cut before it is read.
+    version
+        Of the memory attention that will read it.
     """
     device = model.maskmem_tpos_enc.device
-    whole, values, keyed, pruned = [], [], [], []
+    whole: list[int] = []
+    values, keyed, pruned, held = [], [], [], list[Held]()
     for f, entry in enumerate(layout.frames):
         out = stored_result(results, entry)
-        features = out["maskmem_features"].to(device)[0].flatten(1).t()  # [tokens, mem]
-        place = out["maskmem_pos_enc"][-1].to(device)[0].flatten(1).t()
         temporal = model.maskmem_tpos_enc[model.num_maskmem - entry.position - 1].view(1, -1)
-        kept = tokens[f]
-        if kept is None:
-            whole.append(f)
-            values.append(features.to(dtype))
-            keyed.append((features.float() + (place + temporal)).to(dtype))
-        else:
-            pruned.append(PrunedFrame(f, features, place + temporal, kept))
+        chosen = tokens[f]
+        if chosen is not None:
+            features, place = chosen.features.to(device), chosen.position.to(device)
+            sizes = [len(kept) for kept in chosen.per_layer]
+            with_place = (features.float() + (place + temporal)).to(dtype)
+            parts = features.to(dtype).split(sizes), with_place.split(sizes)
+            pruned.append(PrunedFrame(f, chosen.per_layer, *parts))
+            continue
+        features, place = memory_tokens(out, device)
+        if entry.conditioning and len(whole) == len(held) < MOST_HELD:
+            held += _held(out, version, device)
+        whole.append(f)
+        values.append(features.to(dtype))
+        keyed.append((features.float() + (place + temporal)).to(dtype))
     if layout.pointers:
         pointers, position = _pointers(model, layout, results, device)
         values.append(pointers.to(dtype))
         keyed.append((pointers.float() + position).to(dtype))
-    return Bank(layout, whole, torch.cat(values), torch.cat(keyed), pruned, measure)
+    return Bank(layout, whole, torch.cat(values), torch.cat(keyed), pruned, held, measure, cut)
+
+
+def memory_tokens(
+    out: Mapping[str, Any], device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features and positions of a memory frame, ``[tokens, mem]`` each, on a device or where they are stored."""
+    parts = out["maskmem_features"], out["maskmem_pos_enc"][-1]
+    features, place = (part.to(device or part.device)[0].flatten(1).t() for part in parts)
+    return features, place
+
+
+def _held(out: dict[str, Any], version: int, device: torch.device) -> list[Held]:
+    """What is held of a conditioning frame; nothing where results are kept away from the device to save memory."""
+    if out["maskmem_features"].device != device:
+        return []
+    extras = out.setdefault(KEY, FrameExtras())
+    if extras.held is None or extras.held.version != version:
+        extras.held = Held(version)
+    return [extras.held]
 
 
 def read(bank: Bank, layer: int) -> Read:
@@ -123,27 +166,28 @@ def read(bank: Bank, layer: int) -> Read:
         nothing = torch.empty(0, dtype=torch.int64, device=bank.values.device)
         return Read(bank.values, bank.keyed, nothing)
     first = len(bank.whole) * bank.layout.tokens
-    dtype = bank.values.dtype
-    features, position = [], []
-    for frame in bank.pruned:
-        features.append(frame.features.index_select(0, frame.kept[layer]))
-        position.append(frame.position.index_select(0, frame.kept[layer]))
-    values = torch.cat(features)
-    keyed = (values.float() + torch.cat(position)).to(dtype)
+    values = [frame.values[layer] for frame in bank.pruned]
+    keyed = [frame.keyed[layer] for frame in bank.pruned]
     return Read(
-        torch.cat([bank.values[:first], values.to(dtype), bank.values[first:]]),
-        torch.cat([bank.keyed[:first], keyed, bank.keyed[first:]]),
+        torch.cat([bank.values[:first], *values, bank.values[first:]]),
+        torch.cat([bank.keyed[:first], *keyed, bank.keyed[first:]]),
         torch.cat([frame.kept[layer] for frame in bank.pruned]),
     )
 
 
-def key_ids(bank: Bank, layer: int) -> Tensor | None:
-    """Which of a dense run's keys a layer reads, int64 in the order of `read`; None for all of them."""
-    if not bank.pruned:
+def key_ids(bank: Bank, layer: int, cut: Tensor | None) -> Tensor | None:
+    """Which of a dense run's keys a layer reads, int64 in the order of `read`; None for all of them.
+
+    `cut` are the tokens that are left of the last whole frame, where it is cut.
+    """
+    if not bank.pruned and cut is None:
         return None
     layout, device = bank.layout, bank.values.device
     every = torch.arange(layout.tokens, device=device)
-    pieces = [every + f * layout.tokens for f in bank.whole]
+    whole = bank.whole if cut is None else bank.whole[:-1]
+    pieces = [every + f * layout.tokens for f in whole]
+    if cut is not None:
+        pieces.append(cut + bank.whole[-1] * layout.tokens)
     pieces += [frame.kept[layer] + frame.f * layout.tokens for frame in bank.pruned]
     pieces.append(torch.arange(layout.frame_keys, layout.keys, device=device))
     return torch.cat(pieces)

@@ -77,12 +77,12 @@ class EarlyStages:
         rows = max(1, STRIP_TOKENS // (side * window * window))
         for first in range(0, total, rows * side):
             if places is None:
-                strip = slice(first // side, first // side + rows)
-                x = position[strip] + cut[strip]
+                row = first // side
+                x = position[row : row + rows] + cut[row : row + rows]
             else:
                 strip = places[first : first + rows * side]
-                row, column = strip // side, strip % side
-                x = position[row, column] + cut[row, column]
+                at = strip // side, strip % side
+                x = position[at] + cut[at]
             x = x.view(-1, x.shape[-1])
             count = len(x) // window**2
             here = slice(first, first + count)

@@ -10,19 +10,24 @@ which no object has touched yet, is shared by all objects.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from probes.seam import Seam
-from sparsity.acceleration.bank import Bank, key_ids, read
+from sparsity.acceleration.bank import Bank, Read, key_ids, read
 from sparsity.acceleration.memory_layer import MemoryLayer
 from sparsity.acceleration.rotary import Phases, rotated
-from sparsity.acceleration.token_saliency import token_saliency
+from sparsity.acceleration.token_saliency import Watch
 from sparsity.profile import Memory
 from sparsity.select import keep_count, top_tokens
+
+_versions = count()
+"""Tell one set of weights from another, also in a state that was copied."""
 
 
 @dataclass
@@ -79,6 +84,7 @@ class SparseMemoryAttention:
         self.model, self.dtype, self.seam = model, dtype, seam
         self.layers = [MemoryLayer(layer, dtype) for layer in model.memory_attention.layers]
         self.norm = model.memory_attention.norm
+        self.version = next(_versions)
         self._phases: dict[tuple[int, torch.device], Phases] = {}
 
     def __call__(
@@ -132,17 +138,10 @@ class SparseMemoryAttention:
             y = layer.norm2(x)
             for i, (bank, recall) in enumerate(zip(banks, recalls, strict=True)):
                 queries = rotated(layer.query(y[i]), own)
-                what = read(bank, index)
-                keys = self._keys(layer, what.keyed, len(bank.whole), what.kept, phases)
-                self._choose(index, queries, keys, bank, recall, memory, seed)
-                recall.keys_used.append(len(keys))
-                recall.prunable_used.append(len(what.kept))
-                if self.seam.observers:
-                    q, k, v = queries[None, None], keys[None, None], layer.value(what.values)
-                    ids = key_ids(bank, index)
-                    site = f"memory.layer{index}.cross"
-                    self.seam.tell(site, q, k, v[None, None], ids, row=i, queries=places)
-                x[i].add_(layer.recall(queries, keys, what.values, exact))
+                out = self._recall(
+                    index, queries, bank, recall, memory, phases, exact, seed, i, places
+                )
+                x[i].add_(out)
             x.add_(layer.down(layer.up(layer.norm3(x).flatten(0, 1), "relu")).view_as(x))
         if readers is not None:
             x = (entry + readers.added).index_copy_(1, readers.places, x)
@@ -152,39 +151,78 @@ class SparseMemoryAttention:
         with torch.autocast(x.device.type, enabled=False):
             return self.norm(x), recalls
 
-    def _choose(
+    def _recall(
         self,
         index: int,
         queries: Tensor,
-        keys: Tensor,
         bank: Bank,
         recall: Recall,
         memory: Memory,
+        phases: Phases,
+        exact: bool,
         seed: int,
-    ) -> None:
-        """Choose tokens of frames that a layer recollects for the first time."""
-        tokens = bank.layout.tokens
-        share = memory.keep[index] if isinstance(memory.keep, tuple) else memory.keep
-        rows = tokens if memory.queries == "all" else memory.queries
-        for f in bank.measure:
-            first = bank.whole.index(f) * tokens
-            saliency = token_saliency(queries, keys[first : first + tokens], rows, seed)
-            recall.chosen.setdefault(f, []).append(top_tokens(saliency, keep_count(share, tokens)))
-
-    def _keys(
-        self, layer: MemoryLayer, keyed: Tensor, whole: int, kept: Tensor, phases: Phases
+        row: int,
+        places: Tensor | None,
     ) -> Tensor:
-        """Project keys and turn those of memory frames: `whole` whole ones, then the tokens `kept`."""
-        keys = layer.key(keyed)
-        tokens = len(phases.cos)
-        first, last = whole * tokens, whole * tokens + len(kept)
-        turned = torch.empty_like(keys)
-        turned[last:] = keys[last:]
+        """Let one layer's queries ``[tokens, C]`` read one object's memory; note what was read and chosen."""
+        layer, what, tokens = self.layers[index], read(bank, index), bank.layout.tokens
+        share = memory.keep[index] if isinstance(memory.keep, tuple) else memory.keep
+        few = keep_count(share, tokens)
+        keys, values = self._keys(index, what, bank, phases), what.values
+        firsts = tuple(bank.whole.index(f) * tokens for f in bank.measure)
+        watch = Watch(firsts, tokens, tokens if memory.queries == "all" else memory.queries, seed)
+        cut = None
+        if bank.cut:  # what is left of the newest frame is chosen before it is read
+            saliency = watch.measure(queries, keys)
+            watch = replace(watch, firsts=())
+            cut = top_tokens(saliency[-1], few)
+            keys, values = (
+                torch.cat([part[: firsts[-1]], part[firsts[-1] + cut], part[firsts[-1] + tokens :]])
+                for part in (keys, values)
+            )
+        project = partial(self._projected, index, values, bank)
+        if self.seam.observers:
+            q, k, v = queries[None, None], keys[None, None], project()[None, None]
+            ids, site = key_ids(bank, index, cut), f"memory.layer{index}.cross"
+            self.seam.tell(site, q, k, v, ids, row=row, queries=places)
+        out, seen = layer.recall(queries, keys, values, project, watch, exact)
+        for f, found in zip(bank.measure, saliency if bank.cut else seen, strict=True):
+            recall.chosen.setdefault(f, []).append(top_tokens(found, few))
+        recall.keys_used.append(len(keys))
+        recall.prunable_used.append(len(what.kept) + (0 if cut is None else few))
+        return out
+
+    def _keys(self, index: int, what: Read, bank: Bank, phases: Phases) -> Tensor:
+        """Project keys and turn those of memory frames; those that are held, once for all frames to come."""
+        layer, tokens, width = self.layers[index], bank.layout.tokens, self.layers[index].width
+        held, first = len(bank.held) * tokens, len(bank.whole) * tokens
+        last = first + len(what.kept)
+        keys = what.keyed.new_empty(len(what.keyed), width)
+        for piece, span in zip(bank.held, what.keyed[:held].split(tokens), strict=False):
+            if index not in piece.keys:
+                piece.keys[index] = rotated(layer.key(span), phases)
+        for n, piece in enumerate(bank.held):
+            keys[n * tokens : (n + 1) * tokens] = piece.keys[index]
+        fresh = layer.key(what.keyed[held:])
         rotated(
-            keys[:first].view(whole, tokens, -1), phases, out=turned[:first].view(whole, tokens, -1)
+            fresh[: first - held].view(-1, tokens, width),
+            phases,
+            out=keys[held:first].view(-1, tokens, width),
         )
-        rotated(keys[first:last], phases.at(kept), out=turned[first:last])
-        return turned
+        rotated(fresh[first - held : last - held], phases.at(what.kept), out=keys[first:last])
+        keys[last:] = fresh[last - held :]
+        return keys
+
+    def _projected(self, index: int, values: Tensor, bank: Bank) -> Tensor:
+        """Values ``[keys, mem]`` projected, those that are held once for all."""
+        layer, tokens = self.layers[index], bank.layout.tokens
+        held = len(bank.held) * tokens
+        for piece, span in zip(bank.held, values[:held].split(tokens), strict=False):
+            if index not in piece.values:
+                piece.values[index] = layer.value(span)
+        return torch.cat(
+            [*(piece.values[index] for piece in bank.held), layer.value(values[held:])]
+        )
 
     def _rotation(self, tokens: int, device: torch.device) -> Phases:
         key = (tokens, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from sam2.modeling.memory_attention import MemoryAttentionLayer
 from torch import Tensor
@@ -10,6 +12,7 @@ from probes.seam import Seam
 from sparsity.acceleration.attention import attend, blocked, fastest, fused
 from sparsity.acceleration.linear import Linear, Norm
 from sparsity.acceleration.rotary import Phases, halves, rotated
+from sparsity.acceleration.token_saliency import Watch
 
 
 class MemoryLayer:
@@ -17,6 +20,7 @@ class MemoryLayer:
 
     def __init__(self, layer: MemoryAttentionLayer, dtype: torch.dtype) -> None:
         own, cross = layer.self_attn, layer.cross_attn_image
+        self.width = cross.k_proj.out_features
         self.norm1, self.norm2, self.norm3 = (
             Norm(n, dtype) for n in (layer.norm1, layer.norm2, layer.norm3)
         )
@@ -48,16 +52,46 @@ class MemoryLayer:
         attended = attend(q, k, v) if exact else fused(q, k, v)
         return x.add_(self.own_out(attended.reshape(b * n, -1)).view(b, n, c))
 
-    def recall(self, queries: Tensor, keys: Tensor, values: Tensor, exact: bool) -> Tensor:
-        """Cross-attention of ``[tokens, C]`` to memory ``[keys, C]``, ``[keys, mem]``; projected."""
+    def recall(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        project: Callable[[], Tensor],
+        watch: Watch,
+        exact: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Cross-attention of ``[tokens, C]`` to memory ``[keys, C]``, ``[keys, mem]``; projected.
 
-        def projected() -> Tensor:
-            out = fused(queries[None, None], keys[None, None], self.value(values)[None, None])
-            return self.out(out[0, 0])
+        Parameters
+        ----------
+        project
+            Gives the values projected, ``[keys, C]``.
+        watch
+            Frames whose token saliency is wanted.
+        exact
+            Whether a formulation other than stock's may be taken.
 
-        def absorbed() -> Tensor:
-            out = blocked(queries[None, None], keys[None, None], values[None, None])
-            return self.value_out(out[0, 0])
+        Returns
+        -------
+        tuple
+            ``[tokens, C]``, and the saliency of each watched frame.
+        """
+
+        def projected() -> tuple[Tensor, list[Tensor]]:
+            out = fused(queries[None, None], keys[None, None], project()[None, None])
+            return self.out(out[0, 0]), watch.measure(queries, keys)
+
+        def absorbed() -> tuple[Tensor, list[Tensor]]:
+            seen = watch.seen(queries)
+
+            def see(weights: Tensor, row: int) -> None:
+                for frame in seen:
+                    frame.see(weights, row)
+
+            out = blocked(queries[None, None], keys[None, None], values[None, None], see)
+            return self.value_out(out[0, 0]), [frame.result() for frame in seen]
 
         candidates = {"fused": projected, "absorbed": absorbed} if exact else {"fused": projected}
-        return fastest("recall", candidates, queries, len(keys))
+        what = "recall and watch" if watch.firsts else "recall"
+        return fastest(what, candidates, queries, len(keys))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
 
 from probes.layout import MemoryFrame, MemoryLayout, stored_result
-from sparsity.acceleration.bank import Bank, Results
+from sparsity.acceleration.bank import Bank, Results, memory_tokens
 from sparsity.acceleration.memory import Recall
 from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import KEY, ChosenTokens, FrameExtras
@@ -21,7 +21,7 @@ def is_exempt(entry: MemoryFrame, memory: Memory) -> bool:
 
 def kept_tokens(
     layout: MemoryLayout, results: Results, memory: Memory, stride: int, reverse: bool
-) -> tuple[list[list[Tensor] | None], list[int]]:
+) -> tuple[list[ChosenTokens | None], list[int], bool]:
     """Say what is read of each memory frame.
 
     Parameters
@@ -36,25 +36,29 @@ def kept_tokens(
     Returns
     -------
     tuple
-        For each memory frame its kept tokens per layer, or None for all; and the positions of the frames
-        whose token saliency is to be measured now, at their first recollection (method 4.2).
+        For each memory frame its kept tokens, or None for all; the positions of the frames whose token
+        saliency is to be measured now, at their first recollection (method 4.2); and whether the last of the
+        whole frames, the newest, is cut at once, because it is not exempt.
     """
-    tokens: list[list[Tensor] | None] = [None] * len(layout.frames)
+    tokens: list[ChosenTokens | None] = [None] * len(layout.frames)
     measure: list[int] = []
+    cut = False
     if memory.keep == 1.0:
-        return tokens, measure
+        return tokens, measure, cut
     for f, entry in enumerate(layout.frames):
         extras = stored_result(results, entry).get(KEY)
         chosen = None if extras is None else extras.tokens.get(reverse)
         if chosen is not None and chosen.follow(memory):
             if not is_exempt(entry, memory):
-                tokens[f] = chosen.per_layer
+                tokens[f] = chosen
         elif entry.conditioning:
             if "conditioning" not in memory.exempt:
                 measure.append(f)
-        elif entry.frame % stride == 0:
-            measure.append(f)
-    return tokens, measure
+        else:
+            cut = entry.newest and "newest" not in memory.exempt
+            if entry.frame % stride == 0 or cut:
+                measure.append(f)
+    return tokens, measure, cut
 
 
 def remember_choice(
@@ -62,8 +66,12 @@ def remember_choice(
 ) -> None:
     """Keep newly chosen tokens with the results of the frames they belong to."""
     for f, chosen in recall.chosen.items():
-        extras = stored_result(results, bank.layout.frames[f]).setdefault(KEY, FrameExtras())
-        extras.tokens[reverse] = ChosenTokens(chosen, memory)
+        out = stored_result(results, bank.layout.frames[f])
+        features, position = memory_tokens(out)
+        every = torch.cat(chosen).to(features.device)
+        out.setdefault(KEY, FrameExtras()).tokens[reverse] = ChosenTokens(
+            chosen, features.index_select(0, every), position.index_select(0, every), memory
+        )
 
 
 def note_keys(report: ObjectReport, bank: Bank, recall: Recall, memory: Memory) -> None:
@@ -71,7 +79,7 @@ def note_keys(report: ObjectReport, bank: Bank, recall: Recall, memory: Memory) 
     layout = bank.layout
     prunable = sum(not is_exempt(entry, memory) for entry in layout.frames)
     report.keys_used, report.keys_total = recall.keys_used, layout.keys
-    report.pruned_frames = len(bank.pruned)
+    report.pruned_frames = len(bank.pruned) + bank.cut
     report.prunable_keys_total = prunable * layout.tokens
     kept = sum(recall.prunable_used) / max(1, len(recall.prunable_used))
-    report.prunable_keys_used = kept + (prunable - len(bank.pruned)) * layout.tokens
+    report.prunable_keys_used = kept + (prunable - report.pruned_frames) * layout.tokens

@@ -47,10 +47,12 @@ def recall_memory(
     stride, reverse = predictor.memory_temporal_stride_for_eval, tracked.reverse
     with torch.autocast(predictor.device.type, enabled=False):
         for outputs, layout in zip(tracked.outputs, layouts, strict=True):
-            tokens, measure = kept_tokens(layout, outputs, memory, stride, reverse)
-            tracked.banks.append(
-                collect(predictor, attention.dtype, layout, outputs, tokens, measure)
-            )
+            tokens, measure, cut = kept_tokens(layout, outputs, memory, stride, reverse)
+            bank = collect(
+                predictor, attention.dtype, layout, outputs, tokens, measure,
+                cut=cut, version=attention.version,
+            )  # fmt: skip
+            tracked.banks.append(bank)
         x, tracked.recalls = attention(
             feature, position, tracked.banks, memory,
             exact=exact, seed=frame, readers=_readers(predictor, tracked, frame),

@@ -31,14 +31,43 @@ WindowChooser = Callable[[int], "tuple[int, ...] | None"]
 
 @dataclass(frozen=True)
 class ChosenTokens:
-    """Kept tokens of a memory frame, int64 ``[K]`` per memory-attention layer, and the settings that chose them."""
+    """Kept tokens of a memory frame.
+
+    Attributes
+    ----------
+    per_layer
+        Their grid places by memory-attention layer, int64 ``[K]`` each.
+    features, position
+        What is remembered there, layer after layer, ``[sum of K, mem]``.
+    memory
+        The settings that chose them.
+    """
 
     per_layer: list[Tensor]
+    features: Tensor
+    position: Tensor
     memory: Memory
 
     def follow(self, memory: Memory) -> bool:
         """Whether other settings choose the same tokens."""
         return (self.memory.keep, self.memory.queries) == (memory.keep, memory.queries)
+
+
+@dataclass
+class Held:
+    """Projections of a conditioning frame, whose keys never change: its temporal position stays 0.
+
+    Attributes
+    ----------
+    version
+        Of the memory attention whose weights made them.
+    keys, values
+        By layer, ``[tokens, C]``; keys are turned.
+    """
+
+    version: int
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,12 +83,15 @@ class FrameExtras:
     added
         What memory attention added to the features when each token read memory last, float32
         ``[tokens, C]``; handed on from frame to frame, where only some tokens read memory.
+    held
+        Of a conditioning frame: its projections, once they were made.
     """
 
     cues: ObjectCues | None = None
     windows: Windows | None = None
     tokens: dict[bool, ChosenTokens] = field(default_factory=dict)
     added: Tensor | None = None
+    held: Held | None = None
 
 
 @dataclass(frozen=True)

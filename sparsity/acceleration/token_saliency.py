@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -42,3 +44,60 @@ def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tenso
         for part in weights.split(SUMMED_ROWS):
             total += part.sum(0)
     return total / len(queries)
+
+
+class SeenSaliency:
+    """The same from attention weights that are computed anyway, over more keys than the frame's own.
+
+    Inside the frame's columns they are the frame's own attention up to each row's sum. A row that gives the
+    frame less than can be told from zero says nothing about it and does not count.
+
+    Parameters
+    ----------
+    first, tokens
+        The frame's columns.
+    rows, of
+        Query rows to read, out of how many.
+    seed
+        Of the sample.
+    """
+
+    def __init__(
+        self, first: int, tokens: int, rows: int, of: int, seed: int, device: torch.device
+    ) -> None:
+        self.columns = slice(first, first + tokens)
+        self.total = torch.zeros(tokens, device=device)
+        self.counts = torch.zeros(of, device=device)
+        self.counts[sample_rows(of, rows, seed).to(device)] = 1.0
+
+    def see(self, weights: Tensor, row: int) -> None:
+        """Take in a block of weights ``[rows, keys]``, the first of which is query `row`."""
+        own = weights[:, self.columns]
+        mass = own.sum(-1, dtype=torch.float32)
+        counts = self.counts[row : row + len(own)]
+        share = torch.where(mass > 0, counts / mass, 0.0).to(own.dtype)
+        self.total += torch.mv(own.t(), share)
+
+    def result(self) -> Tensor:
+        """float32 ``[tokens]``, sums to one."""
+        return self.total / self.total.sum()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Frames whose token saliency is wanted from one call: where each one's keys begin, and how it is sampled."""
+
+    firsts: tuple[int, ...]
+    tokens: int
+    rows: int
+    seed: int
+
+    def measure(self, queries: Tensor, keys: Tensor) -> list[Tensor]:
+        """Of each frame, by products of its own."""
+        spans = [keys[first : first + self.tokens] for first in self.firsts]
+        return [token_saliency(queries, span, self.rows, self.seed) for span in spans]
+
+    def seen(self, queries: Tensor) -> list[SeenSaliency]:
+        """Of each frame, to be read off the attention's weights."""
+        shape = self.tokens, self.rows, len(queries), self.seed, queries.device
+        return [SeenSaliency(first, *shape) for first in self.firsts]

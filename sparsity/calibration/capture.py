@@ -21,8 +21,8 @@ from probes.observing import observe
 from probes.seam import AttentionCall
 from probes.video import STD
 from sparsity.acceleration.encoder import window_grid
-from sparsity.acceleration.memory import token_saliency
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.acceleration.token_saliency import token_saliency
 from sparsity.calibration.clips import CalibrationClip
 from sparsity.calibration.traces import MemoryTrace, Trace, recall_curve
 from sparsity.profile import EXACT_TECHNIQUES, Profile, Windows

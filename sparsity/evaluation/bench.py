@@ -26,6 +26,7 @@ from sparsity.evaluation.flops import counted_flops
 from sparsity.evaluation.routes import Route
 from sparsity.evaluation.timing import REST, PeakMemory, seconds_of, stage_seconds
 from sparsity.profile import BUILTIN, Profile
+from sparsity.techniques import further_profiles
 
 STOCK = "stock"
 """Name of the run that ratios are against: unmodified sam2."""
@@ -35,16 +36,6 @@ FULL_BANK = 8
 
 UNTIMED = 4
 """Frames between the full bank and the first one that counts."""
-
-
-def _routed_readers(profile: Profile, name: str) -> Profile:
-    assert profile.memory is not None, "the paper's profile prunes memory"
-    memory = profile.memory.model_copy(update={"readers": "routed"})
-    return profile.model_copy(update={"name": name, "memory": memory})
-
-
-FURTHER: dict[str, Callable[[Profile, str], Profile]] = {"+ routed readers": _routed_readers}
-"""Techniques beyond the paper that change results: from a profile to the one with the technique on."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,7 @@ class Measured:
 def ladder(further: tuple[Profile, ...] = ()) -> list[Variant]:
     """List the standard rows: stock, exact rewrites alone, SWR, SMR, both, and the paper's profile.
 
-    Then a row for each further technique, on top of the paper's profile.
+    Then a row for each further technique on top of the paper's profile, and one for those that pay together.
 
     Parameters
     ----------
@@ -124,7 +115,7 @@ def ladder(further: tuple[Profile, ...] = ()) -> list[Variant]:
     rows = [Variant(STOCK, None), Variant("exact", BUILTIN["exact"])]
     rows += [Variant(name, profile) for name, profile in plain.items()]
     rows.append(Variant("paper", paper))
-    rows += [Variant(name, change(paper, name)) for name, change in FURTHER.items()]
+    rows += [Variant(profile.name, profile) for profile in further_profiles(paper)]
     return rows + [Variant(p.name, p) for p in further if p.name not in {r.name for r in rows}]
 
 

@@ -1,0 +1,94 @@
+"""Quality of each technique beyond the paper: loss of J&F against dense tracking, with its interval.
+
+    python benchmarks/techniques.py DAVIS --clips calibrate.txt     write benchmarks/techniques.json
+    python benchmarks/techniques.py DAVIS --clips dev.txt --out dev.json
+    python benchmarks/techniques.py --table                         put the figures into docs/techniques.md
+
+Clips are done one after the other and kept, so an interrupted run goes on. Which techniques are recommended is
+chosen on training clips; clips of a benchmark are for the figures at the end alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sparsity.evaluation.evaluate import evaluate, table
+from sparsity.evaluation.jobs import Spread
+from sparsity.evaluation.results import Run, load_result
+from sparsity.options import ModelChoice
+from sparsity.profile import BUILTIN
+from sparsity.runs import write_text
+from sparsity.techniques import further_profiles
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "techniques.md"
+SPEED = ("large-bfloat16-default", "base-plus-bfloat16-default", "tiny-bfloat16-default")
+BEGIN, END = "<!-- table: benchmarks/techniques.py -->", "<!-- end of table -->"
+
+
+def losses(run: Run) -> str:
+    """Loss and its interval, as a cell."""
+    if run.quality is None or run.quality.loss is None:
+        return ""
+    ends = run.quality.intervals.get("loss")
+    between = "" if ends is None else f" [{ends[0]:.1f}, {ends[1]:.1f}]"
+    return f"{run.quality.loss:+.1f}{between}"
+
+
+def page_table(quality: Path) -> str:
+    """Rows of the techniques: loss on the clips of a result, and speed where it was measured."""
+    result = load_result(quality)
+    measured = {}
+    for case in SPEED:
+        path = HERE / "speed" / f"{case}.json"
+        if path.exists():
+            measured[case] = {run.name: run for run in load_result(path).runs}
+    heads = [case.split("-bfloat16")[0] for case in measured]
+    lines = [
+        "| on top of `paper` | loss, J&F points | keys read | " + " | ".join(heads) + " |",
+        "|---|---|---|" + "---|" * len(heads),
+    ]
+    for run in result.runs[1:]:
+        cells = []
+        for runs in measured.values():
+            ratio = None if run.name not in runs else runs[run.name].ratio
+            cells.append("" if ratio is None else f"{ratio.median:.2f}x")
+        lines.append(
+            f"| {run.name} | {losses(run)} | {run.keys_kept or 0:.0%} | " + " | ".join(cells) + " |"
+        )
+    clips = len(result.data.clips)
+    lines += ["", f"{result.model.name}, {clips} clips of {result.data.root}, "
+              f"{result.environment.dtype}; loss against dense with 95 % interval over clips."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("root", nargs="?", type=Path, help="folder of annotated clips")
+    parser.add_argument("--clips", type=Path, help="file with the names of the clips to take")
+    parser.add_argument("--out", type=Path, default=HERE / "techniques.json")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="rewrite the table of the page")
+    options = parser.parse_args()
+    if options.root is not None:
+        result = evaluate(
+            options.root,
+            ModelChoice("demo", dtype=options.dtype, device="cpu"),
+            options.out,
+            profiles=[BUILTIN["paper"], *further_profiles()],
+            listed=options.clips,
+            spread=Spread(options.jobs),
+        )
+        print(table(result))
+    if options.table:
+        text = PAGE.read_text(encoding="utf-8")
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        filled = f"{BEGIN}\n{page_table(options.out)}\n{END}"
+        write_text(PAGE, before + filled + after)
+
+
+if __name__ == "__main__":
+    main()
