@@ -76,7 +76,22 @@ def object_cues(
     windows: Windows,
     router: Router | None = None,
 ) -> ObjectCues:
-    """Reduce one object's result to its cues.
+    """Reduce one object's result to its cues; see `cue_row` for what is asked for."""
+    row = cue_row(candidates, best, before, saliency, score, grid, windows, router)
+    return cues_on_host(row[None])[0]
+
+
+def cue_row(
+    candidates: Tensor,
+    best: Tensor,
+    before: Tensor | None,
+    saliency: Tensor | None,
+    score: float | Tensor,
+    grid: WindowGrid,
+    windows: Windows,
+    router: Router | None = None,
+) -> Tensor:
+    """Reduce one object's result to its cues, on the device where it is.
 
     Parameters
     ----------
@@ -92,16 +107,40 @@ def object_cues(
         Object-score logit.
     router
         Says which windows an object with a mask needs, instead of the mask grown by a margin.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[2 * windows + 2]``: `touched`, `mass` (NaN for None), `score` and `jump` of `ObjectCues`.
     """
     source = candidates if windows.candidates == "all" else best[None]
     touched = windows_of_mask((source > 0).any(0), grid, windows.margin_px)
     mass = None if saliency is None else window_mass(saliency, grid)
-    jump = 0.0 if before is None else float(mask_jump(before > 0, best > 0))
+    jump = best.new_zeros(()) if before is None else mask_jump(before > 0, best > 0)
     if router is not None and bool(touched.any()):
         last = None if before is None else before > 0
-        cues = window_cues(candidates > 0, best > 0, last, saliency, float(score), jump, grid)
+        cues = window_cues(
+            candidates > 0, best > 0, last, saliency, float(score), float(jump), grid
+        )
         touched = needed(cues, router)
-    return ObjectCues(touched.cpu(), None if mass is None else mass.cpu(), float(score), jump)
+    if mass is None:
+        mass = torch.full(touched.shape, torch.nan, device=best.device)
+    numbers = torch.stack([torch.as_tensor(score, device=best.device).float(), jump.float()])
+    return torch.cat([touched.to(best.device).float(), mass, numbers])
+
+
+def cues_on_host(rows: Tensor) -> list[ObjectCues]:
+    """Fetch the `cue_row` of each object, ``[O, 2 * windows + 2]``, in one transfer."""
+    count = (rows.shape[1] - 2) // 2
+    return [
+        ObjectCues(
+            row[:count] > 0,
+            None if bool(row[count : 2 * count].isnan().any()) else row[count : 2 * count],
+            float(row[-2]),
+            float(row[-1]),
+        )
+        for row in rows.cpu()
+    ]
 
 
 def decide(cues: FrameCues, windows: Windows, guard: Guard) -> Decision:

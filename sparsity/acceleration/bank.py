@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probes.layout import MemoryLayout, stored_result
 from sparsity.acceleration.session import KEY, ChosenTokens, FrameExtras, Held
+from sparsity.acceleration.transfer import to_device
 
 Results = Mapping[str, Mapping[int, Any]]
 """An object's results: ``cond_frame_outputs`` and ``non_cond_frame_outputs`` by frame."""
@@ -201,7 +202,7 @@ def _pointers(
     tokens = torch.cat(found).reshape(-1, model.mem_dim)  # pointer by pointer
     if not model.add_tpos_enc_to_obj_ptrs:
         return tokens, torch.zeros_like(tokens)
-    distances = torch.tensor([pointer.distance for pointer in layout.pointers], device=device)
+    distances = to_device(torch.tensor([p.distance for p in layout.pointers]), device)
     limit = layout.pointer_limit - 1
     width = model.hidden_dim if model.proj_tpos_enc_in_obj_ptrs else model.mem_dim
     position = model.obj_ptr_tpos_proj(get_1d_sine_pe(distances / limit, dim=width)).float()

@@ -28,7 +28,7 @@ from sparsity.acceleration.report import ObjectReport, Report
 from sparsity.acceleration.saliency import token_to_image
 from sparsity.acceleration.session import KEY, Session, WindowChooser, new_state
 from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
-from sparsity.acceleration.tracked import Tracked, extras, object_report, part_of
+from sparsity.acceleration.tracked import Tracked, parts_of_all
 from sparsity.profile import Memory, Profile, load_profile
 from sparsity.routing import Decision
 
@@ -279,14 +279,11 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         finally:
             session.routing = None
         results = []
-        for b, index in enumerate(group):
-            part = {key: part_of(value, b) for key, value in together.items()}
-            part[KEY] = extras(self, tracked, b, part, frame)
+        parts = parts_of_all(self, tracked, together, frame, self._memory)
+        report = session.frame_report(frame, reverse, decision, window_grid(self).count)
+        for b, (index, (part, said)) in enumerate(zip(group, parts, strict=True)):
             results.append((part, logits[b : b + 1]))
-            report = session.frame_report(frame, reverse, decision, window_grid(self).count)
-            report.objects[state["obj_idx_to_id"][index]] = object_report(
-                tracked, b, part, self._memory
-            )
+            report.objects[state["obj_idx_to_id"][index]] = said
         return results
 
     def _track_step(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sparsity.acceleration.linear import product
+from sparsity.acceleration.transfer import to_device
 from sparsity.select import sample_rows
 
 SALIENCY_ROWS = 512
@@ -35,7 +37,7 @@ def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tenso
         float32 ``[tokens]``, sums to one.
     """
     if rows < len(queries):
-        queries = queries.index_select(0, sample_rows(len(queries), rows, seed).to(queries.device))
+        queries = queries.index_select(0, _sample(len(queries), rows, seed, queries.device))
     total = torch.zeros(len(keys), device=keys.device)
     scaled = queries * queries.shape[-1] ** -0.5
     for block in scaled.split(SALIENCY_ROWS):
@@ -44,6 +46,12 @@ def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tenso
         for part in weights.split(SUMMED_ROWS):
             total += part.sum(0)
     return total / len(queries)
+
+
+@lru_cache(maxsize=8)
+def _sample(rows: int, count: int, seed: int, device: torch.device) -> Tensor:
+    """`sample_rows` on a device; layers and objects of a frame share it."""
+    return to_device(sample_rows(rows, count, seed), device)
 
 
 class SeenSaliency:
@@ -68,7 +76,7 @@ class SeenSaliency:
         self.columns = slice(first, first + tokens)
         self.total = torch.zeros(tokens, device=device)
         self.counts = torch.zeros(of, device=device)
-        self.counts[sample_rows(of, rows, seed).to(device)] = 1.0
+        self.counts[_sample(of, rows, seed, device)] = 1.0
 
     def see(self, weights: Tensor, row: int) -> None:
         """Take in a block of weights ``[rows, keys]``, the first of which is query `row`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from sparsity.acceleration.bank import Bank
@@ -14,7 +15,7 @@ from sparsity.acceleration.pruning import note_keys
 from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import KEY, FrameExtras
 from sparsity.profile import Memory
-from sparsity.routing import object_cues
+from sparsity.routing import ObjectCues, cue_row, cues_on_host
 
 if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -46,42 +47,59 @@ def part_of(value: Any, b: int) -> Any:
     return [item[b : b + 1] for item in value] if isinstance(value, list) else value
 
 
-def extras(
+def parts_of_all(
     predictor: EfficientSAM2VideoPredictor,
     tracked: Tracked,
-    b: int,
-    part: dict[str, Any],
+    together: dict[str, Any],
     frame: int,
-) -> FrameExtras:
-    """Reduce an object's result to its routing cues."""
+    memory: Memory,
+) -> list[tuple[dict[str, Any], ObjectReport]]:
+    """Give every object its part of a batched result, with its routing cues, and its report.
+
+    What the host has to know is fetched in one transfer.
+    """
+    scores = together["object_score_logits"].flatten(1).amax(1)
+    cues: list[ObjectCues] | None = None
+    if tracked.candidates is not None:
+        cues = cues_on_host(
+            torch.stack(
+                [_cue_row(predictor, tracked, b, frame, scores[b]) for b in range(len(scores))]
+            )
+        )
+    known = scores.tolist() if cues is None else [cue.score for cue in cues]
+    found = []
+    for b, score in enumerate(known):
+        part = {key: part_of(value, b) for key, value in together.items()}
+        before = tracked.adjacent(b, frame)
+        if before is not None and KEY in before:
+            before[KEY].added = None  # handed on; it is as large as a frame's features
+        extras = FrameExtras() if cues is None else FrameExtras(cues[b], predictor.profile.windows)
+        report = ObjectReport(score)
+        if tracked.recalls:
+            extras.added = tracked.recalls[b].added
+            note_keys(report, tracked.banks[b], tracked.recalls[b], memory)
+            report.queries_share = tracked.recalls[b].queries_share
+        found.append(({**part, KEY: extras}, report))
+    return found
+
+
+def _cue_row(
+    predictor: EfficientSAM2VideoPredictor, tracked: Tracked, b: int, frame: int, score: Tensor
+) -> Tensor:
     profile = predictor.profile
-    windows, router = profile.windows, profile.router
-    before = tracked.adjacent(b, frame)
-    added = tracked.recalls[b].added if tracked.recalls else None
-    if before is not None and KEY in before:
-        before[KEY].added = None  # handed on; it is as large as a frame's features
-    if windows is None or tracked.candidates is None or tracked.best is None:
-        return FrameExtras(added=added)
-    last = None
-    if (profile.guard.mask_jump is not None or router is not None) and before is not None:
+    assert profile.windows is not None and tracked.candidates is not None
+    assert tracked.best is not None, "candidates come with the best one"
+    before, last = tracked.adjacent(b, frame), None
+    watched = profile.guard.mask_jump is not None or profile.router is not None
+    if watched and before is not None:
         last = before["pred_masks"].to(tracked.best.device)[0, 0]
-    cues = object_cues(
+    return cue_row(
         tracked.candidates[b],
         tracked.best[b],
         last,
         None if tracked.saliency is None else tracked.saliency[b],
-        part["object_score_logits"].max(),
+        score,
         window_grid(predictor),
-        windows,
-        router,
+        profile.windows,
+        profile.router,
     )
-    return FrameExtras(cues, windows, added=added)
-
-
-def object_report(tracked: Tracked, b: int, part: dict[str, Any], memory: Memory) -> ObjectReport:
-    """What the report says about one object on this frame."""
-    report = ObjectReport(float(part["object_score_logits"].max()))
-    if tracked.recalls:
-        note_keys(report, tracked.banks[b], tracked.recalls[b], memory)
-        report.queries_share = tracked.recalls[b].queries_share
-    return report

@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sparsity.acceleration.transfer import to_device
+
 
 @dataclass(frozen=True, eq=False)
 class WindowTokens:
@@ -67,6 +69,5 @@ def window_tokens(
     ids = torch.arange(side * side) if kept is None else torch.tensor(kept, dtype=torch.int64)
     chosen = by_window[ids].reshape(-1)
     slots = torch.nonzero(chosen >= 0)[:, 0]
-    return WindowTokens(
-        len(ids), window, chosen[slots].to(device), slots.to(device), ids.to(device)
-    )
+    on_device = (to_device(tensor, device) for tensor in (chosen[slots], slots, ids))
+    return WindowTokens(len(ids), window, *on_device)

@@ -1,0 +1,234 @@
+"""Techniques beyond the paper: every one of the table, and what each does of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from probes import build_predictor, observe
+from probes.errors import InputError
+from sparsity import accelerate
+from sparsity.acceleration.attention import blocked
+from sparsity.acceleration.session import KEY
+from sparsity.acceleration.token_saliency import Watch
+from sparsity.profile import BUILTIN, CALIBRATED_TECHNIQUES, Memory, Profile, parse_profile
+from sparsity.techniques import FURTHER, RECOMMENDED, TOGETHER, further_profiles
+from tests.conftest import make_frames
+from tests.sparsity.acceleration.conftest import PROMPTS, Run, off_by, step, track
+
+SOME = (5, 6, 9, 10)
+NAMES = [profile.name for profile in further_profiles()]
+
+
+def both_methods(keep: float) -> Profile:
+    """The paper's profile with another share of tokens."""
+    return BUILTIN["paper"].model_copy(update={"memory": Memory(keep=keep)})
+
+
+def technique(name: str, keep: float = 0.2) -> Profile:
+    """The profile of a row of the table."""
+    return {p.name: p for p in further_profiles(both_methods(keep))}[name]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    """The demo model at 256 pixels: 4 x 4 windows."""
+    return build_predictor("demo", image_size=256, device="cpu")
+
+
+def routed_run(
+    stock: Any,
+    profile: Profile,
+    windows: tuple[int, ...],
+    frames: np.ndarray | None = None,
+) -> Run:
+    """Track five frames, from the third on by given windows."""
+    fast = accelerate(stock, profile)
+    state = fast.init_state(make_frames(5) if frames is None else frames)
+    fast.choose_windows(state, lambda frame: windows if frame > 1 else None)
+    PROMPTS["mask"][0].give(fast, state)
+    return Run({f: v.clone() for f, _, v in fast.propagate_in_video(state)}, state)
+
+
+@pytest.fixture(scope="module")
+def plain(demo: Any) -> Callable[[float, tuple[int, ...]], Run]:
+    """Runs without any of the techniques, made once."""
+    made: dict[Any, Run] = {}
+
+    def run(keep: float, windows: tuple[int, ...]) -> Run:
+        if (keep, windows) not in made:
+            made[keep, windows] = routed_run(demo, both_methods(keep), windows)
+        return made[keep, windows]
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_everything_kept_it_changes_nothing(demo: Any, name: str, plain: Any) -> None:
+    every = tuple(range(16))
+    run = routed_run(demo, technique(name, keep=1.0), every)
+    expected = plain(1.0, every)
+    assert max(off_by(run.logits[f], expected.logits[f]) for f in range(5)) <= 1e-3
+    assert off_by(run.logits[4], expected.logits[3]) > 1e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_changes_what_it_is_for(demo: Any, name: str, plain: Any) -> None:
+    run, expected = routed_run(demo, technique(name), SOME), plain(0.2, SOME)
+    assert off_by(run.logits[0], expected.logits[0]) == 0
+    assert off_by(run.logits[4], expected.logits[4]) > 1e-4
+    report = accelerate(demo).report(run.state)
+    assert [item.windows for item in report.frames] == [None, None, *[list(SOME)] * 3]
+
+
+def test_the_table_and_the_switches_are_the_same() -> None:
+    base = BUILTIN["paper"]
+    switched = set().union(*(s(base).calibrated_techniques for s in FURTHER.values()))
+    assert switched == set(CALIBRATED_TECHNIQUES), "each switch has a row"
+    assert not any(profile.calibrated_techniques for profile in BUILTIN.values())
+    assert set(TOGETHER) <= set(FURTHER) and NAMES[-1] == RECOMMENDED
+    for profile in further_profiles():
+        assert parse_profile(profile.to_json()) == profile
+
+
+def test_the_page_has_a_paragraph_for_each() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "techniques.md").read_text(encoding="utf-8")
+    assert [name for name in FURTHER if f"**{name.capitalize()}**" not in page] == []
+    assert "**Unknown technique**" not in page
+
+
+@pytest.mark.parametrize("name", CALIBRATED_TECHNIQUES)
+@pytest.mark.parametrize("missing", ["windows", "encoder"])
+def test_what_it_rests_on_must_be_on(name: str, missing: str) -> None:
+    profile = BUILTIN["paper"]
+    techniques = {**profile.techniques, name: True, "encoder": missing != "encoder"}
+    windows = None if missing == "windows" else profile.windows
+    broken = profile.model_copy(update={"windows": windows, "techniques": techniques})
+    with pytest.raises(InputError, match=f"{name!r} needs windows .* 'encoder'"):
+        parse_profile(broken.to_json())
+
+
+def test_on_a_still_picture_early_stages_are_what_they_were(demo: Any) -> None:
+    still = make_frames(1).repeat(5, axis=0)
+    run = routed_run(demo, technique("+ early stages reused"), SOME, still)
+    expected = routed_run(demo, both_methods(0.2), SOME, still)
+    assert off_by(run.logits[4], expected.logits[4]) <= 1e-3
+    stale = routed_run(demo, technique("+ last block reused"), SOME, still)
+    assert off_by(stale.logits[4], expected.logits[4]) > 1e-3, "its keys came from other windows"
+
+
+def test_reused_windows_are_as_old_as_their_last_computation(demo: Any) -> None:
+    """Fine levels of a window change when it is computed, and stay when it is not."""
+    fast = accelerate(demo, technique("+ early stages reused"))
+    route = {2: SOME, 3: (0, *SOME), 4: SOME}
+    state = fast.init_state(make_frames(5) // 2 + np.arange(5, dtype=np.uint8)[:, None, None, None])
+    fast.choose_windows(state, route.get)
+    PROMPTS["mask"][0].give(fast, state)
+    seen = []
+    for _ in fast.propagate_in_video(state):
+        ((_, features),) = state["cached_features"].values()
+        seen.append(features["backbone_fpn"][0].clone())
+    corner, last = (..., slice(0, 16), slice(0, 16)), (..., slice(48, 64), slice(48, 64))
+    same = [
+        [torch.equal(seen[f][part], seen[f - 1][part]) for f in range(2, 5)]
+        for part in (corner, last)
+    ]
+    assert same == [[True, False, True], [True, True, True]]
+
+
+def test_what_is_reused_must_be_of_the_adjacent_frame(demo: Any) -> None:
+    fast = accelerate(demo, "paper")
+    state = track(fast, make_frames(6), PROMPTS["mask"]).state
+    with fast.use(technique("+ stage 4 reused")):
+        fast.choose_windows(state, lambda frame: SOME)
+        reasons = []
+        for frame in (5, 4, 2):
+            step(fast, state, frame)
+            reasons.append(fast.report(state).frames[-1].reason)
+    assert reasons == ["nothing cached", "given", "nothing cached"]
+
+
+def test_pooled_keys_cannot_be_observed(demo: Any) -> None:
+    fast = accelerate(demo, technique("+ pooled background"))
+    state = fast.init_state(make_frames(5))
+    fast.choose_windows(state, lambda frame: SOME if frame > 1 else None)
+    PROMPTS["mask"][0].give(fast, state)
+    with (
+        observe(fast, lambda call: None, sites="encoder.*"),
+        pytest.raises(InputError, match="switch it off to observe"),
+    ):
+        list(fast.propagate_in_video(state))
+
+
+def test_the_newest_frame_is_cut_before_it_is_read(demo: Any) -> None:
+    tokens, kept, keys = 256, 51, {}
+    for exempt in (("conditioning", "pointers"), ("pointers",)):
+        memory = Memory(keep=0.2, exempt=exempt)
+        fast = accelerate(demo, Profile(name="cut", memory=memory))
+        run = track(fast, make_frames(5), PROMPTS["mask"])
+        item = fast.report(run.state).frames[-1].objects[1]
+        pointers = item.keys_total - 4 * tokens
+        keys[exempt] = item.keys_used[0] - pointers
+        assert item.pruned_frames == 5 - len(exempt)
+    assert keys[("conditioning", "pointers")] == tokens + 3 * kept
+    assert keys[("pointers",)] == 4 * kept
+
+
+def test_the_call_an_observer_sees_names_the_keys_that_were_left(demo: Any) -> None:
+    fast = accelerate(demo, Profile(name="cut", memory=Memory(keep=0.2, exempt=("pointers",))))
+    seen = []
+    with observe(fast, seen.append, sites="memory.*cross"):
+        track(fast, make_frames(5), PROMPTS["mask"])
+    last = seen[-1]
+    assert len(last.keys) == last.k.shape[2] == len(set(last.keys.tolist()))
+    newest = (last.keys >= 3 * 256) & (last.keys < 4 * 256)
+    assert int(newest.sum()) == 51
+
+
+def test_projections_of_a_prompt_are_held_until_weights_change() -> None:
+    stock = build_predictor("demo", image_size=256, device="cpu")
+    fast = accelerate(stock, "exact")
+    state = track(fast, make_frames(5), PROMPTS["mask"]).state
+    prompt = state["output_dict_per_obj"][0]["cond_frame_outputs"][0]
+    held, before = prompt[KEY].held, step(fast, state, 4)
+    assert sorted(held.keys) == list(range(4))
+    assert prompt[KEY].held is held
+    with torch.no_grad():
+        stock.memory_attention.layers[1].cross_attn_image.k_proj.weight.mul_(-1)
+    after = step(fast, state, 4)
+    assert prompt[KEY].held is not held
+    assert off_by(after, step(stock, state, 4)) <= 1e-3
+    assert off_by(after, before) > 1e-3
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    queries=st.integers(1, 700),
+    tokens=st.integers(1, 60),
+    others=st.integers(0, 40),
+    rows=st.integers(1, 800),
+    seed=st.integers(0, 99),
+)
+def test_saliency_read_off_the_weights_is_that_of_own_products(
+    queries: int, tokens: int, others: int, rows: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(n, 16, generator=generator) for n in (queries, 2 * tokens + others))
+    watch = Watch((others, others + tokens), tokens, rows, seed)
+    seen = watch.seen(q)
+    blocked(
+        q[None, None], k[None, None], k[None, None, :, :4],
+        see=lambda weights, row: [frame.see(weights, row) for frame in seen] and None,
+    )  # fmt: skip
+    expected = watch.measure(q, k)
+    for frame, saliency in zip(seen, expected, strict=True):
+        torch.testing.assert_close(frame.result(), saliency, rtol=1e-4, atol=1e-6)
+    if tokens > 2:
+        assert not torch.allclose(expected[0], expected[1], rtol=1e-4)
