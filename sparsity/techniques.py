@@ -36,8 +36,11 @@ FURTHER: dict[str, Switch] = {
 }
 """Switches by the name of their row."""
 
-TOGETHER = ("routed readers", "stage 4 reused")
+TOGETHER = ("routed readers", "stage 4 reused", "last block reused", "early stages reused")
 """Those that pay together; chosen on training clips, see docs/techniques.md."""
+
+REFRESH = 6
+"""Every so many frames all windows of the recommended profile are computed, so that none grows old."""
 
 RECOMMENDED = "recommended"
 
@@ -48,4 +51,5 @@ def further_profiles(base: Profile = BUILTIN["paper"]) -> list[Profile]:
         switch(base).model_copy(update={"name": f"+ {name}"}) for name, switch in FURTHER.items()
     ]
     together = reduce(lambda profile, name: FURTHER[name](profile), TOGETHER, base)
-    return [*alone, together.model_copy(update={"name": RECOMMENDED})]
+    guard = base.guard.model_copy(update={"refresh_every": REFRESH})
+    return [*alone, together.model_copy(update={"name": RECOMMENDED, "guard": guard})]

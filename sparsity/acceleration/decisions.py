@@ -50,7 +50,10 @@ def _decide(
     windows, guard = predictor.profile.windows, predictor.profile.guard
     if windows is None:
         return Decision(None, "not routed")
+    since = 1 if session.last_dense is None else abs(frame - session.last_dense)
     if session.chooser is not None:
+        if guard.refresh_every is not None and since >= guard.refresh_every:
+            return Decision(None, "refresh")
         return Decision(session.chooser(frame), "given")
     per_object = state["output_dict_per_obj"]
     if any(frame in outputs["cond_frame_outputs"] for outputs in per_object.values()):
@@ -62,7 +65,6 @@ def _decide(
     for index, outputs in per_object.items():
         extras = outputs["non_cond_frame_outputs"].get(adjacent, {}).get(KEY)
         cues[index] = extras.cues if extras is not None and extras.windows == windows else None
-    since = 1 if session.last_dense is None else abs(frame - session.last_dense)
     change = 0.0
     if guard.scene_cut is not None:
         change = _scene_change(state, session, frame, adjacent)

@@ -232,3 +232,14 @@ def test_saliency_read_off_the_weights_is_that_of_own_products(
         torch.testing.assert_close(frame.result(), saliency, rtol=1e-4, atol=1e-6)
     if tokens > 2:
         assert not torch.allclose(expected[0], expected[1], rtol=1e-4)
+
+
+def test_given_windows_are_refreshed_like_found_ones(demo: Any) -> None:
+    reasons = {}
+    for every in (2, None):
+        guard = BUILTIN["paper"].guard.model_copy(update={"refresh_every": every})
+        run = routed_run(demo, both_methods(0.2).model_copy(update={"guard": guard}), SOME)
+        report = accelerate(demo).report(run.state)
+        reasons[every] = [item.reason for item in report.frames[2:]]
+    assert reasons[None] == ["given", "given", "given"]
+    assert reasons[2] == ["given", "refresh", "given"]
