@@ -37,7 +37,9 @@ def _all_cached(predictor: EfficientSAM2VideoPredictor, session: Session, frame:
     reused = predictor.profile.calibrated_techniques & set(REUSING_TECHNIQUES)
     if not reused:
         return True
-    return session.last is not None and session.last.serve(reused, frame, predictor._encoder.dtype)
+    return session.last is not None and session.last.serve(
+        reused, frame, predictor._encoder.version
+    )
 
 
 def _decide(

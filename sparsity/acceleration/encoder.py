@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
@@ -53,6 +54,10 @@ class Routing:
         return self.last if technique in self.techniques else None
 
 
+_versions = count()
+"""Tell one set of weights from another, also in a state that was copied."""
+
+
 def window_grid(model: SAM2Base) -> WindowGrid:
     """Stage 3's windows of a model at its image size."""
     return WindowGrid(model.image_size // 16, int(model.image_encoder.trunk.window_spec[2]))
@@ -71,6 +76,7 @@ class Encoder:
 
     def __init__(self, model: SAM2Base, dtype: torch.dtype, seam: Seam) -> None:
         self.model, self.dtype, self.seam = model, dtype, seam
+        self.version = next(_versions)
         trunk = model.image_encoder.trunk
         self.first, self.last = trunk.stage_ends[1] + 2, trunk.stage_ends[2]
 

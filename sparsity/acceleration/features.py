@@ -34,7 +34,7 @@ def prepare_features(
                 shortcut = _add(session.change)
             encoder, techniques = predictor._encoder, profile.calibrated_techniques
             if windows is None:
-                session.last = LastComputed(encoder.dtype, frame)
+                session.last = LastComputed(encoder.version, frame)
             routing = Routing(windows, shortcut, keep, techniques, session.last)
             features, change = encoder(image, routing, exact=wanted.exact)
             state["cached_features"] = {frame: (image, features)}

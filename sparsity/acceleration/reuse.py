@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 
@@ -14,22 +13,22 @@ class LastComputed:
 
     Attributes
     ----------
-    dtype
-        Of the products they came from.
+    version
+        Of the encoder that computed them: its weights and number format.
     frame
         Index of the frame that was encoded last.
     parts
         By the technique that keeps them; rows of the tensors belong to windows.
     """
 
-    dtype: torch.dtype
+    version: int
     frame: int
     parts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def serve(self, techniques: frozenset[str], frame: int, dtype: torch.dtype) -> bool:
+    def serve(self, techniques: frozenset[str], frame: int, version: int) -> bool:
         """Whether a frame can be encoded with these in place of what the techniques leave out."""
         near = abs(frame - self.frame) <= 1
-        return near and dtype == self.dtype and techniques <= set(self.parts)
+        return near and version == self.version and techniques <= set(self.parts)
 
     def complete(self, part: str, places: Tensor | None, *fresh: Tensor) -> tuple[Tensor, ...]:
         """Put fresh rows among those that were computed before.

@@ -155,6 +155,23 @@ def test_what_is_reused_must_be_of_the_adjacent_frame(demo: Any) -> None:
     assert reasons == ["nothing cached", "given", "nothing cached"]
 
 
+def test_what_is_reused_must_be_of_the_same_weights_and_number_format() -> None:
+    stock = build_predictor("demo", image_size=256, device="cpu")
+    fast = accelerate(stock, technique("+ stage 4 reused"))
+    state = routed_run(stock, fast.profile, SOME).state
+
+    def reason() -> str:
+        step(fast, state, 4)
+        return fast.report(state).frames[-1].reason
+
+    assert [reason(), reason()] == ["nothing cached", "given"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [reason(), reason()] == ["nothing cached", "given"]
+    with torch.no_grad():
+        stock.image_encoder.trunk.blocks[-1].norm1.weight.mul_(0.5)
+    assert [reason(), reason()] == ["nothing cached", "given"]
+
+
 def test_pooled_keys_cannot_be_observed(demo: Any) -> None:
     fast = accelerate(demo, technique("+ pooled background"))
     state = fast.init_state(make_frames(5))

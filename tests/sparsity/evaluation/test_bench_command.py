@@ -16,9 +16,11 @@ from sparsity.evaluation.results import Result, load_result, parse_result
 from sparsity.evaluation.rows import ratio, stored_quality, table, times
 from sparsity.masks import write_mask
 from sparsity.profile import load_profile
+from sparsity.techniques import further_profiles
 from tests.conftest import make_frames, make_mask
 
-ROWS = ["stock", "exact", "SWR", "SMR", "SWR + SMR", "paper", "+ routed readers"]
+ROWS = ["stock", "exact", "SWR", "SMR", "SWR + SMR", "paper"]
+ROWS += [profile.name for profile in further_profiles()]
 
 
 @pytest.fixture(scope="module")
