@@ -16,6 +16,9 @@ from sparsity.profile import Guard, Router, Windows
 from sparsity.select import WindowGrid, mask_jump, smallest_set, window_mass, windows_of_mask
 from sparsity.window_cues import needed, window_cues
 
+RESCUES = ("scene cut", "empty mask", "low score", "mask jump")
+"""Reasons of a dense frame that say a rule of the guard saw trouble."""
+
 
 @dataclass(frozen=True)
 class ObjectCues:
@@ -122,7 +125,7 @@ def decide(cues: FrameCues, windows: Windows, guard: Guard) -> Decision:
             if cue.mass is not None:
                 kept = kept | smallest_set(cue.mass, windows.saliency_mass)
     if not bool(kept.any()):
-        return Decision(None, "empty mask")
+        return Decision(None, "nothing to route by")
     chosen = tuple(torch.nonzero(kept)[:, 0].tolist())
     if len(chosen) > guard.kept_share * kept.numel():
         return Decision(None, "most windows kept")

@@ -4,7 +4,11 @@ A loss is counted in points of J&F (0 to 100), one number a video: the frames of
 so the video is the unit. What is certain at every sample size (Hoeffding-Bentkus, and betting as of Waudby-Smith
 and Ramdas) assumes only that a video loses at most 100 points and is wide on few videos. Where that cannot
 reach the wanted loss, a Student / BCa bound stands in, and is called approximate: it cannot know of a kind of
-video that none of the given ones is.
+video that none of the given ones is. Conformal risk control is offered too: it bounds the loss of the next video
+on average over calibrations, which takes fewer videos than a bound that fails with a small probability.
+
+What is promised is the level that was tested, never the bound of the setting that was taken: that one was
+taken because its bound was small, so its bound no longer covers as often as it says.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value, get_r_hat_plus
@@ -31,6 +36,8 @@ that no bound is picked after the losses are seen."""
 CERTAIN = {False: "Hoeffding-Bentkus", True: "Waudby-Smith and Ramdas"}
 APPROXIMATE = "Student t and BCa, the larger (approximate)"
 EXPECTATION = "conformal risk control (in expectation)"
+
+BoundKind = Literal["certain", "approximate", "expectation"]
 
 RESAMPLES = 2000
 """Of the BCa bootstrap."""
@@ -76,20 +83,26 @@ class Choice:
         Settings that hold, in the order of testing.
     bounds
         By setting, for those that were tested; the last one may be the first that failed.
+    level
+        Mean loss that was accepted, in points; infinite where one setting alone was tested against none.
     """
 
     index: int | None
     held: tuple[int, ...]
     bounds: dict[int, Bound]
+    level: float
 
     @property
     def promise(self) -> Bound:
-        """The bound to state: no less than that of any setting that holds."""
+        """What testing establishes: the mean loss is within `level`. Without a level, the one setting's bound.
+
+        The bounds of single settings are no promise once they have selected: fixed-sequence testing errs with
+        probability 1 - confidence at most about the level, and says nothing about smaller numbers.
+        """
         if self.index is None:
             raise ValueError("no setting was chosen")
         own = self.bounds[self.index]
-        upper = max(self.bounds[setting].upper for setting in self.held)
-        return Bound(own.mean, upper, own.confidence, own.method, own.videos)
+        return own if math.isinf(self.level) else replace(own, upper=self.level)
 
 
 def smallest_certifiable(videos: int, confidence: float) -> float:
@@ -101,6 +114,17 @@ def smallest_certifiable(videos: int, confidence: float) -> float:
     (5.0, 1.0)
     """
     return POINTS * (1 - (1 - confidence) ** (1 / videos))
+
+
+def smallest_expected(videos: int) -> float:
+    """Return the smallest mean loss, in points, that conformal risk control can state on so many videos.
+
+    Examples
+    --------
+    >>> smallest_expected(99)
+    1.0
+    """
+    return POINTS / (videos + 1)
 
 
 def videos_needed(max_drop: float, confidence: float) -> int:
@@ -171,11 +195,20 @@ def expected_bound(losses: NDArray[np.floating]) -> Bound:
     return Bound(float(x.mean()), POINTS * float(upper[0]), 0.5, EXPECTATION, len(x))
 
 
-def bound(losses: NDArray[np.floating], confidence: float, max_drop: float) -> Bound:
-    """Bound the mean loss: certainly, if so many videos can certify `max_drop` at all, else approximately."""
-    if smallest_certifiable(len(losses), confidence) <= max_drop:
-        return certain_bound(losses, confidence)
-    return approximate_bound(losses, confidence)
+def kind_for(videos: int, confidence: float, max_drop: float) -> BoundKind:
+    """Certain, if so many videos can certify `max_drop` at all, else approximate; never by the losses."""
+    enough = smallest_certifiable(videos, confidence) <= max_drop
+    return "certain" if enough else "approximate"
+
+
+def bound(
+    losses: NDArray[np.floating], confidence: float, max_drop: float, kind: BoundKind | None = None
+) -> Bound:
+    """Bound the mean loss in the way asked for, or as `kind_for` says."""
+    kind = kind or kind_for(len(losses), confidence, max_drop)
+    if kind == "expectation":
+        return expected_bound(losses)
+    return (certain_bound if kind == "certain" else approximate_bound)(losses, confidence)
 
 
 def choose(
@@ -184,6 +217,7 @@ def choose(
     costs: Sequence[float],
     confidence: float,
     max_drop: float,
+    kind: BoundKind | None = None,
 ) -> Choice:
     """Test settings one after the other until one fails, and take the cheapest of those that hold.
 
@@ -200,16 +234,18 @@ def choose(
         By setting.
     max_drop
         Mean loss that is accepted, in points.
+    kind
+        Of bound; as `kind_for` says unless given.
     """
     bounds: dict[int, Bound] = {}
     held: list[int] = []
     for setting in order:
-        bounds[setting] = bound(np.asarray(losses)[:, setting], confidence, max_drop)
+        bounds[setting] = bound(np.asarray(losses)[:, setting], confidence, max_drop, kind)
         if bounds[setting].upper > max_drop:
             break
         held.append(setting)
     cheapest = min(held, key=lambda setting: costs[setting]) if held else None
-    return Choice(cheapest, tuple(held), bounds)
+    return Choice(cheapest, tuple(held), bounds, max_drop)
 
 
 def _checked(losses: NDArray[np.floating]) -> NDArray[np.float64]:
