@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, select_autoescape
 from plotly.offline import get_plotlyjs
@@ -97,7 +98,7 @@ def _figures(
     first = (
         f"Top {KEEP:.0%} of a frame's tokens, chosen at its first recollection; one clip.{evidence}"
     )
-    windows = story.routed[0].windows
+    side = len(np.asarray(story.routed[0].windows))
     return {
         "observed": [
             draw_memory_filmstrip(story.frames, told, strip),
@@ -110,7 +111,7 @@ def _figures(
         "accelerated": [
             draw_window_player(
                 story.routed,
-                1 / len(windows),
+                1 / side,
                 f"{name}, profile {story.shown}; dark: shortcut.{evidence}",
             )
         ],
