@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsity.calibration import promise
+from sparsity.calibration import bounds
 from sparsity.calibration.promise import choose
 from sparsity.calibration.search import order_of_testing, split_clips
 from sparsity.runs import write_text
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000)
     arguments = parser.parse_args()
     population = json.loads(arguments.losses.read_text(encoding="utf-8"))
-    promise.RESAMPLES = 500  # of the BCa bootstrap: thousands of bounds are taken here
+    bounds.RESAMPLES = 500  # of the BCa bootstrap: thousands of bounds are taken here
     found = {
         "population": {k: population[k] for k in ("model", "note")},
         "clips": len(population["losses"]),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 
 os.environ.setdefault("TQDM_DISABLE", "1")
-warnings.filterwarnings("ignore", message="cannot import name '_C' from 'sam2'")
 
 from probes.models import fingerprint
 from sparsity.calibration.clips import ClipSource

@@ -41,7 +41,7 @@ SHOWN = "made-smooth-1"
 MAX_DROP = 5.0
 """Points of J&F that the calibration of the demo accepts: so few clips can't promise less."""
 
-BUDGET = 60.0
+BUDGET = 120.0
 """Seconds for the runs of that calibration; a slower machine tries fewer settings."""
 
 MEMORY_SITES = "memory.*.cross"

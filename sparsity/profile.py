@@ -123,6 +123,8 @@ class Shortcut(_Strict):
 class Guard(_Strict):
     """When a frame is encoded densely although it could be routed. ``None`` switches a rule off.
 
+    Where a rule sees trouble (all but a refresh and `kept_share`), the frame reads all of its memory too.
+
     Attributes
     ----------
     refresh_every

@@ -68,6 +68,11 @@ class Decision:
     windows: tuple[int, ...] | None
     reason: str
 
+    @property
+    def rescued(self) -> bool:
+        """Whether a rule of the guard saw trouble: the frame is encoded densely and reads all of its memory."""
+        return self.reason in RESCUES
+
 
 def object_cues(
     candidates: Tensor,

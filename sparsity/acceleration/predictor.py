@@ -51,6 +51,7 @@ class _Tracked:
     outputs: list[dict[str, dict[int, Any]]]
     reverse: bool
     windows: tuple[int, ...] | None = None
+    whole: bool = False  # the frame is rescued: all of its memory is read
     candidates: Tensor | None = None
     best: Tensor | None = None
     saliency: Tensor | None = None
@@ -285,7 +286,10 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             session.decision = frame, reverse, decide_frame(self, state, session, frame, reverse)
         decision = session.decision[2]
         tracked = _Tracked(
-            [state["output_dict_per_obj"][i] for i in group], reverse, decision.windows
+            [state["output_dict_per_obj"][i] for i in group],
+            reverse,
+            decision.windows,
+            decision.rescued,
         )
         ids = tuple(state["obj_idx_to_id"][i] for i in group)
         session.routing = decision
@@ -437,6 +441,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         with torch.autocast(self.device.type, enabled=False):
             for outputs, layout in zip(tracked.outputs, layouts, strict=True):
                 tokens, measure = kept_tokens(layout, outputs, memory, stride, track_in_reverse)
+                if tracked.whole:
+                    tokens = [None] * len(tokens)
                 bank = collect(self, attention.dtype, layout, outputs, tokens, measure)
                 tracked.banks.append(bank)
             x, tracked.recalls = attention(

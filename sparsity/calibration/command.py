@@ -26,7 +26,7 @@ from sparsity.options import (
 
 
 class Bound(str, Enum):
-    """Kinds of bound, as `sparsity.calibration.promise.BoundKind` names them."""
+    """Kinds of bound, as `sparsity.calibration.bounds.BoundKind` names them."""
 
     certain = "certain"
     approximate = "approximate"

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.errors import InputError
-from sparsity.calibration.clips import ClipSource
-from sparsity.calibration.promise import (
+from sparsity.calibration.bounds import (
     BoundKind,
     kind_for,
     smallest_certifiable,
     smallest_expected,
     videos_needed,
 )
+from sparsity.calibration.clips import ClipSource
 from sparsity.options import ModelChoice
 
 FEWEST_CLIPS = 5

@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsity.calibration.bounds import approximate_bound
 from sparsity.calibration.cost import Cost
 from sparsity.calibration.drift import Drift
-from sparsity.calibration.promise import approximate_bound
 from sparsity.calibration.replay import keep_per_layer, replay_memory, replay_windows
 from sparsity.calibration.router import fit_router, judge
 from sparsity.calibration.thresholds import (

@@ -50,6 +50,18 @@ def test_a_scene_cut_is_encoded_densely(demo_predictor: Any) -> None:
     assert fast.report(track(fast, frames, PROMPTS["mask"]).state).rescued == {}
 
 
+def test_a_rescued_frame_reads_all_of_its_memory(demo_predictor: Any) -> None:
+    frames = make_frames(8)
+    frames[5:] = 255 - frames[5:]
+    pruning = guarded(scene_cut=0.1).model_copy(update={"memory": Memory(keep=0.05)})
+    fast = accelerate(demo_predictor, pruning)
+    report = fast.report(track(fast, frames, PROMPTS["mask"]).state)
+    read = {f.frame: f.objects[1] for f in report.frames}
+    assert set(read[5].keys_used) == {read[5].keys_total} and read[5].pruned_frames == 0
+    assert read[5].prunable_keys_used == read[5].prunable_keys_total > 0
+    assert max(read[6].keys_used) < read[6].keys_total and read[6].pruned_frames > 0
+
+
 def test_the_report_counts_dense_frames_as_whole(demo_predictor: Any, long_folder: str) -> None:
     fast = accelerate(demo_predictor, "paper")
     run = track(fast, long_folder, PROMPTS["mask"])

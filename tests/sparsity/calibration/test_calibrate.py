@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from probes.errors import InputError
+from sparsity.calibration.bounds import approximate_bound
 from sparsity.calibration.calibrate import calibrate
 from sparsity.calibration.clips import ClipSource
 from sparsity.calibration.command import seconds_of_budget
-from sparsity.calibration.promise import approximate_bound
 from sparsity.calibration.request import Request, certifiable
 from sparsity.cli import run
 from sparsity.demo.clips import make_clip
@@ -89,6 +89,9 @@ def test_a_profile_is_shown_and_checked_with_its_promise(calibrated, capsys):
     assert "95%" in said and "4 videos" in said
     assert run(["profile", "check", "paper"]) == 0
     assert "promises nothing" in capsys.readouterr().out
+    assert run(["profile", "list"]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()] == ["dense", "exact", "paper", "demo"]
 
 
 def test_a_hand_edited_profile_is_refused(calibrated, tmp_path, capsys):
@@ -143,7 +146,8 @@ def test_a_target_speedup_takes_the_surest_that_fast_and_states_its_own_bound(
 ):
     shutil.copytree(calibrated.with_name("mine.json.clips"), tmp_path / "fast.json.clips")
     out = tmp_path / "fast.json"
-    asked = ["calibrate", *arguments, "--target-speedup", "1.05", "--out", str(out)]
+    quick = ["--budget", "1s"]  # one setting
+    asked = ["calibrate", *arguments, *quick, "--target-speedup", "1.05", "--out", str(out)]
     assert run(asked) == 0
     said = capsys.readouterr()
     assert said.err.index("at best") < said.err.index("settings replayed")

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from mapie.risk_control import FWERFixedSequenceTesting
 
 from probes.errors import InputError
-from sparsity.calibration.promise import (
+from sparsity.calibration.bounds import (
     APPROXIMATE,
     approximate_bound,
     bound,
     certain_bound,
-    choose,
     expected_bound,
     smallest_certifiable,
     smallest_expected,
     videos_needed,
 )
+from sparsity.calibration.promise import choose
 
 losses = st.lists(st.floats(-5, 100), min_size=2, max_size=12).map(np.array)
 

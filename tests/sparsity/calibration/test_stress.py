@@ -18,7 +18,7 @@ SHOT = 4
 def found(demo_predictor, traces):
     """A clip that is cut twice, routed by the fewest windows, with the guard that calm clips give and without."""
     bare = Profile(name="bare", windows=mask_only(0.0, "best"), techniques=EXACT)
-    rules = Guard(scene_cut=scene_cut_for(traces), score_below=0.0)
+    rules = Guard(scene_cut=scene_cut_for(traces), score_below=0.0, mask_jump=0.5)
     guarded = bare.model_copy(update={"name": "guarded", "guard": rules})
     return run_clip(demo_predictor, made("scene_cut", seed=4), (guarded, bare))
 
@@ -30,6 +30,5 @@ def test_the_guard_rescues_the_cuts_and_says_so(found):
 
 
 def test_with_the_guard_less_is_lost_than_without(found):
-    assert found["guarded"].loss <= 2.0
-    assert found["bare"].loss > found["guarded"].loss
+    assert found["guarded"].loss < found["bare"].loss / 2
     assert found["guarded"].agreement > found["bare"].agreement
