@@ -277,7 +277,7 @@ def load_profile(name: str | Path | Profile) -> Profile:
         return BUILTIN[str(name)]
     path = CALIBRATED.get(str(name), Path(name))
     if not path.is_file():
-        known = ", ".join(sorted([*BUILTIN, *CALIBRATED]))
+        known = ", ".join([*BUILTIN, *CALIBRATED])
         raise InputError(
             f"profile {str(name)!r} is neither a file nor a built-in; use one of {known}, or a JSON file"
         )
