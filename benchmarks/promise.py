@@ -5,7 +5,7 @@ split, ordered, tested and settled as `efficient-sam2 calibrate` does; the bound
 mean loss of the chosen setting over the population. Beside it stands how often the chosen setting's own bound
 covers, which is what selection spoils. Run:
 
-    python benchmarks/promise.py benchmarks/promise_losses.json --out benchmarks/promise.json
+    python benchmarks/promise.py benchmarks/promise_losses.json --out benchmarks/promise.json --figure docs/promise.png
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from figures.export import save
+from figures.promise import draw_promise
+from figures.style import evidence
 from sparsity.calibration import bounds
 from sparsity.calibration.promise import choose
 from sparsity.calibration.search import order_of_testing, split_clips
@@ -73,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("losses", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--figure", type=Path, help="picture of the result")
     parser.add_argument("--draws", type=int, default=1000)
     arguments = parser.parse_args()
     population = json.loads(arguments.losses.read_text(encoding="utf-8"))
@@ -86,6 +90,8 @@ def main() -> None:
         "studies": [study(population, drop, arguments.draws) for drop in (1.0, 2.0, 5.0)],
     }
     write_text(arguments.out, json.dumps(found, indent=1))
+    if arguments.figure is not None:
+        save(draw_promise(found, evidence=evidence("demo")), arguments.figure)
     for s in found["studies"]:
         print({k: v for k, v in s.items() if k != "draws_shown"})
 
