@@ -149,7 +149,7 @@ def _track(
 def _conditions(stock: Any, clip: CalibrationClip) -> str:
     return (
         f"{clip.name}, {clip.video.num_frames} frames, {len(clip.objects)} object; {stock.image_size} px, "
-        f"{stock.device.type}, {torch.get_num_threads()} threads, float32"
+        f"{stock.device.type}, threads: {torch.get_num_threads()}, float32"
     )
 
 

@@ -34,7 +34,7 @@ NEVER = -100.0
 TRIGGER = 0.9
 """Share of the frames that were not covered on which a rule should have acted."""
 
-CALM = 0.98
+CALM = 0.95
 """Share of the covered frames on which a rule of the guard must not act."""
 
 
