@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-build-isolation --editable '.[notebooks,dev]'
 	@touch $@
 
-demo: $(STAMP) ## track a made clip, dense and accelerated; a table, an overlay and a report in demo-output/
+demo: $(STAMP) ## probe, calibrate and track made clips; a table, and demo-output/report.html
 	$(BIN)/efficient-sam2 demo --out demo-output
 
 lint: $(STAMP) ## style, format and types

@@ -70,7 +70,7 @@ def segment(
     device: Device = None,
     dtype: DType = "auto",
     profile: Annotated[
-        str, typer.Option("--profile", help="dense, exact, paper or a JSON file")
+        str, typer.Option("--profile", help="dense, exact, paper, demo or a JSON file")
     ] = "paper",
     max_frames: Annotated[
         int | None, typer.Option("--max-frames", help="stop after so many frames")
@@ -121,15 +121,15 @@ def fetch(
 @app.command(epilog="Example: efficient-sam2 demo --out demo-output")
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", help="folder for the overlay and the report")
+        Path, typer.Option("--out", help="folder for the page, the overlay and the report")
     ] = Path("demo-output"),
-    frames: Annotated[int, typer.Option("--frames", min=4, help="length of the made clip")] = 24,
+    clips: Annotated[int, typer.Option("--clips", help="made clips to calibrate on")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
-    """Track a made clip with stock sam2 and accelerated, and print the table."""
+    """Probe, calibrate and track made clips; a table and a page of figures."""
     from sparsity.demo_run import run_demo
 
-    found = run_demo(out, frames)
+    found = run_demo(out, clips)
     print(found.json() if as_json else found.text())
 
 
@@ -149,6 +149,19 @@ def profile_show(
     from sparsity.profile import load_profile
 
     print(load_profile(profile).to_json())
+
+
+@profile_app.command("list", epilog="Example: efficient-sam2 profile list")
+def profile_list() -> None:
+    """Name the built-in profiles, and what each promises."""
+    from sparsity.profile import BUILTIN, CALIBRATED, load_profile
+
+    for name in (*BUILTIN, *CALIBRATED):
+        loaded = load_profile(name)
+        promise = loaded.promise.text() if loaded.promise else "promises nothing"
+        print(
+            f"{name:6} for {'any model' if loaded.model is None else loaded.model[:19] + '…'}: {promise}"
+        )
 
 
 @profile_app.command("check", epilog="Example: efficient-sam2 profile check mine.json")

@@ -1,52 +1,55 @@
-"""``make demo`` and ``efficient-sam2 demo``: a made clip, tracked by stock sam2 and accelerated, in turn, frame by frame.
+"""``make demo`` and ``efficient-sam2 demo``: the whole story on made clips, with a table and a page of figures.
 
-Prints the table and leaves the clip's overlay and a report behind. Everything in it is made on the spot.
+Probe a clip, calibrate on a few short ones, then track the first with stock sam2 and accelerated, in turn,
+frame by frame. Everything that is shown is made on the spot; so few clips can't promise much, and the page says so.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-import time
+import math
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
 
+from figures.player import RoutedFrame
+from figures.story import Story, write_story
+from figures.style import evidence
 from probes.errors import InputError
-from probes.models import DEMO, build_predictor
+from probes.models import DEMO, build_predictor, fingerprint
+from probes.recording import record
+from probes.records import Recording
 from sparsity.acceleration.build import accelerate
-from sparsity.demo.clips import Clip, make_clip
-from sparsity.masks import draw_over, merge_objects
+from sparsity.calibration.calibrate import Calibration, calibrate
+from sparsity.calibration.clips import CalibrationClip, ClipSource
+from sparsity.calibration.request import Request
+from sparsity.calibration.watching import say
+from sparsity.evaluation.jobs import Spread
+from sparsity.masks import draw_over
+from sparsity.options import ModelChoice
 from sparsity.overlay import write_video
+from sparsity.profile import Profile, load_profile
 from sparsity.runs import write_text
+from sparsity.side_by_side import STOCK, Row, Run, compare, track_in_turn
 
-PROFILES = ("exact", "paper")
+SHOWN = "made-smooth-1"
 
-WARM_UP = 2
-"""Frames at the start whose time doesn't count: the prompt, and the first tracked one."""
+MAX_DROP = 5.0
+"""Points of J&F that the calibration of the demo accepts: so few clips can't promise less."""
+
+BUDGET = 120.0
+"""Seconds for the runs of that calibration; a slower machine tries fewer settings."""
+
+MEMORY_SITES = "memory.*.cross"
 
 RANDOM = (
     "The weights are RANDOM: no trained demo weights are installed. The object is kept by place alone, so "
-    "these masks say nothing about quality; times and shares are real."
+    "these masks say nothing about quality, and there is nothing to calibrate; times and shares are real."
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run: median time, its ratio to stock, shares computed, agreement with stock, J against truth."""
-
-    name: str
-    milliseconds: float
-    ratio: float
-    windows: float
-    keys: float
-    agreement: float
-    j: float
 
 
 @dataclass(frozen=True)
@@ -54,105 +57,124 @@ class Demo:
     """What the demo found, and where it left its files."""
 
     rows: list[Row]
-    random: bool
+    calibration: Calibration | None
     out: Path
 
     def text(self) -> str:
-        """Return it as a table, with plain words where the weights are random."""
-        lines = [
-            _table(self.rows),
-            "",
-            f"overlay  {self.out / 'overlay.mp4'}",
-            f"report   {self.out / 'report.json'}",
-        ]
-        return "\n".join([RANDOM, "", *lines] if self.random else lines)
+        """Return it as a table, with the promise, or with plain words where the weights are random."""
+        lines = [RANDOM, ""] if self.calibration is None else []
+        lines.append(_table(self.rows))
+        if self.calibration is not None:
+            lines += ["", "calibrated on the spot:", self.calibration.text(), ""]
+            lines.append(f"page     {self.out / 'report.html'}")
+        lines.append(f"overlay  {self.out / 'overlay.mp4'}")
+        return "\n".join(lines)
 
     def json(self) -> str:
         """Return the rows of the table as JSON."""
         rows = [asdict(row) for row in self.rows]
-        return json.dumps({"random_weights": self.random, "rows": rows}, indent=1)
+        return json.dumps({"random_weights": self.calibration is None, "rows": rows}, indent=1)
 
 
-def run_demo(out: Path, frames: int = 24) -> Demo:
-    """Track the clip with stock sam2 and with each of `PROFILES`; write overlay and report into `out`."""
+def run_demo(out: Path, clips: int = 5) -> Demo:
+    """Probe, calibrate on `clips` made clips, track `SHOWN`; write the page, the overlay and a report into `out`.
+
+    Raises
+    ------
+    InputError
+        Fewer clips than a calibration needs.
+    """
+    clip = ClipSource().open(SHOWN)
     try:
         stock, random = build_predictor(DEMO), False
     except InputError:
         stock = build_predictor("sam2.1-tiny", weights="random", image_size=256)
         random = True
-    clip = make_clip("smooth", seed=1, frames=frames)
-    predictors: dict[str, Any] = {"stock": accelerate(stock, "dense")}
-    predictors |= {name: accelerate(stock, name) for name in PROFILES}
-    masks, seconds, states = _track_in_turn(predictors, clip)
-    rows = [
-        Row(
-            name,
-            1000 * statistics.median(seconds[name]),
-            statistics.median(a / b for a, b in zip(seconds["stock"], seconds[name], strict=True)),
-            predictors[name].report(states[name]).windows_share,
-            predictors[name].report(states[name]).keys_share,
-            mean_j(masks[name], masks["stock"]),
-            mean_j(masks[name], list(clip.masks)),
-        )
-        for name in predictors
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    shown = PROFILES[-1]
-    drawn = (draw_over(f, m) for f, m in zip(clip.frames, masks[shown], strict=True))
+    profiles = [load_profile("exact"), load_profile("paper")]
+    if random:
+        out.mkdir(parents=True, exist_ok=True)
+        return Demo(_track(stock, clip, profiles, out)[0], None, out)
+    source = ClipSource()
+    request = Request(
+        source, tuple(source.names(clips)), ModelChoice(DEMO), MAX_DROP, budget=BUDGET
+    )
+    request.check()
+    say(f"1/3 probe: {SHOWN}, densely, with all of its memory attention")
+    recording = _probe(stock, clip, out / "probed.recording")
+    say(f"2/3 calibrate: {clips} made clips, {MAX_DROP:g} points of J&F accepted")
+    found = calibrate(request, out / "calibration", Spread())
+    write_text(out / "calibrated.json", found.profile.to_json())
+    say("3/3 track: stock sam2 and accelerated, in turn")
+    built_in = load_profile(DEMO)
+    if built_in.model == fingerprint(stock):
+        profiles.append(built_in)
+    rows, run = _track(stock, clip, [*profiles, found.profile], out)
+    story = Story(
+        _conditions(stock, clip), [asdict(row) for row in rows], run.report.profile, _routed(clip, run),
+        dict(enumerate(clip.video.frame(t) for t in range(clip.video.num_frames or 0))),
+    )  # fmt: skip
+    write_story(out / "report.html", story, recording, found.report, evidence(DEMO))
+    return Demo(rows, found, out)
+
+
+def _probe(stock: Any, clip: CalibrationClip, folder: Path) -> Recording:
+    """Record the clip anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return record(
+        stock, clip.video, clip.prompts(), out=folder, name=clip.name, model=DEMO,
+        statistics=MEMORY_SITES, rows=MEMORY_SITES,
+    )  # fmt: skip
+
+
+def _track(
+    stock: Any, clip: CalibrationClip, profiles: list[Profile], out: Path
+) -> tuple[list[Row], Run]:
+    """Track with stock and all profiles; write the overlay and the report of the last one that routes."""
+    predictors = {STOCK: accelerate(stock, "dense")}
+    predictors |= {profile.name: accelerate(stock, profile) for profile in profiles}
+    runs = track_in_turn(predictors, clip)
+    rows = compare(runs, clip)
+    shown = runs[[profile.name for profile in profiles if profile.windows is not None][-1]]
+    drawn = (draw_over(clip.video.frame(t), m) for t, m in enumerate(shown.masks))
     write_video(out / "overlay.mp4", drawn, None)
     report = {
-        "random_weights": random,
-        "threads": torch.get_num_threads(),
-        "device": stock.device.type,
+        "conditions": _conditions(stock, clip),
         "rows": [asdict(row) for row in rows],
-        "report": json.loads(predictors[shown].report(states[shown]).to_json()),
+        "report": json.loads(shown.report.to_json()),
     }
     write_text(out / "report.json", json.dumps(report, indent=1))
-    return Demo(rows, random, out)
+    return rows, shown
 
 
-def _track_in_turn(
-    predictors: dict[str, Any], clip: Clip
-) -> tuple[dict[str, list[NDArray[np.uint8]]], dict[str, list[float]], dict[str, Any]]:
-    """Track the clip with all predictors, each doing one frame in turn, so that they share the weather."""
-    states, running = {}, {}
-    for name, predictor in predictors.items():
-        states[name] = predictor.init_state(clip.frames)
-        for object_id in np.unique(clip.masks[0]):
-            if object_id:
-                predictor.add_new_mask(states[name], 0, int(object_id), clip.masks[0] == object_id)
-        running[name] = predictor.propagate_in_video(states[name])
-    masks: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in predictors}
-    seconds: dict[str, list[float]] = {name: [] for name in predictors}
-    for t in tqdm(range(len(clip.frames)), desc="demo", unit="frame", disable=None):
-        for name in predictors:
-            start = time.perf_counter()
-            _, ids, logits = next(running[name])
-            values = logits[:, 0].float().cpu().numpy()
-            if t >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
-            masks[name].append(merge_objects(values, ids))
-    return masks, seconds, states
+def _conditions(stock: Any, clip: CalibrationClip) -> str:
+    return (
+        f"{clip.name}, {clip.video.num_frames} frames, {len(clip.objects)} object; {stock.image_size} px, "
+        f"{stock.device.type}, threads: {torch.get_num_threads()}, float32"
+    )
 
 
-def mean_j(masks: list[NDArray[np.uint8]], truth: list[NDArray[np.uint8]]) -> float:
-    """Return the mean IoU over objects and frames after the first; two empty masks agree fully."""
-    found = []
-    for one, other in list(zip(masks, truth, strict=True))[1:]:
-        for object_id in np.unique(truth[0])[1:]:
-            a, b = one == object_id, other == object_id
-            union = (a | b).sum()
-            found.append((a & b).sum() / union if union else 1.0)
-    return float(np.mean(found))
+def _routed(clip: CalibrationClip, run: Run) -> list[RoutedFrame]:
+    """The run, frame by frame, for the player."""
+    shown = []
+    for frame, mask in zip(run.report.frames, run.masks, strict=True):
+        computed = np.zeros(frame.windows_total, bool)
+        computed[slice(None) if frame.windows is None else frame.windows] = True
+        side = math.isqrt(frame.windows_total)
+        picture = clip.video.frame(frame.frame)
+        shown.append(RoutedFrame(picture, mask, computed.reshape(side, side), frame.reason))
+    return shown
 
 
 def _table(rows: list[Row]) -> str:
-    head = f"{'':8}{'ms/frame':>10}{'ratio':>8}{'windows':>9}{'keys':>7}{'agreement':>11}{'J':>7}"
+    head = (
+        f"{'':11}{'ms/frame':>9}{'ratio':>7}{'J&F':>7}{'agreement':>11}{'windows':>9}{'keys':>6}{'prunable':>10}"
+        f"{'rescued':>9}"
+    )
     return "\n".join(
         [head]
         + [
-            f"{r.name:8}{r.milliseconds:10.0f}{r.ratio:8.2f}{r.windows:9.0%}{r.keys:7.0%}"
-            f"{r.agreement:11.3f}{r.j:7.3f}"
+            f"{r.name:11}{r.milliseconds:9.0f}{r.ratio:7.2f}{r.j_and_f:7.1f}{r.agreement:11.1f}{r.windows:9.0%}"
+            f"{r.keys:6.0%}{r.prunable:10.0%}{r.rescued:9}"
             for r in rows
         ]
     )

@@ -131,6 +131,8 @@ class Shortcut(_Strict):
 class Guard(_Strict):
     """When a frame is encoded densely although it could be routed. ``None`` switches a rule off.
 
+    Where a rule sees trouble (all but a refresh and `kept_share`), the frame reads all of its memory too.
+
     Attributes
     ----------
     refresh_every
@@ -158,6 +160,10 @@ class Promise(_Strict):
 
     Attributes
     ----------
+    mean_loss
+        Of the chosen setting on the videos behind the promise; lower than on others, as it was chosen by it.
+    upper_bound
+        What the setting was tested against: the accepted loss, or without one its own bound.
     expected_windows, expected_keys
         Shares computed and read on the videos behind the promise; dense frames count as 1.
     expected_speedup
@@ -182,8 +188,9 @@ class Promise(_Strict):
 
     def text(self) -> str:
         """The promise in one line."""
+        sure = "" if "in expectation" in self.method else f", at {self.confidence:.0%}"
         return (
-            f"mean loss {self.mean_loss:+.2f}, at most {self.upper_bound:.2f} {self.unit}, at {self.confidence:.0%} "
+            f"mean loss {self.mean_loss:+.2f}, at most {self.upper_bound:.2f} {self.unit}{sure} "
             f"({self.method}, {self.clips} videos)"
         )
 
@@ -274,6 +281,9 @@ BUILTIN = {
 }
 """Profiles by name: bit-equal to stock; the same maths in another order; the paper's settings."""
 
+CALIBRATED = {"demo": Path(__file__).parent / "demo" / "profile.json"}
+"""Profiles by name that ``efficient-sam2 calibrate`` made for a model that ships; refused by any other model."""
+
 
 def load_profile(name: str | Path | Profile) -> Profile:
     """Return a built-in profile by name, or read one from a JSON file.
@@ -288,14 +298,15 @@ def load_profile(name: str | Path | Profile) -> Profile:
         return name
     if str(name) in BUILTIN:
         return BUILTIN[str(name)]
-    path = Path(name)
+    path = CALIBRATED.get(str(name), Path(name))
     if not path.is_file():
-        known = ", ".join(sorted(BUILTIN))
+        known = ", ".join([*BUILTIN, *CALIBRATED])
         raise InputError(
             f"profile {str(name)!r} is neither a file nor a built-in; use one of {known}, or a JSON file"
         )
     try:
-        return parse_profile(path.read_text(encoding="utf-8"))
+        found = parse_profile(path.read_text(encoding="utf-8"))
+        return found.model_copy(update={"name": str(name)}) if str(name) in CALIBRATED else found
     except (InputError, UnicodeDecodeError) as error:
         raise InputError(f"profile {path}: {error}") from None
 

@@ -16,6 +16,9 @@ from sparsity.profile import Guard, Router, Windows
 from sparsity.select import WindowGrid, mask_jump, smallest_set, window_mass, windows_of_mask
 from sparsity.window_cues import needed, window_cues
 
+RESCUES = ("scene cut", "empty mask", "low score", "mask jump")
+"""Reasons of a dense frame that say a rule of the guard saw trouble."""
+
 
 @dataclass(frozen=True)
 class ObjectCues:
@@ -64,6 +67,11 @@ class Decision:
 
     windows: tuple[int, ...] | None
     reason: str
+
+    @property
+    def rescued(self) -> bool:
+        """Whether a rule of the guard saw trouble: the frame is encoded densely and reads all of its memory."""
+        return self.reason in RESCUES
 
 
 def object_cues(
@@ -161,7 +169,7 @@ def decide(cues: FrameCues, windows: Windows, guard: Guard) -> Decision:
             if cue.mass is not None:
                 kept = kept | smallest_set(cue.mass, windows.saliency_mass)
     if not bool(kept.any()):
-        return Decision(None, "empty mask")
+        return Decision(None, "nothing to route by")
     chosen = tuple(torch.nonzero(kept)[:, 0].tolist())
     if len(chosen) > guard.kept_share * kept.numel():
         return Decision(None, "most windows kept")

@@ -43,6 +43,9 @@ SCHEMA = "efficient-sam2/segment/1"
 SECONDS_BETWEEN_STATES = 30.0
 """How much work an abrupt end can cost, at most."""
 
+SHOWN = 6
+"""Rescued frames that the summary names."""
+
 _NOT_SAVED = ("images", "cached_features")
 
 
@@ -56,9 +59,13 @@ class Outcome:
     milliseconds: float
     windows_share: float
     keys_share: float
+    rescued: dict[str, str]
 
     def summary(self) -> str:
         """Return it in a few lines."""
+        lines = [f"frame {frame} ({rule})" for frame, rule in list(self.rescued.items())[:SHOWN]]
+        more = len(self.rescued) - len(lines)
+        lines += [f"{more} more in the report"] if more else []
         return "\n".join(
             (
                 f"masks    {self.out / 'masks'}  ({self.frames} frames, {len(self.objects)} objects)",
@@ -66,6 +73,7 @@ class Outcome:
                 f"report   {self.out / 'report.json'}",
                 f"{self.milliseconds:.0f} ms a frame (median); windows computed "
                 f"{self.windows_share:.0%}, memory keys read {self.keys_share:.0%}",
+                f"guard    encoded densely: {', '.join(lines) or 'no frame'}",
             )
         )
 
@@ -287,4 +295,5 @@ class _Run:
             statistics.median(report["milliseconds"]),
             summary["windows_share"],
             summary["keys_share"],
+            summary["rescued"],
         )

@@ -265,7 +265,10 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             session.decision = frame, reverse, decide_frame(self, state, session, frame, reverse)
         decision = session.decision[2]
         tracked = Tracked(
-            [state["output_dict_per_obj"][i] for i in group], reverse, decision.windows
+            [state["output_dict_per_obj"][i] for i in group],
+            reverse,
+            decision.windows,
+            decision.rescued,
         )
         ids = tuple(state["obj_idx_to_id"][i] for i in group)
         session.routing = decision

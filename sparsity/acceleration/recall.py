@@ -48,6 +48,8 @@ def recall_memory(
     with torch.autocast(predictor.device.type, enabled=False):
         for outputs, layout in zip(tracked.outputs, layouts, strict=True):
             tokens, measure, cut = kept_tokens(layout, outputs, memory, stride, reverse)
+            if tracked.whole:
+                tokens, cut = [None] * len(tokens), False
             bank = collect(
                 predictor, attention.dtype, layout, outputs, tokens, measure,
                 cut=cut, version=attention.version,

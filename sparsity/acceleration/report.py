@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
+from sparsity.routing import RESCUES
+
 
 @dataclass
 class ObjectReport:
@@ -62,6 +64,11 @@ class FrameReport:
     reason: str
     objects: dict[int, ObjectReport] = field(default_factory=dict)
 
+    @property
+    def rescued(self) -> bool:
+        """Whether a rule of the guard saw trouble and made the frame dense; a refresh is none."""
+        return self.reason in RESCUES
+
 
 @dataclass
 class Report:
@@ -115,6 +122,11 @@ class Report:
         """How often each reason occurred."""
         return dict(Counter(frame.reason for frame in self.frames))
 
+    @property
+    def rescued(self) -> dict[int, str]:
+        """Frames that the guard rescued from routing, with its rule; the later pass where there were two."""
+        return {frame.frame: frame.reason for frame in self.frames if frame.rescued}
+
     def scores(self, object_id: int) -> dict[int, float]:
         """Object-score logits of one object by frame; above 0 the object is present."""
         return {
@@ -130,6 +142,7 @@ class Report:
             "keys_share": self.keys_share,
             "prunable_keys_share": self.prunable_keys_share,
             "reasons": self.reasons,
+            "rescued": self.rescued,
         }
         return json.dumps({**asdict(self), "summary": summary}, indent=1)
 

@@ -28,6 +28,7 @@ class Tracked:
     outputs: list[dict[str, dict[int, Any]]]
     reverse: bool
     windows: tuple[int, ...] | None = None
+    whole: bool = False  # the frame is rescued: all of its memory is read
     candidates: Tensor | None = None
     best: Tensor | None = None
     saliency: Tensor | None = None

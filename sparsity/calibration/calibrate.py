@@ -23,6 +23,7 @@ import numpy as np
 from probes.errors import InputError
 from probes.models import fingerprint
 from sparsity.calibration.cost import Cost
+from sparsity.calibration.drift import drift_of
 from sparsity.calibration.promise import Choice, choose
 from sparsity.calibration.request import Request, certifiable
 from sparsity.calibration.runs import Runs, losses, shared_predictor
@@ -30,6 +31,7 @@ from sparsity.calibration.search import (
     Candidate,
     candidates,
     describe,
+    drifting,
     frontier,
     grid,
     order_of_testing,
@@ -104,23 +106,27 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     }
     search, promised = split_clips(request.clips, SEARCH_SHARE, request.seed)
     say(f"{len(request.clips)} clips: {len(search)} to search, {len(promised)} for the promise.")
-    say(certifiable(len(promised), request.confidence, request.max_drop))
+    say(certifiable(request, len(promised)))
 
     folder = work / hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
     traces = watch(request, search, folder / "traces")
     tried, tested_at_most = afford(request, search, promised, folder)
     cost, in_time = cost_of(request, search[0], folder / "cost.json")
+    probed: dict[str, Any] = {}
+    _run(request, search, [drifting(traces)], folder / "drift", stamp, spread, probed)
+    drift = drift_of([runs["drifting"]["since_dense"] for runs in probed.values()])
     start = time.perf_counter()
-    settings = grid(traces)
-    replayed = candidates(traces, settings, cost)
+    settings = grid(traces, drift)
+    replayed = candidates(traces, settings, cost, drift)
     say(f"{len(settings)} settings replayed in {time.perf_counter() - start:.1f} s.")
     best = _shortlist(frontier(replayed), request, tried)
 
-    searched = _run(request, search, best, folder / "search", stamp, spread)
+    searched = _run(request, search, [c.profile for c in best], folder / "search", stamp, spread)
     order = order_of_testing(searched, request.confidence, tested_at_most)
     tested = [best[i] for i in order]
     outcomes: dict[str, Any] = {}
-    held = _run(request, promised, tested, folder / "promise", stamp, spread, outcomes)
+    trials = [c.profile for c in tested]
+    held = _run(request, promised, trials, folder / "promise", stamp, spread, outcomes)
     choice = _choose(request, held, tested)
 
     chosen = None if choice.index is None else tested[choice.index]
@@ -129,7 +135,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     report = {
         "profile": profile.model_dump(mode="json", by_alias=True),
         "said": said,
-        "certifiable": certifiable(len(promised), request.confidence, request.max_drop),
+        "certifiable": certifiable(request, len(promised)),
         "max_drop": request.max_drop,
         "replayed": [row(c) for c in replayed],
         "frontier": [row(c) for c in frontier(replayed)],
@@ -144,6 +150,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         ],
         "clips": {"search": search, "promise": promised},
         "outcomes": outcomes,
+        "drift": {"lost": drift.lost, "refresh": drift.refresh},
         "cost": asdict(cost),
         "cost_in_time": asdict(in_time),
         "coverage": coverage(traces),
@@ -168,28 +175,30 @@ def _shortlist(found: list[Candidate], request: Request, tried: int) -> list[Can
 def _run(
     request: Request,
     names: list[str],
-    settings: Sequence[Candidate],
+    profiles: Sequence[Profile],
     folder: Path,
     stamp: dict[str, Any],
     spread: Spread,
     outcomes: dict[str, Any] | None = None,
 ) -> Any:
     """Run settings on clips for real; losses ``[clips, settings]``."""
-    texts = tuple(c.profile.to_json() for c in settings)
+    texts = tuple(profile.to_json() for profile in profiles)
     work = Runs(request.source, request.choice, texts)
     summary = map_clips(work, names, folder, {**stamp, "profiles": list(texts)}, spread)
     summary.check()
     if outcomes is not None:
         outcomes.update(summary.results)
-    return losses(summary.results, [c.profile.name for c in settings])
+    return losses(summary.results, [profile.name for profile in profiles])
 
 
 def _choose(request: Request, held: Any, tested: Sequence[Candidate]) -> Choice:
     """Test in order; with a target speedup the surest setting alone is taken, whatever it loses."""
     if request.target_speedup is not None:
-        return choose(held[:, :1], [0], [tested[0].cost], request.confidence, NO_BOUND)
+        first = [tested[0].cost]
+        return choose(held[:, :1], [0], first, request.confidence, NO_BOUND, request.bound)
     costs = [c.cost for c in tested]
-    return choose(held, range(len(tested)), costs, request.confidence, request.max_drop)
+    order = range(len(tested))
+    return choose(held, order, costs, request.confidence, request.max_drop, request.bound)
 
 
 def _profile(
@@ -230,6 +239,7 @@ def _profile(
         "settings": {
             "max_drop": request.max_drop,
             "target_speedup": request.target_speedup,
+            "bound": request.bound,
             "budget": request.budget,
         },
         "seed": request.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,15 @@ from sparsity.options import (
     Seed,
     Weights,
 )
+
+
+class Bound(str, Enum):
+    """Kinds of bound, as `sparsity.calibration.bounds.BoundKind` names them."""
+
+    certain = "certain"
+    approximate = "approximate"
+    expectation = "expectation"
+
 
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
@@ -53,6 +63,10 @@ def calibrate(
         typer.Option("--target-speedup", help="instead: the surest setting so much cheaper"),
     ] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="of the bound")] = 0.95,
+    bound: Annotated[
+        Bound | None,
+        typer.Option("--bound", help="its kind; certain where the clips suffice, else approximate"),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option("--budget", help="time to spend, such as 20min; decides how many are tried"),
@@ -100,6 +114,7 @@ def calibrate(
         split_seed,
         seconds,
         tuple(recordings or ()),
+        None if bound is None else bound.value,
     )
     found = run(request, out.with_name(f"{out.name}.clips"), Spread(jobs=jobs))
     write_text(out, found.profile.to_json())

@@ -1,67 +1,19 @@
-"""How much quality a setting may cost: upper confidence bounds on the mean loss per video, and the choice under them.
+"""The choice of a setting under a bound, and what may be promised of it.
 
-A loss is counted in points of J&F (0 to 100), one number a video: the frames of a video say much the same,
-so the video is the unit. What is certain at every sample size (Hoeffding-Bentkus, and betting as of Waudby-Smith
-and Ramdas) assumes only that a video loses at most 100 points and is wide on few videos. Where that cannot
-reach the wanted loss, a Student / BCa bound stands in, and is called approximate: it cannot know of a kind of
-video that none of the given ones is.
+What is promised is the level that was tested, never the bound of the setting that was taken: that one was
+taken because its bound was small, so its bound no longer covers as often as it says.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value, get_r_hat_plus
 from numpy.typing import NDArray
-from scipy import optimize, stats
 
-from probes.errors import InputError
-
-POINTS = 100.0
-"""The most that a video can lose."""
-
-BETTING_FROM = 100
-"""Number of videos from which betting is the tighter of the two certain bounds. Fixed by the number alone, so
-that no bound is picked after the losses are seen."""
-
-CERTAIN = {False: "Hoeffding-Bentkus", True: "Waudby-Smith and Ramdas"}
-APPROXIMATE = "Student t and BCa, the larger (approximate)"
-EXPECTATION = "conformal risk control (in expectation)"
-
-RESAMPLES = 2000
-"""Of the BCa bootstrap."""
-
-_GRID = np.geomspace(1e-4, 1.0, 200)
-"""Candidate bounds of the betting method, shares of `POINTS`."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """An upper bound on the mean loss per video.
-
-    Attributes
-    ----------
-    mean
-        Mean observed loss, in points.
-    upper
-        The bound, in points.
-    confidence
-        With which the bound holds, in (0, 1).
-    method
-        How it was found; says so where it is approximate or holds in expectation.
-    videos
-        Number of videos behind it.
-    """
-
-    mean: float
-    upper: float
-    confidence: float
-    method: str
-    videos: int
+from sparsity.calibration.bounds import Bound, BoundKind, bound
 
 
 @dataclass(frozen=True)
@@ -76,106 +28,26 @@ class Choice:
         Settings that hold, in the order of testing.
     bounds
         By setting, for those that were tested; the last one may be the first that failed.
+    level
+        Mean loss that was accepted, in points; infinite where one setting alone was tested against none.
     """
 
     index: int | None
     held: tuple[int, ...]
     bounds: dict[int, Bound]
+    level: float
 
     @property
     def promise(self) -> Bound:
-        """The bound to state: no less than that of any setting that holds."""
+        """What testing establishes: the mean loss is within `level`. Without a level, the one setting's bound.
+
+        The bounds of single settings are no promise once they have selected: fixed-sequence testing errs with
+        probability 1 - confidence at most about the level, and says nothing about smaller numbers.
+        """
         if self.index is None:
             raise ValueError("no setting was chosen")
         own = self.bounds[self.index]
-        upper = max(self.bounds[setting].upper for setting in self.held)
-        return Bound(own.mean, upper, own.confidence, own.method, own.videos)
-
-
-def smallest_certifiable(videos: int, confidence: float) -> float:
-    """Return the smallest mean loss, in points, that so many videos can certify: the bound at zero observed loss.
-
-    Examples
-    --------
-    >>> round(smallest_certifiable(45, 0.9), 1), round(smallest_certifiable(230, 0.9), 1)
-    (5.0, 1.0)
-    """
-    return POINTS * (1 - (1 - confidence) ** (1 / videos))
-
-
-def videos_needed(max_drop: float, confidence: float) -> int:
-    """Return how many videos without any loss certify `max_drop` points.
-
-    Examples
-    --------
-    >>> videos_needed(1.0, 0.9)
-    230
-    """
-    return math.ceil(math.log(1 - confidence) / math.log(1 - max_drop / POINTS))
-
-
-def certain_bound(losses: NDArray[np.floating], confidence: float) -> Bound:
-    """Bound the mean loss with nothing assumed but that a video loses at most 100 points.
-
-    Parameters
-    ----------
-    losses
-        Points per video, ``[n]``. A gain counts as no loss, which can only raise the bound.
-    confidence
-        In (0, 1).
-
-    References
-    ----------
-    Bates et al. 2021 (risk-controlling prediction sets), Angelopoulos et al. 2021 (learn then test),
-    Waudby-Smith and Ramdas 2024 (betting).
-    """
-    x = _checked(losses)
-    risks = np.clip(x / POINTS, 0, 1)
-    betting = len(x) >= BETTING_FROM
-    upper = (_betting if betting else _hoeffding_bentkus)(risks, 1 - confidence)
-    return Bound(float(x.mean()), POINTS * upper, confidence, CERTAIN[betting], len(x))
-
-
-def approximate_bound(losses: NDArray[np.floating], confidence: float, seed: int = 0) -> Bound:
-    """Bound the mean loss as if the given videos showed every kind there is: Student's t and BCa, the larger.
-
-    Parameters
-    ----------
-    losses
-        Points per video, ``[n]``, at least two videos.
-    seed
-        Of the bootstrap.
-    """
-    x = _checked(losses)
-    upper = float(
-        x.mean() + stats.t.ppf(confidence, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # equal losses: the bootstrap is degenerate, t stands alone
-        resampled = stats.bootstrap(
-            (x,), np.mean, confidence_level=confidence, alternative="less", n_resamples=RESAMPLES,
-            method="BCa", rng=np.random.default_rng(seed),
-        )  # fmt: skip
-    upper = float(np.nanmax([upper, resampled.confidence_interval.high]))
-    return Bound(float(x.mean()), upper, confidence, APPROXIMATE, len(x))
-
-
-def expected_bound(losses: NDArray[np.floating]) -> Bound:
-    """Bound the loss of the next video in expectation over calibration sets (conformal risk control).
-
-    Its `confidence` is 0.5 by convention: it holds on average, not with a chosen probability.
-    """
-    x = _checked(losses)
-    one = np.clip(x / POINTS, 0, 1)[:, None]
-    _, upper = get_r_hat_plus(one, np.array([1.0]), "crc", None, None, None)
-    return Bound(float(x.mean()), POINTS * float(upper[0]), 0.5, EXPECTATION, len(x))
-
-
-def bound(losses: NDArray[np.floating], confidence: float, max_drop: float) -> Bound:
-    """Bound the mean loss: certainly, if so many videos can certify `max_drop` at all, else approximately."""
-    if smallest_certifiable(len(losses), confidence) <= max_drop:
-        return certain_bound(losses, confidence)
-    return approximate_bound(losses, confidence)
+        return own if math.isinf(self.level) else replace(own, upper=self.level)
 
 
 def choose(
@@ -184,6 +56,7 @@ def choose(
     costs: Sequence[float],
     confidence: float,
     max_drop: float,
+    kind: BoundKind | None = None,
 ) -> Choice:
     """Test settings one after the other until one fails, and take the cheapest of those that hold.
 
@@ -200,53 +73,15 @@ def choose(
         By setting.
     max_drop
         Mean loss that is accepted, in points.
+    kind
+        Of bound; as `kind_for` says unless given.
     """
     bounds: dict[int, Bound] = {}
     held: list[int] = []
     for setting in order:
-        bounds[setting] = bound(np.asarray(losses)[:, setting], confidence, max_drop)
+        bounds[setting] = bound(np.asarray(losses)[:, setting], confidence, max_drop, kind)
         if bounds[setting].upper > max_drop:
             break
         held.append(setting)
     cheapest = min(held, key=lambda setting: costs[setting]) if held else None
-    return Choice(cheapest, tuple(held), bounds)
-
-
-def _checked(losses: NDArray[np.floating]) -> NDArray[np.float64]:
-    x = np.asarray(losses, dtype=np.float64)
-    if x.ndim != 1 or len(x) < 2:
-        raise InputError(
-            f"{x.size} video given; no bound on the mean loss is possible from fewer than 2; "
-            "record more videos (frames of one video do not count apart)"
-        )
-    if not np.isfinite(x).all():
-        raise InputError(
-            f"losses of {int((~np.isfinite(x)).sum())} of {len(x)} videos are not numbers; expected points of "
-            "J&F; look at those videos' masks"
-        )
-    return x
-
-
-def _hoeffding_bentkus(risks: NDArray[np.float64], delta: float) -> float:
-    """The smallest rate that the Hoeffding-Bentkus test rejects, in [0, 1]."""
-    mean, n = risks.mean(keepdims=True), len(risks)
-
-    def excess(rate: float) -> float:
-        return float(compute_hoeffding_bentkus_p_value(mean, n, np.array([rate]))[0, 0]) - delta
-
-    low, high = float(mean[0]) + 1e-9, 1 - 1e-9
-    if low >= high or excess(high) >= 0:
-        return 1.0
-    return float(optimize.brentq(excess, low, high))
-
-
-def _betting(risks: NDArray[np.float64], delta: float) -> float:
-    """The betting bound, in [0, 1].
-
-    The library multiplies the largest wealth of the first half of the videos by that of the second. Each
-    half's exceeds x with probability 1 / x at most, so their product exceeds 1 / d with probability
-    d (1 - ln d) at most: the level given to it is the d for which that is `delta`.
-    """
-    level = optimize.brentq(lambda d: d * (1 - math.log(d)) - delta, 1e-15, delta)
-    columns = np.repeat(risks[:, None], len(_GRID), axis=1)
-    return float(get_r_hat_plus(columns, _GRID, "rcps", "wsr", level, 0.25)[1][0])
+    return Choice(cheapest, tuple(held), bounds, max_drop)

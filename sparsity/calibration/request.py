@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from probes.errors import InputError
+from sparsity.calibration.bounds import (
+    BoundKind,
+    kind_for,
+    smallest_certifiable,
+    smallest_expected,
+    videos_needed,
+)
 from sparsity.calibration.clips import ClipSource
-from sparsity.calibration.promise import smallest_certifiable, videos_needed
 from sparsity.options import ModelChoice
 
 FEWEST_CLIPS = 5
@@ -28,6 +35,8 @@ class Request:
         Instead: how much cheaper a frame must be, in operations; the surest such setting is taken.
     confidence
         Of the bound.
+    bound
+        Its kind; None for a certain one where so many clips can certify `max_drop`, else an approximate one.
     seed
         Of the split of the clips.
     budget
@@ -43,6 +52,7 @@ class Request:
     seed: int = 0
     budget: float | None = None
     recordings: tuple[Path, ...] = ()
+    bound: BoundKind | None = None
 
     def check(self) -> None:
         """Refuse what can't be calibrated.
@@ -72,13 +82,25 @@ class Request:
             )
 
 
-def certifiable(count: int, confidence: float, max_drop: float) -> str:
-    """Say what so many clips can promise, before anything is run."""
-    least = smallest_certifiable(count, confidence)
-    said = f"{count} clips for the promise can certify a mean loss of {least:.1f} points at {confidence:.0%} at best"
-    if least <= max_drop:
+def certifiable(request: Request, count: int) -> str:
+    """Say what `count` clips can promise, before anything is run."""
+    wanted = request.max_drop if request.target_speedup is None else math.inf
+    kind = request.bound or kind_for(count, request.confidence, wanted)
+    if kind == "expectation":
+        return (
+            f"{count} clips for the promise can state a mean loss of {smallest_expected(count):.1f} points in "
+            "expectation at best (conformal risk control: on average over calibrations, not with a probability)."
+        )
+    least = smallest_certifiable(count, request.confidence)
+    said = (
+        f"{count} clips for the promise can certify a mean loss of {least:.1f} points at "
+        f"{request.confidence:.0%} at best"
+    )
+    if kind == "certain":
         return f"{said}, whatever the videos are."
+    if math.isfinite(wanted):
+        said += f"; certifying {wanted:g} takes {videos_needed(wanted, request.confidence)} clips"
     return (
-        f"{said}; certifying {max_drop:g} takes {videos_needed(max_drop, confidence)} clips. "
-        "The bound is therefore approximate (Student t and BCa): it can't know of kinds of videos not given."
+        f"{said}. The bound is therefore approximate (Student t and BCa): it can't know of kinds of videos "
+        "not given."
     )

@@ -15,6 +15,7 @@ from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.report import Report
 from sparsity.calibration.clips import CalibrationClip, ClipSource
+from sparsity.calibration.drift import since_dense
 from sparsity.evaluation.quality import agreement, score_masks
 from sparsity.masks import Ids, merge_objects
 from sparsity.options import ModelChoice
@@ -39,7 +40,9 @@ class Outcome:
     seconds
         Median of a tracked frame.
     rescued
-        Frames that a rule of the guard made dense, with the rule.
+        Frames that the guard rescued, with its rule.
+    since_dense
+        Of each routed frame: frames since the last dense one, and agreement in per cent.
     """
 
     loss: float
@@ -50,10 +53,7 @@ class Outcome:
     prunable: float
     seconds: float
     rescued: dict[int, str]
-
-
-RULES = ("refresh", "scene cut", "empty mask", "low score", "mask jump")
-"""Reasons of a dense frame that come from the guard."""
+    since_dense: list[tuple[int, float]]
 
 
 def run_clip(
@@ -62,11 +62,11 @@ def run_clip(
     """Track a clip densely (exact arithmetic) and with every profile; the first entry is the dense run's."""
     dense, report, seconds = _track(predictor, clip, BUILTIN["exact"])
     truth = list(clip.truth or dense)
-    base = _j_and_f(dense, truth, clip.objects)
-    found = {"exact": Outcome(0.0, base, 100.0, 1.0, 1.0, 1.0, seconds, {})}
+    base = j_and_f(dense, truth, clip.objects)
+    found = {"exact": Outcome(0.0, base, 100.0, 1.0, 1.0, 1.0, seconds, {}, [])}
     for profile in profiles:
         masks, report, seconds = _track(predictor, clip, profile)
-        quality = _j_and_f(masks, truth, clip.objects)
+        quality = j_and_f(masks, truth, clip.objects)
         agreed = agreement(masks[1:-1], dense[1:-1], clip.objects)
         found[profile.name] = Outcome(
             base - quality,
@@ -76,7 +76,8 @@ def run_clip(
             report.keys_share,
             report.prunable_keys_share,
             seconds,
-            {f.frame: f.reason for f in report.frames if f.reason in RULES},
+            report.rescued,
+            since_dense(report.frames, masks, dense, clip.objects),
         )
     return found
 
@@ -99,7 +100,7 @@ def _track(
         return masks, predictor.report(state), statistics.median(seconds[2:])
 
 
-def _j_and_f(found: list[Ids], truth: list[Ids], objects: tuple[int, ...]) -> float:
+def j_and_f(found: list[Ids], truth: list[Ids], objects: tuple[int, ...]) -> float:
     """Mean J&F over objects; the first and the last frame are left out."""
     scores = score_masks(found[1:-1], truth[1:-1], objects)
     return float(np.mean([(j + f) / 2 for j, f in scores.values()]))

@@ -9,8 +9,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsity.calibration.bounds import approximate_bound
 from sparsity.calibration.cost import Cost
-from sparsity.calibration.promise import approximate_bound
+from sparsity.calibration.drift import Drift
 from sparsity.calibration.replay import keep_per_layer, replay_memory, replay_windows
 from sparsity.calibration.router import fit_router, judge
 from sparsity.calibration.thresholds import (
@@ -31,11 +32,10 @@ WINDOW_RECALLS = (0.9, 0.95, 0.975, 0.99, 0.995)
 MEMORY_SHARES = (0.02, 0.035, 0.05, 0.07, 0.095)
 """Mean kept shares of memory tokens in the grid; layers share them by their mass recall."""
 
+EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
+
 TRIED, TESTED = 6, 4
 """Settings that are run for real on the clips of the search, and on those of the promise."""
-
-REFRESHES = (None, 12, 6)
-"""Distances of dense frames in the grid."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Candidate:
     cost
         Of a frame, against the same model with every window and key.
     recall
-        Share of object tokens inside computed windows, times share of memory attention on keys that are read.
+        Share of object tokens inside computed windows, times share of memory attention on keys that are read,
+        times share of agreement that is kept between dense frames.
     """
 
     profile: Profile
@@ -69,7 +70,15 @@ class Setting:
     router: Router | None = None
 
 
-def grid(traces: Sequence[Trace]) -> list[Setting]:
+def drifting(traces: Sequence[Trace]) -> Profile:
+    """The setting whose drift is measured: the fewest windows of the grid, few keys, never refreshed."""
+    windows = mask_only(margin_for(traces, "best", WINDOW_RECALLS[0]), "best")
+    remembered = all(trace.memory is not None for trace in traces)
+    memory = Memory(keep=keep_for(traces, MEMORY_SHARES[-1])) if remembered else None
+    return Profile(name="drifting", windows=windows, memory=memory, techniques=EXACT)
+
+
+def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
     """List settings whose thresholds come from the traces' statistics: one for each wanted recall.
 
     Routing never goes without the guard: its rules cost nothing on frames where they don't act. The learnt
@@ -77,6 +86,7 @@ def grid(traces: Sequence[Trace]) -> list[Setting]:
     """
     routed: list[tuple[Windows | None, Guard, Router | None]] = [(None, Guard(), None)]
     cut = scene_cut_for(traces)
+    refreshes = [None] if drift.refresh is None else [None, 2 * drift.refresh, drift.refresh]
     mass = {recall: saliency_mass_for(traces, recall) for recall in WINDOW_RECALLS}
     learnt = judge(traces).saved > 0
     for which, recall in product(("best", "all"), WINDOW_RECALLS):
@@ -86,10 +96,13 @@ def grid(traces: Sequence[Trace]) -> list[Setting]:
         jump = mask_jump_for(traces, alone, recall)
         widened = alone.model_copy(update={"score_below": score, "saliency_mass": mass[recall]})
         rules = Guard(mask_jump=jump, scene_cut=cut, score_below=0.0)
-        for windows, refresh in product((alone, widened), REFRESHES):
+        for windows, refresh in product((alone, widened), refreshes):
             routed.append((windows, rules.model_copy(update={"refresh_every": refresh}), None))
         if learnt and which == "best":
-            routed.append((mask_only(0.0, which), rules, fit_router(traces, recall)))
+            router = fit_router(traces, recall)
+            for refresh in refreshes:
+                ruled = rules.model_copy(update={"refresh_every": refresh})
+                routed.append((mask_only(0.0, which), ruled, router))
     pruned: list[Memory | None] = [None]
     if all(trace.memory is not None for trace in traces):
         pruned += [Memory(keep=keep_for(traces, share)) for share in MEMORY_SHARES]
@@ -102,7 +115,9 @@ def grid(traces: Sequence[Trace]) -> list[Setting]:
     return [setting for setting in settings if setting.windows or setting.memory]
 
 
-def candidates(traces: Sequence[Trace], settings: Sequence[Setting], cost: Cost) -> list[Candidate]:
+def candidates(
+    traces: Sequence[Trace], settings: Sequence[Setting], cost: Cost, drift: Drift
+) -> list[Candidate]:
     """Replay settings over traces: their predicted cost and recall, mean over clips.
 
     Windows and memory are replayed apart and once for each setting that differs.
@@ -121,9 +136,10 @@ def candidates(traces: Sequence[Trace], settings: Sequence[Setting], cost: Cost)
             memory=s.memory,
             guard=s.guard,
             router=s.router,
-            techniques=dict.fromkeys(EXACT_TECHNIQUES, True),
+            techniques=EXACT,
         )
-        found.append(Candidate(profile, kept, keys, cost(kept, keys), covered * mass))
+        recall = covered * mass * (drift.kept(s.guard.refresh_every) if s.windows else 1.0)
+        found.append(Candidate(profile, kept, keys, cost(kept, keys), recall))
     return found
 
 

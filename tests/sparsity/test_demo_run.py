@@ -1,4 +1,4 @@
-"""``make demo``: the table, the overlay and the report; and plain words where weights are random."""
+"""``make demo``: the table, the overlay and the page; and plain words where weights are random."""
 
 from __future__ import annotations
 
@@ -6,12 +6,43 @@ import json
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 
 from probes import models
 from probes.errors import InputError
-from sparsity.demo_run import PROFILES, RANDOM, mean_j, run_demo
+from sparsity import demo_run
+from sparsity.calibration import clips
+from sparsity.demo_run import RANDOM, run_demo
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "MADE_FRAMES", 9)
+    monkeypatch.setattr(demo_run, "BUDGET", 0.001)  # one setting
+
+
+def table(text: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.count("%") == 3}
+
+
+def test_the_whole_story_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run_demo(out)
+    rows = table(found.text())
+    assert list(rows)[:3] == ["stock", "exact", "paper"] and "calibrated" in rows
+    assert rows["stock"][1] == "1.00" and rows["stock"][3] == "100.0"
+    assert RANDOM not in found.text()
+    report = json.loads((out / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == list(rows)
+    profile = json.loads((out / "calibrated.json").read_text())
+    assert profile["promise"]["upper_bound"] in (0.0, demo_run.MAX_DROP)
+    assert f"at most {profile['promise']['upper_bound']:.2f}" in found.text()
+    page = (out / "report.html").read_text()
+    assert page.count('class="plotly-graph-div"') == 5
+    for row in report["rows"]:
+        assert f"<strong>{row['ratio']:.2f}</strong>" in page
+    with av.open(str(out / "overlay.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 9
 
 
 def test_without_trained_weights_the_demo_says_so(
@@ -21,24 +52,18 @@ def test_without_trained_weights_the_demo_says_so(
         raise InputError(f"the demo model's {name} is not installed")
 
     monkeypatch.setattr(models, "_demo_file", absent)
-    found = run_demo(tmp_path / "out", frames=5)
+    found = run_demo(tmp_path / "out")
     text = found.text()
     assert text.startswith(RANDOM)
-    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "%" in line}
-    assert list(rows) == ["stock", *PROFILES]
-    assert rows["stock"][1] == "1.00"
-    assert rows["stock"][4] == "1.000"
+    rows = table(text)
+    assert list(rows) == ["stock", "exact", "paper"]
+    assert rows["stock"][1] == "1.00" and rows["stock"][3] == "100.0"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["random_weights"]
-    assert len(report["report"]["frames"]) == 5
-    assert json.loads(found.json())["rows"] == report["rows"]
-    assert [row["name"] for row in report["rows"]] == list(rows)
-    with av.open(str(tmp_path / "out" / "overlay.mp4")) as video:
-        assert sum(1 for _ in video.decode(video=0)) == 5
+    assert json.loads(found.json()) == {"random_weights": True, "rows": report["rows"]}
+    assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_mean_j_skips_the_prompted_frame_and_counts_objects_alike() -> None:
-    truth = [np.array([[1, 1, 2, 0]], np.uint8)] * 3
-    assert mean_j(truth, truth) == 1
-    other = [np.zeros((1, 4), np.uint8), np.array([[1, 0, 2, 0]], np.uint8), truth[0]]
-    assert mean_j(other, truth) == pytest.approx((0.5 + 1 + 1 + 1) / 4)
+def test_too_few_clips_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 clips given; no bound"):
+        run_demo(tmp_path / "out", clips=2)
+    assert not (tmp_path / "out").exists()

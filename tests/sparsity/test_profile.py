@@ -53,6 +53,15 @@ def test_built_in_profiles() -> None:
     assert {"dense", "exact", "paper"} <= set(BUILTIN)
 
 
+def test_the_calibrated_profile_comes_along_and_is_bound_to_a_model(tmp_path: Path) -> None:
+    demo = load_profile("demo")
+    assert demo.name == "demo" and demo.promise is not None and demo.made_by is not None
+    assert demo.model is not None and demo.model.startswith("sha256:")
+    other = tmp_path / "other.json"
+    other.write_text(demo.model_copy(update={"name": "other"}).to_json())
+    assert load_profile(other).name == "other"
+
+
 GOOD = json.loads(Profile(name="p", windows=Windows(), memory=Memory()).to_json())
 
 

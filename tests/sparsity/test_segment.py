@@ -17,6 +17,7 @@ from probes.errors import InputError
 from sparsity import segment
 from sparsity.masks import PALETTE, davis_palette, draw_over, merge_objects, read_mask, write_mask
 from sparsity.options import ModelChoice
+from sparsity.profile import Guard, Profile, Windows
 from sparsity.prompt import Prompt
 from sparsity.segment import run_segment
 
@@ -80,6 +81,21 @@ def test_masks_overlay_and_report(clip_folder: Path, mask_file: Path, whole: Pat
         "report.json",
         "run.json",
     ]
+
+
+def test_the_summary_names_rescued_frames(
+    clip_folder: Path, mask_file: Path, tmp_path: Path
+) -> None:
+    said = {}
+    for name, rules in {"calm": Guard(), "alarmed": Guard(scene_cut=1e-6)}.items():
+        profile = tmp_path / f"{name}.json"
+        profile.write_text(Profile(name=name, windows=Windows(), guard=rules).to_json())
+        outcome = _run(clip_folder, tmp_path / name, mask_file, profile=profile, max_frames=4)
+        said[name] = outcome.summary()
+    report = json.loads((tmp_path / "alarmed" / "report.json").read_text())["report"]
+    assert report["summary"]["rescued"] == {"2": "scene cut", "3": "scene cut"}
+    assert "guard    encoded densely: frame 2 (scene cut), frame 3 (scene cut)" in said["alarmed"]
+    assert "guard    encoded densely: no frame" in said["calm"]
 
 
 def test_the_same_command_again_does_nothing(

@@ -32,6 +32,9 @@ def test_refresh(demo_predictor: Any, long_folder: str) -> None:
     found = reasons(fast, track(fast, long_folder, PROMPTS["mask"]))
     dense = [frame for frame, reason in found.items() if reason == "refresh"]
     assert dense == [4, 7, 10]
+    assert not set(dense) & set(
+        fast.report(track(fast, long_folder, PROMPTS["mask"]).state).rescued
+    )
     fast = accelerate(demo_predictor, guarded())
     assert "refresh" not in reasons(fast, track(fast, long_folder, PROMPTS["mask"])).values()
 
@@ -40,11 +43,23 @@ def test_a_scene_cut_is_encoded_densely(demo_predictor: Any) -> None:
     frames = make_frames(8)
     frames[5:] = 255 - frames[5:]
     fast = accelerate(demo_predictor, guarded(scene_cut=0.1))
-    found = reasons(fast, track(fast, frames, PROMPTS["mask"]))
-    assert found[5] == "scene cut"
-    assert found[4] != "scene cut" and found[6] != "scene cut"
+    report = fast.report(track(fast, frames, PROMPTS["mask"]).state)
+    assert report.rescued == {5: "scene cut"}
+    assert json.loads(report.to_json())["summary"]["rescued"] == {"5": "scene cut"}
     fast = accelerate(demo_predictor, guarded(scene_cut=0.9))
-    assert found != reasons(fast, track(fast, frames, PROMPTS["mask"]))
+    assert fast.report(track(fast, frames, PROMPTS["mask"]).state).rescued == {}
+
+
+def test_a_rescued_frame_reads_all_of_its_memory(demo_predictor: Any) -> None:
+    frames = make_frames(8)
+    frames[5:] = 255 - frames[5:]
+    pruning = guarded(scene_cut=0.1).model_copy(update={"memory": Memory(keep=0.05)})
+    fast = accelerate(demo_predictor, pruning)
+    report = fast.report(track(fast, frames, PROMPTS["mask"]).state)
+    read = {f.frame: f.objects[1] for f in report.frames}
+    assert set(read[5].keys_used) == {read[5].keys_total} and read[5].pruned_frames == 0
+    assert read[5].prunable_keys_used == read[5].prunable_keys_total > 0
+    assert max(read[6].keys_used) < read[6].keys_total and read[6].pruned_frames > 0
 
 
 def test_the_report_counts_dense_frames_as_whole(demo_predictor: Any, long_folder: str) -> None:

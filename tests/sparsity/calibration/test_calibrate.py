@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from probes.errors import InputError
+from sparsity.calibration.bounds import approximate_bound
 from sparsity.calibration.calibrate import calibrate
 from sparsity.calibration.clips import ClipSource
 from sparsity.calibration.command import seconds_of_budget
-from sparsity.calibration.promise import approximate_bound
-from sparsity.calibration.request import Request
+from sparsity.calibration.request import Request, certifiable
 from sparsity.cli import run
 from sparsity.demo.clips import make_clip
 from sparsity.evaluation.jobs import Spread
@@ -57,6 +58,7 @@ def test_the_profile_states_what_was_found(calibrated):
     row = next(r for r in report["tested"] if r["bound"] and r["bound"]["upper"] <= 50)
     assert approximate_bound(np.array(row["losses"]), 0.95).upper == row["bound"]["upper"]
     promise = profile.promise
+    assert promise.upper_bound == 50, "what was tested, not the bound that was found"
     assert promise.clips == 4 and promise.confidence == 0.95
     assert promise.mean_loss <= promise.upper_bound <= 50
     assert 0 < promise.expected_keys <= 1 and promise.expected_speedup >= 1
@@ -87,6 +89,9 @@ def test_a_profile_is_shown_and_checked_with_its_promise(calibrated, capsys):
     assert "95%" in said and "4 videos" in said
     assert run(["profile", "check", "paper"]) == 0
     assert "promises nothing" in capsys.readouterr().out
+    assert run(["profile", "list"]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()] == ["dense", "exact", "paper", "demo"]
 
 
 def test_a_hand_edited_profile_is_refused(calibrated, tmp_path, capsys):
@@ -120,6 +125,42 @@ def test_bad_requests_are_refused_in_one_line(folders, tmp_path, names, more, sa
         calibrate(request(folders, *names, **more), tmp_path, Spread())
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_so_many_clips_can_promise_is_said_before_anything_runs():
+    def said(count, **more):
+        return certifiable(Request(ClipSource(), NAMES, ModelChoice(), **more), count)
+
+    assert "20 clips for the promise can certify a mean loss of 13.9 points at 95% at best" in said(
+        20
+    )
+    assert "takes 299 clips" in said(20) and "approximate" in said(20)
+    assert "whatever the videos are" in said(20, max_drop=14.0)
+    assert "approximate" in said(20, max_drop=14.0, bound="approximate")
+    assert "4.8 points in expectation" in said(20, bound="expectation")
+    assert "takes" not in said(20, target_speedup=1.2)
+
+
+def test_a_target_speedup_takes_the_surest_that_fast_and_states_its_own_bound(
+    calibrated, arguments, tmp_path, capsys
+):
+    shutil.copytree(calibrated.with_name("mine.json.clips"), tmp_path / "fast.json.clips")
+    out = tmp_path / "fast.json"
+    quick = ["--budget", "1s"]  # one setting
+    asked = ["calibrate", *arguments, *quick, "--target-speedup", "1.05", "--out", str(out)]
+    assert run(asked) == 0
+    said = capsys.readouterr()
+    assert said.err.index("at best") < said.err.index("settings replayed")
+    promise = load_profile(out).promise
+    assert promise.expected_speedup >= 1.0 and promise.upper_bound not in (50.0, 1.0)
+    report = json.loads((tmp_path / "fast.calibration.json").read_text())
+    assert all(1 / row["cost"] >= 1.05 for row in report["searched"])
+    impossible = [*asked[:-2], "--out", str(tmp_path / "none.json")]
+    impossible[impossible.index("1.05")] = "50"
+    shutil.copytree(tmp_path / "fast.json.clips", tmp_path / "none.json.clips")
+    assert run(impossible) == 2
+    assert "the cheapest setting is" in capsys.readouterr().err
+    assert not (tmp_path / "none.json").exists()
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20min", 1200), ("1.5h", 5400)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,18 +11,17 @@ from hypothesis import strategies as st
 from mapie.risk_control import FWERFixedSequenceTesting
 
 from probes.errors import InputError
-from sparsity.calibration.promise import (
+from sparsity.calibration.bounds import (
     APPROXIMATE,
-    Bound,
-    Choice,
     approximate_bound,
     bound,
     certain_bound,
-    choose,
     expected_bound,
     smallest_certifiable,
+    smallest_expected,
     videos_needed,
 )
+from sparsity.calibration.promise import choose
 
 losses = st.lists(st.floats(-5, 100), min_size=2, max_size=12).map(np.array)
 
@@ -117,10 +118,46 @@ def test_the_cheapest_that_holds_is_chosen():
     assert choose(x, [0, 1, 2], [1, 3, 2], 0.9, 1.0).index == 0
 
 
-def test_the_stated_bound_is_the_largest_that_holds():
-    bounds = {i: Bound(i, u, 0.9, APPROXIMATE, 8) for i, u in enumerate((0.2, 0.8, 0.5, 3.0))}
-    assert Choice(2, (0, 1, 2), bounds).promise == Bound(2, 0.8, 0.9, APPROXIMATE, 8)
-    assert Choice(2, (0, 2), bounds).promise.upper == 0.5
+def test_the_level_that_was_tested_is_promised_and_not_the_bound_that_selected():
+    x = np.stack([CALM, CALM, WILD], 1)
+    found = choose(x, [0, 1, 2], [3, 1, 2], 0.9, 1.0)
+    assert found.index == 1 and found.bounds[1].upper < 1.0
+    assert found.promise == replace(found.bounds[1], upper=1.0)
+
+
+def test_one_setting_that_was_tested_against_nothing_states_its_own_bound():
+    found = choose(WILD[:, None], [0], [1], 0.9, float("inf"), "approximate")
+    assert found.promise == approximate_bound(WILD, 0.9)
+
+
+def test_the_bound_of_what_was_selected_covers_too_seldom_and_the_level_does_not():
+    """Settings of one true mean, of which the cheapest that looks good is taken: its own bound is too small."""
+    rng = np.random.default_rng(0)
+    true, own, level = 1.0, [], []
+    for _ in range(150):
+        x = rng.normal(true, 1.5, (12, 5))
+        best = int(np.argmin([approximate_bound(column, 0.9).upper for column in x.T]))
+        own.append(approximate_bound(x[:, best], 0.9).upper >= true)
+        found = choose(x, range(5), range(5), 0.9, 0.99 * true)
+        level.append(
+            found.index is None
+        )  # every setting loses more than the level: choosing any is an error
+    assert np.mean(own) < 0.8
+    assert np.mean(level) >= 0.85
+
+
+def test_a_kind_of_bound_can_be_asked_for():
+    assert bound(np.zeros(20), 0.9, 1.0, "certain").method == "Hoeffding-Bentkus"
+    assert bound(np.zeros(200), 0.9, 5.0, "approximate").method == APPROXIMATE
+    assert bound(np.zeros(99), 0.9, 1.0, "expectation") == expected_bound(np.zeros(99))
+    assert choose(np.zeros((99, 1)), [0], [1], 0.9, 1.0, "expectation").index == 0
+    assert choose(np.zeros((98, 1)), [0], [1], 0.9, 1.0, "expectation").index is None
+
+
+def test_the_smallest_expected_loss_is_what_lossless_videos_give():
+    for videos in (3, 20, 99):
+        found = expected_bound(np.zeros(videos)).upper
+        assert found == pytest.approx(smallest_expected(videos))
 
 
 @pytest.mark.parametrize("rule", [certain_bound, approximate_bound])

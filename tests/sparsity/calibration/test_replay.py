@@ -11,10 +11,11 @@ import torch
 
 from sparsity.calibration.capture import capture, load_trace, save_trace
 from sparsity.calibration.cost import Cost
+from sparsity.calibration.drift import Drift
 from sparsity.calibration.replay import replay_memory, replay_windows
 from sparsity.calibration.router import fit_router
 from sparsity.calibration.search import candidates, frontier, grid
-from sparsity.calibration.thresholds import keep_for, margin_for, mask_only
+from sparsity.calibration.thresholds import keep_for, margin_for, mask_only, scene_cut_for
 from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Windows
 from tests.sparsity.calibration.conftest import made
 
@@ -109,14 +110,28 @@ def test_the_margin_is_the_smallest_that_covers(traces):
 
 def test_hundreds_of_settings_replay_in_seconds(traces):
     start = time.process_time()
-    settings = grid(traces)
-    found = candidates(traces, settings, Cost(0.5, 0.3, 0.2))
+    drift = Drift(tuple(float(s) for s in range(12)))
+    settings = grid(traces, drift)
+    found = candidates(traces, settings, Cost(0.5, 0.3, 0.2), drift)
     assert len(found) == len(settings) > 100
     assert time.process_time() - start < 20
+    refreshed = {c.profile.guard.refresh_every for c in found if c.profile.windows}
+    assert refreshed == {None, drift.refresh, 2 * drift.refresh}
     best = frontier(found)
     costs, recalls = [c.cost for c in best], [c.recall for c in best]
     assert costs == sorted(costs) and recalls == sorted(recalls)
     assert all(any(b.cost <= c.cost and b.recall >= c.recall for b in best) for c in found)
+
+
+def test_cuts_do_not_raise_the_threshold_that_finds_them(traces):
+    calm = scene_cut_for(traces)
+    rough = traces[0].thumbnails.clone()
+    rough[5:9] += 0.4
+    rough[9:] -= 0.3
+    cut = replace(traces[0], thumbnails=rough)
+    assert scene_cut_for([cut, *traces]) == calm < min(cut.change[5], cut.change[9])
+    shaken = rough + 0.2 * (torch.arange(len(rough)) % 2)[:, None, None, None]
+    assert scene_cut_for([replace(traces[0], thumbnails=shaken)]) > calm
 
 
 def test_a_trace_is_read_back_and_half_a_file_is_not(traces, tmp_path):

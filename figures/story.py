@@ -1,0 +1,118 @@
+"""The page of ``make demo``: what was observed, calibrated and accelerated, in figures and one table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, select_autoescape
+from plotly.offline import get_plotlyjs
+
+from figures import calibration
+from figures.filmstrip import draw_memory_filmstrip
+from figures.player import RoutedFrame, draw_window_player
+from figures.readings import recall_curves, recollections
+from figures.recall import draw_recall
+from probes.records import Recording
+
+_PLAIN = {"displaylogo": False}
+
+KEEP = 0.05
+"""Share of memory tokens whose recall is drawn."""
+
+LAST = 3
+"""Frames at the end of the clip whose recollections are drawn."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What happened to the clip that is shown.
+
+    Attributes
+    ----------
+    conditions
+        Clip, size, device and threads.
+    rows
+        A run each, the one against which the others stand first.
+    shown
+        Name of the run in the player.
+    routed
+        That run, frame by frame.
+    frames : uint8 [H, W, 3]
+        By index.
+    """
+
+    conditions: str
+    rows: Sequence[Mapping[str, Any]]
+    shown: str
+    routed: Sequence[RoutedFrame]
+    frames: Mapping[int, Any]
+
+
+def write_story(
+    path: Path, story: Story, recording: Recording, report: calibration.Report, evidence: str = ""
+) -> None:
+    """Write the page under a temporary name and rename it. Opens offline.
+
+    Parameters
+    ----------
+    recording
+        Of the clip, with rows of memory attention.
+    report
+        Of the calibration.
+    evidence
+        What these weights are evidence of; ends every caption.
+    """
+    parts = {
+        name: [
+            figure.to_html(full_html=False, include_plotlyjs=False, auto_play=False, config=_PLAIN)
+            for figure in drawn
+        ]
+        for name, drawn in _figures(story, recording, report, evidence).items()
+    }
+    loader = Environment(loader=PackageLoader("figures"), autoescape=select_autoescape())
+    page = loader.get_template("story.html.j2").render(
+        plotly=get_plotlyjs(), figures=parts, story=story, report=report,
+        profile=report["profile"], evidence=evidence,
+    )  # fmt: skip
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _figures(
+    story: Story, recording: Recording, report: calibration.Report, evidence: str
+) -> dict[str, list[go.Figure]]:
+    """The figures of each chapter."""
+    name = recording.names[0]
+    layers = recording.header.model.layers
+    site = f"memory.layer{layers // 2}.cross"
+    times = sorted(story.frames)[-LAST:]
+    told = recollections(recording.clip(name), 1, times, site)
+    strip = f"{name}, {site}, mean over queries and heads.{evidence}"
+    first = (
+        f"Top {KEEP:.0%} of a frame's tokens, chosen at its first recollection; one clip.{evidence}"
+    )
+    side = len(np.asarray(story.routed[0].windows))
+    return {
+        "observed": [
+            draw_memory_filmstrip(story.frames, told, strip),
+            draw_recall(recall_curves(recording, KEEP), KEEP, first),
+        ],
+        "calibrated": [
+            calibration.frontier(report, evidence=evidence),
+            calibration.losses(report, evidence=evidence),
+        ],
+        "accelerated": [
+            draw_window_player(
+                story.routed,
+                1 / side,
+                f"{name}, profile {story.shown}; dark: shortcut.{evidence}",
+            )
+        ],
+    }
