@@ -15,10 +15,11 @@ from torch import Tensor
 
 from probes.consistency import MemoryConsistency, MemorySaliency
 from probes.mass import attention_weights, foreground_lift
+from probes.measure import CallStatistics, measure, slot_shares
 from probes.records import SLOTS, STATISTICS, Array, Settings
 from probes.seam import AttentionCall
 from probes.sites import AttentionSite, attention_sites
-from probes.streaming import CallStatistics, measure, slot_shares, token_coverage
+from probes.streaming import token_coverage
 from probes.video import STD
 
 THUMBNAIL = 16
@@ -62,7 +63,7 @@ class Collector:
         self.window = int(trunk.window_spec[2])
         decoder = predictor.sam_mask_decoder
         self.output_tokens = 1 + decoder.num_mask_tokens + int(decoder.pred_obj_scores)
-        self.consistency = MemoryConsistency(settings.query_rows, seed)
+        self.consistency = MemoryConsistency()
         self.frames: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.stored: dict[str, list[tuple[Array, Array]]] = {s: [] for s in settings.row_sites}
@@ -123,7 +124,7 @@ class Collector:
             for b, entry in enumerate(entries):
                 entry.statistics[site.name] = found, b
         if site.kind == "cross" and found is not None:
-            compared = self.consistency.add(call)
+            compared = self.consistency.add(call, found)
             shares = slot_shares(found, call)
             for b, entry in enumerate(entries):
                 entry.memory[site.name], entry.shares[site.name] = compared[b], shares[b]
