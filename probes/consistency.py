@@ -28,8 +28,13 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def shuffled_cosine(a: Tensor, b: Tensor, seed: int = 0) -> Tensor:
     """Cosine with one map's entries shuffled: what CS is by chance."""
-    order = torch.randperm(b.shape[-1], generator=torch.Generator().manual_seed(seed))
-    return cosine(a, b[..., order.to(b.device)])
+    return cosine(a, shuffled(b, seed))
+
+
+def shuffled(a: Tensor, seed: int = 0) -> Tensor:
+    """A map ``[..., n]`` with its entries shuffled, all leading axes alike."""
+    order = torch.randperm(a.shape[-1], generator=torch.Generator().manual_seed(seed))
+    return a[..., order.to(a.device)]
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
