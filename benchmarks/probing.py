@@ -110,11 +110,11 @@ def cost(predictor: Any, frames: int, warm: int) -> dict[str, Any]:
 
 
 def exact_mass(call: AttentionCall) -> torch.Tensor:
-    """Key mass of a memory or decoder call in float64, one row after the other, ``[B, h, Nk]``."""
+    """Key mass in float64, plainly, over all rows of each window, ``[B, h, Nk]``."""
     q, k = call.q.double() * call.q.shape[-1] ** -0.5, call.k.double().mT
-    return torch.stack(
-        [(q[:, :, i, None] @ k).softmax(-1)[:, :, 0] for i in range(q.shape[2])]
-    ).mean(0)
+    total = sum((rows @ k).softmax(-1).sum(2) for rows in q.split(32, 2))
+    assert isinstance(total, torch.Tensor)
+    return total / q.shape[2]
 
 
 def total_variation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -136,14 +136,14 @@ def accuracy(predictor: Any, frames: int, sites: list[str]) -> dict[str, Any]:
             a, b = sample.means[name].mean(), whole.means[name].mean()
             row[f"{name}_relative"] = float((a - b).abs() / b)
         row["rows"] = sample.rows
-        if call.where.kind != "window":
-            exact = exact_mass(call)
-            row["mass_tv"] = total_variation(sample.mass, exact)
-            drawn = sample_queries(1, call.q.shape[2], sample.rows, 0)[0]
-            row["sampled_mass_tv"] = total_variation(key_mass(call.q[:, :, drawn], call.k), exact)
-            if call.where.kind == "cross":
-                shares = slot_shares(sample, call), slot_shares(replace(sample, mass=exact), call)
-                row["slots_absolute"] = float((shares[0] - shares[1]).abs().max())
+        exact, rows = exact_mass(call), call.q.shape[2]
+        drawn = sample_queries(len(call.q), rows, sample.rows, 0)
+        drawn = drawn[:, None, :, None].expand(-1, call.q.shape[1], -1, call.q.shape[3])
+        row["mass_tv"] = total_variation(key_mass(call.q, call.k), exact)
+        row["sampled_mass_tv"] = total_variation(key_mass(call.q.gather(2, drawn), call.k), exact)
+        if call.where.kind == "cross":
+            shares = slot_shares(sample, call), slot_shares(replace(sample, mass=exact), call)
+            row["slots_absolute"] = float((shares[0] - shares[1]).abs().max())
 
     with observe(predictor, compare, sites):
         list(predictor.propagate_in_video(begin(predictor, frames)))
