@@ -1,4 +1,4 @@
-"""The paper's two observations, measured on a recording of annotated clips, written as a table.
+"""The paper's two observations and consistency over time, measured on a recording of clips, written as tables.
 
 Record first, then draw up the table:
 
@@ -17,7 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from probes.over_time import MEASURES, frame_to_frame
 from probes.records import ClipRecord, Recording, load_recording
+from sparsity import load_profile
+from sparsity.calibration.recordings import read_traces
+from sparsity.calibration.stability import window_consistency
 from sparsity.runs import write_text
 
 AGES = (1, 2, 3, 4, 5)
@@ -62,6 +66,52 @@ def over_ages(clip: ClipRecord, values: np.ndarray, age: int) -> float:
     return float(np.nanmean(values.transpose(0, 2, 1)[chosen])) if chosen.any() else float("nan")
 
 
+def frame_to_frame_rows(recording: Recording) -> list[str]:
+    """Lines of the table of maps compared from frame to frame, one a map: means over pairs, then over clips."""
+    settings = recording.header.settings
+    by_clip = [frame_to_frame(clip, settings) for _, clip in recording]
+    lines = [
+        "| attention | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |",
+        "|---|" + "---|" * len(MEASURES),
+    ]
+    for name in by_clip[0]:
+        cells = []
+        for i in range(len(MEASURES)):
+            columns = [found[name][:, i] for found in by_clip]
+            cells.append(cell([float(np.nanmean(c)) for c in columns if np.isfinite(c).any()]))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def window_rows(path: Path) -> list[str]:
+    """Lines of the table of kept windows over time, under the built-in profile ``paper``."""
+    profile = load_profile("paper")
+    assert profile.windows is not None, "the profile of the paper routes windows"
+    found = [window_consistency(t, profile.windows, profile.guard) for t in read_traces(path)]
+    columns = {
+        "windows kept": "kept",
+        "stability (Jaccard)": "stability",
+        "the same, windows shuffled": "chance",
+        "coverage": "coverage",
+        "frames routed": "routed",
+    }
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        "| " + " | ".join(cell([getattr(f, c) for f in found]) for c in columns.values()) + " |",
+    ]
+
+
+def cell(values: list[float]) -> str:
+    """Mean over clips and interval, or a dash where no clip has a value."""
+    return told(bootstrap(values)) if np.isfinite(values).any() else "–"
+
+
+def told(found: tuple[float, float, float]) -> str:
+    """A mean and its interval."""
+    return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recording", type=Path)
@@ -94,9 +144,6 @@ def main() -> None:
         ("the same, tokens chosen anew", lambda c: c.oracle_recall[..., at].astype(float)),
     ]
 
-    def cell(found: tuple[float, float, float]) -> str:
-        return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
-
     table = {
         name: [bootstrap([over_ages(c, values(c), age) for c in clips]) for age in AGES]
         for name, values in kinds
@@ -113,8 +160,8 @@ def main() -> None:
         f"Model: {model.name} at {model.image_size} pixels. {len(clips)} clips, {frames} frames, "
         f"{sum(len(set(c.row_object.tolist())) for c in clips)} objects; means over clips with 95 % bootstrap "
         "intervals over clips. A result of the demo model illustrates the method; evidence about SAM 2 itself "
-        "needs an official checkpoint. Statistics are measured from "
-        f"{settings.query_rows} query rows or more (`probes.mass` defines them).",
+        "needs an official checkpoint. Key mass, and with it lift, recall and consistency, is from all query rows; "
+        f"top-10 % mass is a mean over {settings.query_rows} rows or more (`probes.mass` defines them).",
         "",
         "## The decoder looks at the object, the encoder everywhere",
         "",
@@ -122,7 +169,7 @@ def main() -> None:
         "",
         "| attention | lift |",
         "|---|---|",
-        *(f"| {name} | {cell(found)} |" for name, found in first),
+        *(f"| {name} | {told(found)} |" for name, found in first),
         "",
         f"{'Holds here' if holds else 'Does not hold clearly here'}: the decoder's lift is {looked[0]:.1f}, the "
         f"encoder's global blocks have {min(b[0] for b in blocks):.1f} to {max(b[0] for b in blocks):.1f}.",
@@ -131,14 +178,14 @@ def main() -> None:
         "",
         "| attention | share of the mass |",
         "|---|---|",
-        *(f"| {name} | {cell(found)} |" for name, found in spread),
+        *(f"| {name} | {told(found)} |" for name, found in spread),
         "",
         "Ages count frames since the first recollection; mean over layers.",
         "",
         "| | " + " | ".join(f"age {age}" for age in AGES) + " |",
         "|---|" + "---|" * len(AGES),
         *(
-            f"| {name} | " + " | ".join(cell(f) for f in found) + " |"
+            f"| {name} | " + " | ".join(told(f) for f in found) + " |"
             for name, found in table.items()
         ),
         "",
@@ -147,6 +194,20 @@ def main() -> None:
         f"{'stays good' if recall[0] > 0.8 * anew[0] else 'grows stale'}, and it holds "
         f"{'most' if recall[0] > 0.5 else 'less than half'} of the mass. CS is {cs[0]:.2f}, but {shuffled[0]:.2f} "
         "already by chance: read recall and Jaccard, not CS alone.",
+        "",
+        "## From frame to frame",
+        "",
+        "Key mass of a frame against that of the frame before, for each object: cosine and Jaccard of the top-10 % "
+        "tokens, as it is, moved along with the object (shifted by whole tokens as its centre moved), and with the "
+        "tokens shuffled (chance). `encoder.stage3` is the mean over the stage's windowed blocks; decoder pairs with "
+        "a prompted frame are left out.",
+        "",
+        *frame_to_frame_rows(recording),
+        "",
+        "Windows that the profile `paper` would keep, replayed on these dense runs: Jaccard of two routed frames in "
+        "a row, and share of the frame's mask inside the kept windows.",
+        "",
+        *window_rows(options.recording),
         "",
         "Remade by `efficient-sam2 probe DAVIS --model demo --max-frames 24 --out dev.recording` and "
         "`python benchmarks/observations.py dev.recording --out docs/observations.md`.",

@@ -1,7 +1,7 @@
 """Is low attention low effect? Take groups (windows, memory tokens) away and see how the mask changes.
 
-How a group is taken away is the caller's: a function from the kept groups to the mask's logits. For windows
-that go through the shortcut `sparsity.ablation` makes one.
+How a group is taken away is the caller's: a function from the kept groups to the mask's logits. For memory
+tokens `probes.memory_ablation` makes one, for windows that go through the shortcut `sparsity.ablation`.
 """
 
 from __future__ import annotations

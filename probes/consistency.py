@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from probes.layout import MemoryFrame
-from probes.mass import row_blocks, sample_queries
+from probes.measure import CallStatistics
 from probes.records import KEEP_SHARES
 from probes.seam import AttentionCall
-from probes.streaming import QUERY_ROWS
 
 SIMILARITIES = ("cosine", "shuffled", "pearson", "jaccard")
 """Order of `MemorySaliency.similarity`."""
@@ -29,8 +28,13 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def shuffled_cosine(a: Tensor, b: Tensor, seed: int = 0) -> Tensor:
     """Cosine with one map's entries shuffled: what CS is by chance."""
-    order = torch.randperm(b.shape[-1], generator=torch.Generator().manual_seed(seed))
-    return cosine(a, b[..., order.to(b.device)])
+    return cosine(a, shuffled(b, seed))
+
+
+def shuffled(a: Tensor, seed: int = 0) -> Tensor:
+    """A map ``[..., n]`` with its entries shuffled, all leading axes alike."""
+    order = torch.randperm(a.shape[-1], generator=torch.Generator().manual_seed(seed))
+    return a[..., order.to(a.device)]
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ class MemorySaliency:
     first
         Whether it is recalled for the first time.
     saliency
-        Conditional key mass float32 ``[tokens]``: softmax over this frame's own keys, mean over rows.
+        Conditional key mass float32 ``[tokens]``: softmax over this frame's own keys, mean over all rows.
     similarity
         `SIMILARITIES` between first recollection and now.
     recall, joint_recall, oracle_recall
@@ -141,42 +145,26 @@ class MemorySaliency:
 class MemoryConsistency:
     """Follows each memory frame's saliency from its first recollection on, per object and layer.
 
-    Feed it `AttentionCall`s of ``memory.*.cross`` of a run that reads all keys.
-
-    Parameters
-    ----------
-    rows, seed
-        Query rows to measure from, stratified (None: all), and the seed of the sample.
+    Feed it `AttentionCall`s of ``memory.*.cross`` of a run that reads all keys. Saliency is key mass from
+    all query rows, mean over heads: no sample stands between one age and the next.
     """
 
-    def __init__(self, rows: int | None = QUERY_ROWS, seed: int = 0) -> None:
-        self.rows, self.seed = rows, seed
+    def __init__(self) -> None:
         self._first: dict[tuple[int, str, int, bool], Tensor] = {}
 
-    def add(self, call: AttentionCall) -> list[list[MemorySaliency]]:
-        """Measure a call: for each of its objects, one entry per memory frame."""
-        assert call.keys is None, "an accelerated run has not read the keys this would look at"
-        frame = call.moment.frame or 0
-        n = call.q.shape[2]
-        drawn = sample_queries(1, n, self.rows or n, self.seed + frame)[0].to(call.q.device)
-        q = call.q if len(drawn) == n else call.q.index_select(2, drawn)
+    def add(self, call: AttentionCall, measured: CallStatistics) -> list[list[MemorySaliency]]:
+        """Compare a call, by its statistics: for each of its objects, one entry per memory frame."""
+        assert measured.by_frame is not None, "an accelerated run has not read the keys"
         found = []
         for b, (object_id, layout) in enumerate(
             zip(call.moment.objects, call.moment.layouts, strict=True)
         ):
-            joint = torch.zeros(len(layout.frames), layout.tokens, device=q.device)
-            conditional = torch.zeros_like(joint)
-            for _, p in row_blocks(q[b : b + 1], call.k[b : b + 1]):
-                by_frame = p[0, :, :, : layout.frame_keys].unflatten(-1, (-1, layout.tokens))
-                joint += by_frame.sum((0, 1))
-                conditional += (by_frame / by_frame.sum(-1, keepdim=True).clamp(min=1e-30)).sum(
-                    (0, 1)
-                )
-            count = q.shape[1] * q.shape[2]
+            conditional = measured.by_frame[b].mean(0)
+            joint = measured.mass[b, :, : layout.frame_keys].mean(0).view_as(conditional)
             entries = []
             for i, entry in enumerate(layout.frames):
                 key = (object_id, call.site, entry.frame, call.moment.reverse)
-                now = conditional[i] / count
+                now = conditional[i]
                 first = self._first.setdefault(key, now)
                 entries.append(_compare(entry, first is now, first, now, joint[i]))
             found.append(entries)

@@ -8,59 +8,14 @@ import torch
 from torch import Tensor
 
 from probes.errors import InputError
-from probes.mass import attention_weights, row_blocks, window_slots
+from probes.keymass import key_mass
+from probes.mass import row_blocks, window_slots
+from probes.rows import attention_rows as attention_rows
+from probes.rows import positions, query_side, site_of
 from probes.seam import AttentionCall
-from probes.sites import AttentionSite
 
 OUTPUT_TOKENS = 6
 """The decoder's own tokens, which come before those of the prompt: object score, IoU, four masks."""
-
-
-def attention_rows(
-    call: AttentionCall, queries: Tensor | list[int] | None = None, *, row: int = 0
-) -> Tensor:
-    """Attention weights of some queries, keys in their natural order.
-
-    Parameters
-    ----------
-    call
-        As `observe` hands it over.
-    queries
-        Which: tokens of the query grid, row by row (the decoder's ``self`` and ``token_to_image``: its tokens);
-        None for all.
-    row
-        Which of the call's objects; 0 for the encoder.
-
-    Returns
-    -------
-    Tensor
-        float32 ``[h, n, keys]``. Encoder keys are the grid's tokens (0 outside the query's window; the mass
-        on padding is left out), memory keys the dense layout (0 where not read); else rows sum to one.
-
-    Raises
-    ------
-    InputError
-        A query does not exist or was not computed.
-    """
-    site = _site(call)
-    total = query_side(site) ** 2 if site.kind == "window" else call.q.shape[2]
-    if site.kind == "global":
-        total = site.grid**2
-    wanted = torch.arange(total) if queries is None else torch.as_tensor(queries).reshape(-1)
-    if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < total:
-        raise InputError(
-            f"queries {int(wanted.min())} to {int(wanted.max())} were asked for; {call.site} has {total}; choose "
-            "among them"
-        )
-    if site.kind == "window":
-        return _window_rows(call, site, wanted)
-    at, keys, count = wanted, call.keys, call.k.shape[2]
-    if site.kind == "global" and keys is not None:
-        at, count = _found(wanted, keys, call.site), site.grid**2
-    if site.kind == "cross" and keys is not None:
-        count = call.moment.layouts[row].keys
-    p = attention_weights(call.q[row][:, at.to(call.q.device)], call.k[row])
-    return p if keys is None else p.new_zeros(*p.shape[:2], count).index_copy(2, keys, p)
 
 
 def attention_map(
@@ -106,7 +61,7 @@ def attention_map(
     given = [calls] if isinstance(calls, AttentionCall) else list(calls)
     maps = []
     for call in given:
-        if layer is not None and _site(call).layer != layer:
+        if layer is not None and site_of(call).layer != layer:
             continue
         ids = call.moment.objects
         if object is not None and ids and object not in ids:
@@ -122,11 +77,6 @@ def attention_map(
     return torch.stack(maps).mean(0)
 
 
-def query_side(site: AttentionSite) -> int:
-    """Tokens per side of the grid that a site's queries lie on."""
-    return site.grid // site.pool
-
-
 def token_at(call: AttentionCall, xy: tuple[float, float], side: int) -> int:
     """Token of a grid of `side` x `side` that a pixel of the video lies on.
 
@@ -135,7 +85,7 @@ def token_at(call: AttentionCall, xy: tuple[float, float], side: int) -> int:
     InputError
         It lies outside the video.
     """
-    site = _site(call)
+    site = site_of(call)
     height, width = call.size or (site.grid * site.stride,) * 2
     x, y = xy
     if not (0 <= x < width and 0 <= y < height):
@@ -154,7 +104,7 @@ def _one_map(
     memory_age: int | None,
     head: int | None,
 ) -> Tensor:
-    site = _site(call)
+    site = site_of(call)
     if query_xy is not None and key_xy is not None:
         raise InputError("query_xy and key_xy were both given; expected one of them; drop one")
     on_image = site.part != "decoder"
@@ -187,7 +137,7 @@ def _looked_at(
     head: int | None,
 ) -> Tensor:
     """How much each query looks at one key (a place of one memory frame or, without age, of all)."""
-    site = _site(call)
+    site = site_of(call)
     side, token = query_side(site), token_at(call, xy, site.grid)
     if site.kind == "window":
         slots = window_slots(site.grid, site.window)
@@ -207,7 +157,7 @@ def _looked_at(
         index = torch.tensor(keys)
         if call.keys is not None:
             read = torch.isin(index, call.keys.cpu())
-            index = _found(index[read], call.keys, call.site) if read.any() else index[:0]
+            index = positions(index[read], call.keys, call.site) if read.any() else index[:0]
         parts = [
             p[0][..., index.to(p.device)].sum(-1)
             for _, p in row_blocks(call.q[row : row + 1], call.k[row : row + 1])
@@ -220,45 +170,12 @@ def _looked_at(
 
 def _mean_row(call: AttentionCall, row: int) -> Tensor:
     """Mean attention row over all queries, ``[h, keys]`` in the dense layout."""
-    n = call.q.shape[2]
-    blocks = row_blocks(call.q[row : row + 1], call.k[row : row + 1])
-    total = torch.stack([p[0].sum(1) for _, p in blocks]).sum(0) / n
+    total = key_mass(call.q[row : row + 1], call.k[row : row + 1])[0]
     if call.keys is None:
         return total
     return total.new_zeros(len(total), call.moment.layouts[row].keys).index_copy(
         1, call.keys, total
     )
-
-
-def _window_rows(call: AttentionCall, site: AttentionSite, wanted: Tensor) -> Tensor:
-    """Rows of tokens in windowed blocks, laid out on the grid of keys."""
-    side = site.window // site.pool
-    places = window_slots(query_side(site), side)
-    lookup = torch.full((query_side(site) ** 2,), -1, dtype=torch.int64)
-    slots = torch.arange(places.numel()).view_as(places)
-    lookup[places[places >= 0]] = slots[places >= 0]
-    group, slot = lookup[wanted] // side**2, lookup[wanted] % side**2
-    keys = window_slots(site.grid, site.window)
-    out = call.q.new_zeros(site.heads, len(wanted), site.grid**2 + 1, dtype=torch.float32)
-    for g in group.unique().tolist():
-        mine = (group == g).nonzero()[:, 0]
-        at = g if call.keys is None else int(_found(torch.tensor([g]), call.keys, call.site))
-        p = attention_weights(call.q[at][:, slot[mine].to(call.q.device)], call.k[at])
-        place = torch.where(keys[g] < 0, site.grid**2, keys[g]).to(p.device)
-        out[:, mine.to(p.device)] = out[:, mine.to(p.device)].index_add(2, place, p)
-    return out[..., :-1]
-
-
-def _found(wanted: Tensor, keys: Tensor, site: str) -> Tensor:
-    """Positions of tokens or windows among those that took part."""
-    order = keys.cpu().argsort()
-    at = torch.searchsorted(keys.cpu()[order], wanted).clamp(max=len(keys) - 1)
-    if not torch.equal(keys.cpu()[order[at]], wanted):
-        raise InputError(
-            f"a token was asked for that {site} did not compute on this frame (it went through the shortcut); "
-            "expected one in a computed window; choose another, or a dense frame"
-        )
-    return order[at]
 
 
 def _frame_of(call: AttentionCall, row: int, age: int) -> int:
@@ -270,8 +187,3 @@ def _frame_of(call: AttentionCall, row: int, age: int) -> int:
         f"memory age {age} was asked for; this frame's memory has ages "
         f"{', '.join(str(entry.age) for entry in frames)}; choose one of them"
     )
-
-
-def _site(call: AttentionCall) -> AttentionSite:
-    assert call.where is not None, "observe fills it in"
-    return call.where

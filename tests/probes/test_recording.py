@@ -101,7 +101,7 @@ def test_first_saliency_chooses_the_tokens_that_the_predictor_keeps(
         list(predictor.propagate_in_video(state, max_frame_num_to_track=3))
     row = clip.row(2, 1)
     assert clip.first_frame[row] == 1
-    for layer, tokens in kept.items():
+    for layer, tokens in kept.items():  # the predictor samples its queries
         best = set(np.argsort(-clip.first_saliency[row, layer])[: len(tokens)].tolist())
         assert len(best & tokens) >= 0.7 * len(tokens)
     assert len(kept) == 4
@@ -203,6 +203,7 @@ def test_prompts_in_the_middle_are_tracked_both_ways(
         ("absent", "damaged"),
         ("header", "no JSON"),
         ("schema", "schema is 'efficient-sam2/recording/9'"),
+        ("old", "schema is 'efficient-sam2/recording/1'.*record it again"),
         ("key", "colour is 'red'"),
         ("folder", "is no recording"),
         ("clip", "'nothing' was asked for"),
@@ -225,10 +226,12 @@ def test_what_is_damaged_is_refused(
         header.write_text("{")
     elif damage == "folder":
         header.unlink()
-    elif damage in ("schema", "key"):
-        content |= (
-            {"schema": "efficient-sam2/recording/9"} if damage == "schema" else {"colour": "red"}
-        )
+    elif damage in ("schema", "old", "key"):
+        content |= {
+            "schema": {"schema": "efficient-sam2/recording/9"},
+            "old": {"schema": "efficient-sam2/recording/1"},
+            "key": {"colour": "red"},
+        }[damage]
         header.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         load_recording(folder).clip("nothing" if damage == "clip" else "ellipse")

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from probes import keymass
 from probes import mass as mass_module
 from probes.mass import (
     descending,
@@ -62,6 +63,7 @@ def test_blockwise_equals_materialised(
     calls: list[AttentionCall], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mass_module, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(keymass, "MASS_BYTES", 70_000)
     padded = 0
     for call in calls:
         found = measure(call, rows=None)
@@ -95,6 +97,44 @@ def test_blockwise_equals_materialised(
     site = calls[0].where
     assert site is not None
     assert (padded > 0) == any(c.where.grid % c.where.window for c in calls if c.where.window)
+
+
+def test_key_mass_is_of_all_rows_whatever_the_sample(calls: list[AttentionCall]) -> None:
+    sampled = False
+    for call in calls:
+        few, many = measure(call, rows=2), measure(call, rows=None)
+        assert torch.equal(few.mass, many.mass)
+        if few.rows < many.rows:
+            sampled = True
+            assert not torch.equal(few.means["entropy"], many.means["entropy"])
+    assert sampled
+
+
+def test_memory_frames_have_a_mass_of_their_own(calls: list[AttentionCall]) -> None:
+    call = next(call for call in calls if call.site.endswith("cross"))
+    (layout,) = call.moment.layouts
+    found, (p, _) = measure(call), materialised(call)
+    inside = p[..., : layout.frame_keys].unflatten(-1, (-1, layout.tokens))
+    expected = (inside / inside.sum(-1, keepdim=True)).mean(2)
+    assert found.by_frame is not None
+    assert torch.allclose(found.by_frame.double(), expected, rtol=1e-4, atol=1e-9)
+    joint = found.mass[..., : layout.frame_keys].view_as(found.by_frame)
+    assert not torch.allclose(joint, found.by_frame, rtol=0.1)
+
+
+def test_distances_are_from_the_tokens_that_ask(calls: list[AttentionCall]) -> None:
+    call = next(call for call in calls if call.site.endswith("cross"))
+    asking = torch.tensor([40, 3, 200])
+    some = replace(call, q=call.q[:, :, asking])
+    few = measure(replace(some, queries=asking), None).means["distance_px"]
+    at = torch.stack([asking % 16, asking // 16], -1).double() * 16
+    every = torch.arange(256)
+    keys = torch.stack([every % 16, every // 16], -1).double() * 16
+    p = materialised(call)[0][0, :, asking]
+    p = p[..., : call.moment.layouts[0].frame_keys].unflatten(-1, (-1, 256))
+    expected = (p * torch.cdist(at, keys)[:, None]).sum((2, 3)) / p.sum((2, 3))
+    assert torch.allclose(few[0].double(), expected.mean(1), rtol=1e-4)
+    assert not torch.allclose(few, measure(some, None).means["distance_px"], rtol=1e-2)
 
 
 def test_statistics_differ_when_one_key_changes(calls: list[AttentionCall]) -> None:

@@ -1,0 +1,219 @@
+"""One attention call reduced to its statistics, block by block.
+
+Key mass, and with it slot shares and foreground lift, comes from every query row (`probes.keymass`); entropy,
+effective support, N90, Gini, top-10 % mass, distance and padding are means over a stratified sample of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from probes.keymass import key_mass, key_mass_by_frame
+from probes.mass import (
+    descending,
+    effective_support,
+    gini,
+    grid_positions,
+    keys_for_mass,
+    mean_distance,
+    normalised_entropy,
+    row_blocks,
+    sample_queries,
+    top_mass,
+    window_slots,
+)
+from probes.records import SLOTS
+from probes.seam import AttentionCall
+
+QUERY_ROWS = 256
+"""Query rows, at least, that means over rows are measured from by default: a stratified sample."""
+
+FULL_ROW = 1024
+"""Keys of a row that counts whole: where rows are shorter, proportionally more of them are drawn."""
+
+ROW_STATISTICS = ("entropy", "support", "n90", "gini", "top10", "distance_px", "padding")
+"""Means over query rows, see `probes.mass`; ``padding`` is the mass on padded slots of windows."""
+
+
+@dataclass(frozen=True)
+class CallStatistics:
+    """One attention call, reduced. O objects (1 for encoder calls, whose windows are taken together), h heads.
+
+    Attributes
+    ----------
+    site, frame, objects
+        What was measured.
+    means
+        Mean over rows of each of `ROW_STATISTICS`, float32 ``[O, h]``; NaN where it has no meaning.
+    mass
+        Key mass, float32 ``[O, h, keys]``: mean over *all* rows of the attention each key receives. Encoder
+        keys are tokens of the grid (padding left out), memory keys those of the dense layout (0 for unread
+        ones).
+    rows
+        Query rows that `means` were measured from, per object.
+    by_frame
+        Conditional key mass of each memory frame, float32 ``[O, h, frames, tokens]``: mean over all rows of
+        the softmax over that frame's own keys. None where the call is not a dense memory cross-attention.
+    """
+
+    site: str
+    frame: int | None
+    objects: tuple[int, ...]
+    means: dict[str, Tensor]
+    mass: Tensor
+    rows: int
+    by_frame: Tensor | None = None
+
+
+def measure(call: AttentionCall, rows: int | None = QUERY_ROWS, seed: int = 0) -> CallStatistics:
+    """Reduce an attention call to its statistics; the full matrix never exists.
+
+    Parameters
+    ----------
+    call
+        As `observe` hands it over.
+    rows
+        Query rows for `CallStatistics.means`, at least, stratified; more where rows are shorter than
+        `FULL_ROW` keys. None for all.
+    seed
+        Of the sample.
+    """
+    site = call.where
+    assert site is not None, "observe fills it in"
+    groups, heads, n, c = call.q.shape
+    wanted = groups * n if rows is None else rows * max(1, FULL_ROW // call.k.shape[2])
+    drawn = sample_queries(groups if site.part == "encoder" else 1, n, wanted, seed)
+    drawn = drawn.to(call.q.device).expand(groups, -1)  # [groups, r]
+    q = call.q
+    if drawn.shape[1] < n:
+        q = q.gather(2, drawn[:, None, :, None].expand(-1, heads, -1, c))
+    tokens, query_at, key_at, real = _geometry(call)
+    weight = real.gather(1, drawn).float()[:, None, :]  # [groups, 1, r]
+    if query_at is not None:
+        query_at = query_at[drawn]
+    sums = {name: q.new_zeros(groups, heads, dtype=torch.float32) for name in ROW_STATISTICS}
+    for block, p in row_blocks(q, call.k):
+        w = weight[..., block]
+        ordered = descending(p)
+        found = {
+            "entropy": normalised_entropy(p),
+            "support": effective_support(p),
+            "n90": keys_for_mass(ordered),
+            "gini": gini(ordered),
+            "top10": top_mass(ordered),
+            "padding": (p * (tokens < 0).view(groups, 1, 1, -1)).sum(-1),
+        }
+        if query_at is not None and key_at is not None:
+            near = p[..., : len(key_at)]
+            share = near.sum(-1).clamp(min=1e-12)
+            found["distance_px"] = mean_distance(near, query_at[:, None, block], key_at) / share
+        for name, values in found.items():
+            sums[name] += (values * w).sum(-1)
+    counts = weight.sum((1, 2))  # [groups]
+    if query_at is None:
+        sums["distance_px"] += math.nan
+    mass, by_frame = received(call)
+    if site.part == "encoder":
+        total = counts.sum()
+        means = {name: (value.sum(0) / total)[None] for name, value in sums.items()}
+        return CallStatistics(call.site, call.moment.frame, (), means, mass, int(total))
+    means = {name: value / counts[:, None] for name, value in sums.items()}
+    return CallStatistics(
+        call.site, call.moment.frame, call.moment.objects, means, mass, int(counts[0]), by_frame
+    )
+
+
+def received(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    """Attention that each key of a call receives, from every query row.
+
+    Returns
+    -------
+    tuple
+        `CallStatistics.mass` and `CallStatistics.by_frame`.
+    """
+    site = call.where
+    assert site is not None, "observe fills it in"
+    if site.kind == "cross" and call.keys is None:
+        # a stock run has one object, an accelerated one tells object by object
+        (layout,) = call.moment.layouts
+        return key_mass_by_frame(call.q, call.k, len(layout.frames), layout.tokens)
+    if site.part == "encoder":
+        tokens, _, _, real = _geometry(call)
+        share = real.sum(1) / real.sum()  # of all real rows, in each window
+        mass = key_mass(call.q, call.k, real.float()) * share[:, None, None]
+        return _on_grid(mass, tokens, site.grid), None
+    mass = key_mass(call.q, call.k)
+    if call.keys is not None:
+        count = call.moment.layouts[0].keys if site.kind == "cross" else site.grid**2
+        mass = mass.new_zeros(*mass.shape[:2], count).index_copy(2, call.keys, mass)
+    return mass, None
+
+
+def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Say where queries and keys lie.
+
+    Returns
+    -------
+    tuple
+        Token of each key ``[groups, Nk]`` (-1: padding); positions in pixels of the queries ``[Nq, 2]`` and of
+        the keys that have one ``[n, 2]``, or None; which queries are real ``[groups, Nq]``.
+    """
+    site, device = call.where, call.q.device
+    assert site is not None, "observe fills it in"
+    groups, keys = len(call.q), call.k.shape[2]
+    everything = torch.arange(keys, device=device).expand(groups, keys)
+    real = torch.ones(groups, call.q.shape[2], dtype=torch.bool, device=device)
+    if site.kind == "window":
+        slots = window_slots(site.grid, site.window)
+        side = site.window // site.pool
+        pooled = window_slots(site.grid // site.pool, side)
+        if call.keys is not None:
+            chosen = call.keys.cpu()
+            slots, pooled = slots[chosen], pooled[chosen]
+        real = pooled.to(device) >= 0
+        at = grid_positions(side, float(site.stride * site.pool)).to(device)
+        key_at = grid_positions(site.window, float(site.stride)).to(device)
+        return slots.to(device), at, key_at, real
+    if site.kind == "global" or site.part == "memory":
+        at = grid_positions(site.grid, float(site.stride)).to(device)
+        if site.kind == "cross":
+            layout = call.moment.layouts[0]
+            ids = everything[0] if call.keys is None else call.keys
+            of_frames = ids[ids < layout.frame_keys]
+            asking = at if call.queries is None else at[call.queries]
+            return everything, asking, at[of_frames % layout.tokens], real
+        ids = everything[0] if call.keys is None else call.keys
+        return ids.expand(groups, keys), at[ids], at[ids], real
+    return everything, None, None, real
+
+
+def _on_grid(mass: Tensor, tokens: Tensor, grid: int) -> Tensor:
+    """Lay key mass ``[groups, h, Nk]`` on the token grid, ``[1, h, grid**2]``; padding is dropped."""
+    heads = mass.shape[1]
+    flat = mass.new_zeros(heads, grid * grid + 1)
+    place = torch.where(tokens < 0, grid * grid, tokens).reshape(-1)
+    flat.index_add_(1, place, mass.transpose(0, 1).reshape(heads, -1))
+    return flat[None, :, :-1]
+
+
+def slot_shares(statistics: CallStatistics, call: AttentionCall) -> Tensor:
+    """Share of the attention mass on each memory slot and on the pointers; sums to one.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[O, slots]`` in the order of `probes.records.SLOTS`, mean over heads. All conditioning
+        frames count as ``prompt``.
+    """
+    shares = statistics.mass.new_zeros(len(statistics.mass), len(SLOTS))
+    for o, layout in enumerate(call.moment.layouts):
+        mass = statistics.mass[o].mean(0)
+        for index, entry in enumerate(layout.frames):
+            start = index * layout.tokens
+            shares[o, SLOTS.index(entry.slot)] += mass[start : start + layout.tokens].sum()
+        shares[o, -1] = mass[layout.frame_keys :].sum()
+    return shares

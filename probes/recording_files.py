@@ -1,0 +1,112 @@
+"""A recording's files: its header, shards added under temporary names, recordings merged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from probes.errors import InputError
+from probes.records import (
+    HEADER,
+    SCHEMA,
+    ClipInfo,
+    Header,
+    ModelInfo,
+    Recording,
+    Settings,
+    load_recording,
+)
+from probes.sites import attention_sites
+from probes.weights import fingerprint
+
+
+def open_header(predictor: Any, settings: Settings, folder: Path, name: str) -> Header:
+    """The header of the recording in a folder, or a new one.
+
+    Raises
+    ------
+    InputError
+        The folder holds something else, or a recording of another model or settings.
+    """
+    model = ModelInfo(
+        name=name,
+        fingerprint=fingerprint(predictor),
+        image_size=predictor.image_size,
+        grid=predictor.sam_image_embedding_size,
+        window=int(predictor.image_encoder.trunk.window_spec[2]),
+        layers=len(attention_sites(predictor, "memory", "cross")),
+    )
+    if (folder / HEADER).is_file():
+        header = load_recording(folder).header
+        for part, wanted in (("model", model), ("settings", settings)):
+            if getattr(header, part) != wanted:
+                raise InputError(
+                    f"{folder} holds a recording with another {part}; expected the same one or a new folder; "
+                    "choose another"
+                )
+        return header
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds other files; expected a new folder; choose another")
+    versions = {package: version(package) for package in ("efficient-sam2", "sam2", "torch")}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Header(
+        model=model,
+        settings=settings,
+        versions=versions,
+        date=date,
+        schema=SCHEMA,
+    )
+
+
+def add_shards(folder: Path, header: Header, shards: Mapping[ClipInfo, bytes | Path]) -> Recording:
+    """Add shards to a recording: first the files, then the header that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for info, content in shards.items():
+        part = folder / f".{info.shard}.part"
+        if isinstance(content, Path):
+            shutil.copyfile(content, part)
+        else:
+            part.write_bytes(content)
+        os.replace(part, folder / info.shard)
+    full = header.model_copy(update={"clips": (*header.clips, *shards)})
+    part = folder / f".{HEADER}.part"
+    part.write_text(full.to_json() + "\n", encoding="utf-8")
+    os.replace(part, folder / HEADER)
+    return Recording(folder, full)
+
+
+def merge_recordings(recordings: Sequence[str | Path], out: str | Path) -> Recording:
+    """Join recordings of the same model and settings into a new folder.
+
+    Raises
+    ------
+    InputError
+        They differ in model or settings, or two hold clips of the same name.
+    """
+    opened = [load_recording(path) for path in recordings]
+    first = opened[0]
+    clips: list[tuple[Path, ClipInfo]] = []
+    for recording in opened:
+        for part in ("model", "settings"):
+            if getattr(recording.header, part) != getattr(first.header, part):
+                raise InputError(
+                    f"{recording.path} and {first.path} differ in their {part}; expected recordings of one "
+                    "model under the same settings; merge only such ones"
+                )
+        clips += [(recording.path, info) for info in recording.header.clips]
+    names = [info.name for _, info in clips]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"clips {', '.join(twice)} are in several recordings; expected each clip once; leave one out"
+        )
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; expected a new folder; choose another")
+    empty = first.header.model_copy(update={"clips": ()})
+    return add_shards(folder, empty, {info: path / info.shard for path, info in clips})
