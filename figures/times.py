@@ -58,10 +58,9 @@ def draw_times(
     figure.update_layout(barmode="stack", bargap=0.35)
     figure.update_xaxes(title="time / ms per frame", range=[0, longest * 1.12])
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    finish(figure, title, caption, theme, height=210 + 46 * len(runs), top=96)
+    finish(figure, title, caption, theme, height=210 + 46 * len(runs), top=96, left=100)
     figure.update_layout(
-        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-        margin_l=100,
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
     )
     return figure
 

@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 import figures
 from figures.attention import lift
 from figures.concentration import gini, top_mass
+from figures.heat import even_shares
 from figures.player import BUDGET
 from figures.style import DEMO, THEMES, evidence
-from figures.tiles import even_shares
 from probes.errors import InputError
 
 GRID = 8

@@ -41,6 +41,14 @@ def click(page: Page, selector: str, x: float, y: float) -> None:
     page.wait(f"{DATA}.ready > {turn}")
 
 
+def slide(page: Page, to: int) -> None:
+    """Move the slider over frames."""
+    page.evaluate(
+        "(() => {const s = document.querySelector('.esx input[type=range]');"
+        f" s.value = {to}; s.dispatchEvent(new Event('input'))}})()"
+    )
+
+
 def choose(page: Page, label: str, value: str) -> None:
     turn = page.evaluate(f"{DATA}.ready")
     page.evaluate(
@@ -95,10 +103,7 @@ def test_the_film_strip_chooses_the_memory_frame(
     page_file = write_page(content, tmp_path / "page.html")
     with open_page(page_file.as_uri()) as page:
         page.wait("document.querySelector('.esx')?.dataset.ready")
-        page.evaluate(
-            "(() => {const s = document.querySelector('input[type=range]');"
-            " s.value = 4; s.dispatchEvent(new Event('input'))})()"
-        )
+        slide(page, 4)
         page.wait(f"{DATA}.frame === '4'")
         note = "document.querySelector('.note').textContent"
         click(page, "[data-slot='5']", 0.5, 0.3)
