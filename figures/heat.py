@@ -13,8 +13,8 @@ from probes.errors import InputError
 FLOOR = 0.1
 """Attention below a tenth of the even share is drawn as nothing."""
 
-UNDERNEATH = 90
-"""Grey level that the scale's colours are laid over: that of a frame without colours."""
+UNDERNEATH = 85
+"""Mean grey level, at most, of what heat is laid over."""
 
 BAR_WIDTH, BAR_GAP = 12, 12
 """Pixels of the scale's bar, and between the pictures and it."""

@@ -61,13 +61,13 @@ def draw_window_player(
     """
     if not frames:
         raise InputError("no frames given; expected at least one; track a clip first")
-    pictures = [paint_windows(item, window_share, 480) for item in frames]
+    pictures = [paint_windows(item, window_share, width) for item in frames]
     sources = data_uris_within(pictures, BUDGET)
     tall, wide = pictures[0].shape[:2]
     height = round(width * tall / wide)
     notes = [_note(n, item) for n, item in enumerate(frames)]
     figure = go.Figure(
-        go.Image(source=sources[shown], hoverinfo="skip"),
+        go.Image(source=sources[shown], hoverinfo="skip", zsmooth="fast"),
         frames=[
             go.Frame(
                 data=[go.Image(source=source)],

@@ -144,7 +144,7 @@ def template(theme: ThemeName) -> go.layout.Template:
         "linecolor": look.faint,
         "ticks": "outside",
         "tickcolor": look.grid,
-        "title": {"standoff": 8},
+        "title": {"standoff": 8, "font": {"size": 14}},
         "automargin": False,
     }
     return go.layout.Template(

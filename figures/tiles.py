@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from figures.heat import add_scale, even_shares, lay_heat
+from figures.heat import UNDERNEATH, add_scale, even_shares, lay_heat
 from figures.paint import Picture, check_frame, data_uri, shrink, stretch
 from figures.style import OBJECTS, THEMES, ThemeName, finish
 from probes.errors import InputError
@@ -157,9 +157,11 @@ def _place(
 
 
 def _grey(frame: Picture) -> Picture:
-    """The frame without its colours, so that those of the heat map stand out."""
-    small = shrink(frame, 520)
-    return np.repeat(small.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+    """The frame without its colours and not bright, so that those of the heat map stand out."""
+    grey = shrink(frame, 520).mean(axis=2, keepdims=True)
+    return np.repeat(grey * min(1.0, UNDERNEATH / max(1.0, grey.mean())), 3, axis=2).astype(
+        np.uint8
+    )
 
 
 def _contour(

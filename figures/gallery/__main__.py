@@ -12,6 +12,9 @@ from figures.style import ThemeName
 
 HERE = Path(__file__).parent
 
+BUDGET = 150_000
+"""Bytes of a picture."""
+
 
 def make(folder: Path, theme: ThemeName) -> list[Path]:
     """Make all pictures; needs the demo model's weights and a Chrome or Chromium."""
@@ -23,14 +26,19 @@ def make(folder: Path, theme: ThemeName) -> list[Path]:
         drawn = attention(recorded(Path(work) / "made.recording"), theme)
     drawn |= routing(tracked(), theme)
     drawn |= speed(theme)
-    return [_slim(save(figure, folder / f"{name}.png", scale=1.25)) for name, figure in drawn.items()]
+    return [_slim(save(figure, folder / f"{name}.png", scale=2)) for name, figure in drawn.items()]
 
 
 def _slim(path: Path) -> Path:
-    """Reduce a PNG to 256 colours, a third of its bytes."""
-    with Image.open(path) as picture:
-        few = picture.convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
+    """Reduce a PNG to 256 colours, and to the largest size that keeps it within `BUDGET`."""
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    for share in (0.63, 0.58, 0.54, 0.5, 0.46, 0.42):
+        size = round(share * picture.width), round(share * picture.height)
+        small = picture.resize(size, Image.Resampling.LANCZOS)
+        small.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= BUDGET:
+            break
     return path
 
 

@@ -85,7 +85,9 @@ def _wait_for(address: str) -> None:
 def test_a_click_in_jupyterlab_shows_what_the_pixel_attends_to(lab: str, chromium: str) -> None:
     with open_page(lab, width=1400, height=1000) as page:
         page.wait("document.querySelector('.jp-Notebook .jp-CodeCell') !== null", 90)
-        page.wait("/Python 3/.test(document.querySelector('.jp-Toolbar-kernelName')?.textContent)", 60)
+        page.wait(
+            "/Python 3/.test(document.querySelector('.jp-Toolbar-kernelName')?.textContent)", 60
+        )
         page.wait(IDLE, 90)
         page.complaints.clear()
         page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells'), true")
