@@ -68,6 +68,10 @@ export async function mount(el, source) {
     return { select, label: make("label", {}, text, select) };
   }
 
+  function siteNow() {
+    return meta.sites.find((item) => item.name === state.site);
+  }
+
   function here() {
     return meta.rows[`${meta.frames[state.t].index}:${state.object}`];
   }
@@ -89,7 +93,7 @@ export async function mount(el, source) {
 
   async function draw() {
     const turn = ++state.turn;
-    const info = meta.sites.find((item) => item.name === state.site);
+    const info = siteNow();
     const strips = info.part === "memory" ? state.site : meta.strip;
     const [rows, remembered] = await Promise.all([rowsOf(state.site),
       strips ? rowsOf(strips) : Promise.resolve(null)]);
@@ -112,7 +116,7 @@ export async function mount(el, source) {
         : `${words} in memory frame ${frame}, ${Math.abs(now - frame)} back`;
       if (rows && frame >= 0) heat = mapOf(rows, state.slot);
     } else if (rows) heat = mapOf(rows, 0);
-    show(map, over, heat, 640, heat && info.part === "encoder");
+    show(map, over, heat, 640, heat && ["encoder", "self"].includes(info.part));
     if (heat) peak = heat.found.reduce((a, b) => Math.max(a, b), 0);
     mapNote.textContent = words + (heat ? `; peak ${peak.toFixed(1)} × even share`
       : info.part === "memory" ? "" : "; nothing was stored for this frame");
@@ -133,14 +137,14 @@ export async function mount(el, source) {
       if (!there) return;
       show(canvas, place.get(frame), mapOf(rows, slot), 200, false);
       const similar = here().similarity[rows.info.layer]?.[slot];
-      note.textContent = `${slot ? "" : "prompt, "}${Math.abs(now - frame)} back` +
+      note.textContent = (slot ? `${Math.abs(now - frame)} back` : "prompt") +
         (similar === null || similar === undefined ? "" : `, CS ${similar.toFixed(2)}`);
     });
   }
 
   function choose(slot) {
     state.slot = slot;
-    if (!state.site.startsWith("memory")) { state.site = meta.strip; site.select.value = meta.strip; }
+    if (siteNow().part !== "memory") { state.site = meta.strip; site.select.value = meta.strip; }
     draw();
   }
 
