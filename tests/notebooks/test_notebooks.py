@@ -21,6 +21,9 @@ CLIPS = {
     "06_speed_and_accuracy": (2, 6),
 }
 """By notebook: clips behind its number when the tests run it, and when it is stored."""
+
+LONG = ("05_calibrate_your_videos",)
+"""Take minutes: tests/slow runs them."""
 RESULT = re.compile(
     r"^RESULT (.+?) (-?[\d.e+-]+) \(95 % interval (-?[\d.e+-]+) to (-?[\d.e+-]+), n = (\d+) clips\)$",
     re.M,
@@ -39,10 +42,15 @@ def result(notebook: nbformat.NotebookNode) -> tuple[float, float, float, int]:
 
 # what the kernel's own packages warn of is not ours
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("name", [name for name in CLIPS if name not in LONG])
 def test_a_notebook_runs_and_gives_its_number(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    check(name, monkeypatch, tmp_path)
+
+
+def check(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run a notebook on few clips, and look at its number and its figures."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
