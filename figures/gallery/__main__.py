@@ -24,14 +24,17 @@ def make(folder: Path, theme: ThemeName) -> list[Path]:
 
     with TemporaryDirectory() as work:
         drawn = attention(recorded(Path(work) / "made.recording"), theme)
-    drawn |= routing(tracked(), theme)
-    drawn |= speed(theme)
-    return [_slim(save(figure, folder / f"{name}.png", scale=2)) for name, figure in drawn.items()]
+        drawn |= routing(tracked(), theme)
+        drawn |= speed(theme)
+        return [
+            _slim(save(figure, Path(work) / f"{name}.png", scale=2), folder / f"{name}.png")
+            for name, figure in drawn.items()
+        ]
 
 
-def _slim(path: Path) -> Path:
-    """Reduce a PNG to 256 colours, and to the largest size that keeps it within `BUDGET`."""
-    with Image.open(path) as opened:
+def _slim(large: Path, path: Path) -> Path:
+    """Write a PNG again with 256 colours, at the largest size that keeps it within `BUDGET`, and return its path."""
+    with Image.open(large) as opened:
         picture = opened.convert("RGB")
     for share in (0.63, 0.58, 0.54, 0.5, 0.46, 0.42):
         size = round(share * picture.width), round(share * picture.height)
