@@ -8,9 +8,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
+from figures.heat import even_shares
 from figures.paint import stretch
 from figures.style import ThemeName
-from figures.tiles import Tile, draw_tiles, even_shares
+from figures.tiles import Tile, draw_tiles
 from probes.errors import InputError
 
 

@@ -73,7 +73,7 @@ def draw_concentration(
     figure.update_xaxes(title="share of keys, largest first", row=1, col=1)
     figure.update_xaxes(title="share of keys, smallest first", row=1, col=2)
     figure.update_yaxes(title="attention mass", row=1, col=1)
-    room = 20 * (len(mass) + 1)
+    room = 21 * (len(mass) + 1) + 8
     finish(figure, title, caption, theme, height=450 + room, below=62 + room)
     # the legend lies between the axis titles and the caption
     plots = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b

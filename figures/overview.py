@@ -106,9 +106,9 @@ def draw_overview(
     figure.update_xaxes(visible=False, range=[0, WIDTH])
     figure.update_yaxes(visible=False, range=[height, 0])
     finish(
-        figure, title, caption, theme, width=WIDTH + 48, height=int(height) + 66, below=6, top=54
-    )
-    figure.update_layout(margin_l=24, margin_r=24)
+        figure, title, caption, theme,
+        width=WIDTH + 48, height=int(height) + 66, below=6, top=54, left=24, right=24,
+    )  # fmt: skip
     return figure
 
 

@@ -46,6 +46,7 @@ def draw_window_player(
     title: str = "Which windows are computed",
     theme: ThemeName = "light",
     width: int = 640,
+    shown: int = 0,
 ) -> go.Figure:
     """Draw a player with a slider: windows that took the shortcut are dark.
 
@@ -55,16 +56,18 @@ def draw_window_player(
         Side of a window as a share of the token grid's side (windows at the border may reach over it).
     width
         Of the picture in pixels; all pictures together hold at most `BUDGET` bytes.
+    shown
+        The frame that is shown before the player is used, and in a PNG.
     """
     if not frames:
         raise InputError("no frames given; expected at least one; track a clip first")
-    pictures = [paint_windows(item, window_share, 480) for item in frames]
+    pictures = [paint_windows(item, window_share, width) for item in frames]
     sources = data_uris_within(pictures, BUDGET)
     tall, wide = pictures[0].shape[:2]
     height = round(width * tall / wide)
     notes = [_note(n, item) for n, item in enumerate(frames)]
     figure = go.Figure(
-        go.Image(source=sources[0], hoverinfo="skip"),
+        go.Image(source=sources[shown], hoverinfo="skip", zsmooth="fast"),
         frames=[
             go.Frame(
                 data=[go.Image(source=source)],
@@ -75,7 +78,7 @@ def draw_window_player(
         ],
     )
     figure.add_annotation(
-        text=notes[0],
+        text=notes[shown],
         x=0,
         y=1,
         xref="paper",
@@ -85,9 +88,11 @@ def draw_window_player(
         yshift=4,
         showarrow=False,
     )
-    figure.update_layout(sliders=[_slider(len(frames))], updatemenus=[_buttons(theme)])
-    finish(figure, title, caption, theme, width=width + 40, height=height + 206, below=100, top=92)
-    figure.update_layout(margin_l=20, margin_r=20)
+    figure.update_layout(sliders=[_slider(len(frames), shown)], updatemenus=[_buttons(theme)])
+    finish(
+        figure, title, caption, theme,
+        width=width + 40, height=height + 206, below=100, top=92, left=20, right=20,
+    )  # fmt: skip
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     return figure
@@ -113,7 +118,7 @@ def _note(n: int, item: RoutedFrame) -> str:
     return f"frame {n}: {int(windows.sum())} of {windows.size} windows, {item.reason}"
 
 
-def _slider(count: int) -> dict[str, object]:
+def _slider(count: int, shown: int) -> dict[str, object]:
     at_once = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
     return {
         "steps": [
@@ -124,6 +129,7 @@ def _slider(count: int) -> dict[str, object]:
             }
             for n in range(count)
         ],
+        "active": shown,
         "currentvalue": {"visible": False},
         "x": 0.16,
         "len": 0.84,

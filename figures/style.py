@@ -25,6 +25,9 @@ HEAT = "Inferno"
 LINE_HEIGHT = 17
 """Pixels of one caption line."""
 
+LETTER_WIDTH = 6.5
+"""Mean pixels of a caption's letter, in the widest of the fonts."""
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -76,8 +79,8 @@ THEMES: dict[str, Theme] = {
     ),
 }
 
-OBJECTS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
-"""Colours of objects over a picture, by their order; the same in both themes."""
+OBJECTS = ("#56b4e9", "#2fc79b", "#ffffff", "#cc79a7", "#f0e442", "#d55e00")
+"""Colours of objects over a picture, by their order, the first ones absent from `HEAT`; for both themes."""
 
 
 def finish(
@@ -90,20 +93,22 @@ def finish(
     height: int = 480,
     below: int = 56,
     top: int = 64,
+    left: int = 66,
+    right: int = 28,
 ) -> go.Figure:
     """Give a figure its theme, title and caption, and return it.
 
     Parameters
     ----------
     caption
-        What is shown, of how much, and what it is evidence of; wrapped to the width.
+        What is shown, of how much, and what it is evidence of; wrapped to the plots' width.
     width, height
         Of the whole figure in pixels; the caption's lines come on top of `height`.
-    below, top
-        Pixels between the plots and the caption (axis title, slider), and above the plots.
+    below, top, left, right
+        Pixels between the plots and the caption (axis title, slider), and around the plots.
     """
     look = THEMES[theme]
-    lines = textwrap.wrap(caption, max(20, int((width - 110) / 6.1)))
+    lines = textwrap.wrap(caption, max(20, int((width - left - right) / LETTER_WIDTH)))
     figure.update_layout(
         template=template(theme),
         title={"text": title, "x": 0, "xref": "paper", "y": 1, "yref": "container"},
@@ -111,7 +116,7 @@ def finish(
         title_yanchor="top",
         width=width,
         height=height + LINE_HEIGHT * len(lines),
-        margin={"l": 66, "r": 28, "t": top, "b": below + 14 + LINE_HEIGHT * len(lines)},
+        margin={"l": left, "r": right, "t": top, "b": below + 14 + LINE_HEIGHT * len(lines)},
     )
     figure.add_annotation(
         text="<br>".join(lines),
@@ -139,7 +144,7 @@ def template(theme: ThemeName) -> go.layout.Template:
         "linecolor": look.faint,
         "ticks": "outside",
         "tickcolor": look.grid,
-        "title": {"standoff": 8},
+        "title": {"standoff": 8, "font": {"size": 14}},
         "automargin": False,
     }
     return go.layout.Template(

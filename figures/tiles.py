@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from figures.paint import Picture, check_frame, data_uri, heat_colours, shrink, stretch
+from figures.heat import UNDERNEATH, add_scale, even_shares, lay_heat
+from figures.paint import Picture, check_frame, data_uri, shrink, stretch
 from figures.style import OBJECTS, THEMES, ThemeName, finish
 from probes.errors import InputError
-
-FLOOR = 0.1
-"""Attention below a tenth of the even share is drawn as nothing."""
 
 CONTOUR_WIDTH = 160
 
@@ -43,22 +41,6 @@ class Tile:
     masks: Mapping[int, ArrayLike] = field(default_factory=dict)
     note: str = ""
     mark: tuple[float, float] | None = None
-
-
-def even_shares(mass: ArrayLike) -> NDArray[np.float64]:
-    """Return attention mass as multiples of the even share: 1 everywhere if attention is spread evenly.
-
-    >>> even_shares([[0.5, 0.5], [0.0, 0.0]]).tolist()
-    [[2.0, 2.0], [0.0, 0.0]]
-    """
-    values = np.asarray(mass, float)
-    if values.ndim != 2 or values.min() < 0 or not np.isfinite(values).all():
-        raise InputError(
-            f"attention mass of shape {values.shape} given; expected [h, w], finite and not negative; "
-            "pass one map on the token grid"
-        )
-    total = values.sum()
-    return values * (values.size / total) if total > 0 else values
 
 
 def draw_tiles(
@@ -102,7 +84,7 @@ def draw_tiles(
     for r, row in enumerate(rows, 1):
         for c, tile in enumerate(row, 1):
             if tile is not None:
-                _place(figure, tile, r, c, ids, theme)
+                _place(figure, tile, r, c, ids, theme, 1.5 if tile_width < 200 else 2.5)
     top = 86 if column_names else 62
     finish(
         figure,
@@ -113,17 +95,21 @@ def draw_tiles(
         height=plots_height + top + 50,
         below=36,
         top=top,
+        left=left,
+        right=right,
     )
-    figure.update_layout(margin_l=left, margin_r=right, showlegend=False)
+    figure.update_layout(showlegend=False)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     _name(figure, row_names, column_names, columns, theme)
     if any(tile.mass is not None for tile in tiles):
-        _bar(figure, peak, theme)
+        add_scale(figure, peak, theme)
     return figure
 
 
-def _place(figure: go.Figure, tile: Tile, r: int, c: int, ids: list[int], theme: ThemeName) -> None:
+def _place(
+    figure: go.Figure, tile: Tile, r: int, c: int, ids: list[int], theme: ThemeName, thick: float
+) -> None:
     """Draw one picture into its cell."""
     frame = check_frame(tile.frame)
     tall, wide = frame.shape[:2]
@@ -141,21 +127,10 @@ def _place(figure: go.Figure, tile: Tile, r: int, c: int, ids: list[int], theme:
     figure.update_xaxes(range=[0, wide], **place)
     figure.update_yaxes(range=[tall, 0], **place)
     if tile.mass is not None:
-        shares = even_shares(tile.mass)
-        h, w = shares.shape
-        figure.add_heatmap(
-            z=np.log10(np.maximum(shares, FLOOR)).astype(np.float32),
-            customdata=shares.astype(np.float32),
-            x0=wide / w / 2,
-            dx=wide / w,
-            y0=tall / h / 2,
-            dy=tall / h,
-            coloraxis="coloraxis",
-            hovertemplate="%{customdata:.2f} × even share<extra></extra>",
-            **place,
-        )
+        lay_heat(figure, tile.mass, wide, tall, place)
     for identity, mask in tile.masks.items():
-        _contour(figure, mask, OBJECTS[ids.index(identity) % len(OBJECTS)], wide, tall, place)
+        line = {"color": OBJECTS[ids.index(identity) % len(OBJECTS)], "width": thick}
+        _contour(figure, mask, line, wide, tall, place)
     if tile.mark is not None:
         figure.add_scatter(
             x=[tile.mark[0]],
@@ -182,13 +157,20 @@ def _place(figure: go.Figure, tile: Tile, r: int, c: int, ids: list[int], theme:
 
 
 def _grey(frame: Picture) -> Picture:
-    """The frame without its colours, so that those of the heat map stand out."""
-    small = shrink(frame, 520)
-    return np.repeat(small.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+    """The frame without its colours and not bright, so that those of the heat map stand out."""
+    grey = shrink(frame, 520).mean(axis=2, keepdims=True)
+    return np.repeat(grey * min(1.0, UNDERNEATH / max(1.0, grey.mean())), 3, axis=2).astype(
+        np.uint8
+    )
 
 
 def _contour(
-    figure: go.Figure, mask: ArrayLike, shade: str, wide: int, tall: int, place: dict[str, int]
+    figure: go.Figure,
+    mask: ArrayLike,
+    line: dict[str, object],
+    wide: int,
+    tall: int,
+    place: dict[str, int],
 ) -> None:
     inside = np.asarray(mask) > 0
     columns = min(CONTOUR_WIDTH, inside.shape[1])
@@ -202,7 +184,7 @@ def _contour(
             y0=tall / h / 2,
             dy=tall / h,
             contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
-            line={"color": shade, "width": 2.5},
+            line=line,
             showscale=False,
             hoverinfo="skip",
             **place,
@@ -244,33 +226,3 @@ def _name(
             showarrow=False,
             font=font,
         )
-
-
-def _bar(figure: go.Figure, peak: float, theme: ThemeName) -> None:
-    """Add the colour scale: logarithmic, from a tenth of the even share up to the peak."""
-    top = max(1.0, float(np.ceil(np.log10(max(peak, FLOOR)) * 2) / 2))
-    table = heat_colours()
-    scale = []
-    for i in range(0, 256, 15):
-        share = i / 255
-        red, green, blue = table[i]
-        scale.append([share, f"rgba({red},{green},{blue},{min(0.85, 0.12 + 0.95 * share):.2f})"])
-    ticks = [tick for tick in (-1, 0, 1, 2, 3) if tick <= top]
-    figure.update_layout(
-        coloraxis={
-            "cmin": np.log10(FLOOR),
-            "cmax": top,
-            "colorscale": scale,
-            "colorbar": {
-                "title": {"text": "attention /<br>even share", "font": {"size": 12}},
-                "tickvals": ticks,
-                "ticktext": [f"{10.0**tick:g}×" for tick in ticks],
-                "thickness": 12,
-                "x": 1.005,
-                "xpad": 8,
-                "len": 1,
-                "outlinewidth": 0,
-                "bgcolor": THEMES[theme].paper,
-            },
-        }
-    )

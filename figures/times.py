@@ -54,14 +54,14 @@ def draw_times(
             xshift=4,
             showarrow=False,
         )
+    left = 30 + 8 * max(map(len, runs))
     longest = max(sum(run.values()) for run in stages.values())
     figure.update_layout(barmode="stack", bargap=0.35)
     figure.update_xaxes(title="time / ms per frame", range=[0, longest * 1.12])
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    finish(figure, title, caption, theme, height=210 + 46 * len(runs), top=96)
+    finish(figure, title, caption, theme, height=210 + 46 * len(runs), top=96, left=left)
     figure.update_layout(
-        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-        margin_l=100,
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
     )
     return figure
 

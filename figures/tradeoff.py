@@ -11,6 +11,8 @@ from figures.style import THEMES, ThemeName, finish
 from probes.errors import InputError
 from sparsity.evaluation.results import Result
 
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon", "triangle-down")
+
 
 @dataclass(frozen=True)
 class TradeOff:
@@ -54,13 +56,11 @@ def draw_trade_off(
             y=[run.quality],
             error_x=_bar(run.speed, run.speed_range, shade),
             error_y=_bar(run.quality, run.quality_range, shade),
-            mode="markers+text",
-            text=[run.name],
-            textposition="top right",
-            marker={"size": 11, "color": shade},
+            mode="markers",
+            marker={"size": 12, "color": shade, "symbol": SYMBOLS[n % len(SYMBOLS)]},
             name=run.name,
-            showlegend=False,
-            hovertemplate="%{x:.2f}× stock, J&F %{y:.1f}<extra>%{text}</extra>",
+            showlegend=True,
+            hovertemplate="%{x:.2f}× stock, J&F %{y:.1f}",
         )
     figure.add_vline(1, line={"color": look.faint, "width": 1, "dash": "dot"})
     fastest = max(run.speed_range[1] if run.speed_range else run.speed for run in runs)
@@ -70,7 +70,10 @@ def draw_trade_off(
         title="speed / times stock sam2", range=[min(slowest, 1) - room, fastest + 2 * room]
     )
     figure.update_yaxes(title="J&F / %")
-    return finish(figure, title, caption, theme, width=760, height=470)
+    finish(figure, title, caption, theme, width=860, height=470)
+    # points of near equal speed lie close, so names stand beside the plot
+    figure.update_layout(legend={"x": 1.01, "y": 1})
+    return figure
 
 
 def trade_offs_of(result: Result) -> list[TradeOff]:

@@ -101,7 +101,9 @@ def explorer_content(
 
 
 def _site(name: str, clip: ClipRecord) -> dict[str, Any]:
+    """A site; `part` is ``memory`` for what recalls remembered frames, ``self`` for the self-attention beside it."""
     part, *rest = name.split(".")
+    part = "self" if rest[-1] == "self" else part
     layer = int(rest[0][5:]) if rest[0].startswith("layer") else None
     return {"name": name, "part": part, "layer": layer, "queries": clip.rows[name].shape[1]}
 

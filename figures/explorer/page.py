@@ -10,9 +10,8 @@ from pathlib import Path
 from jinja2 import Environment
 
 from figures.explorer.content import Content
+from figures.explorer.sources import HERE, script, style
 from figures.style import THEMES
-
-HERE = Path(__file__).parent
 
 
 def write_page(content: Content, out: Path) -> Path:
@@ -32,7 +31,8 @@ def write_page(content: Content, out: Path) -> Path:
         paper=THEMES[content.meta["theme"]].paper,
         meta=_safe(content.meta),
         rows=_safe(rows),
-        script=(HERE / "explorer.js").read_text(encoding="utf-8"),
+        script=script(),
+        style=style(),
     )
     part = out.with_name(f".{out.name}.part")
     part.write_text(text, encoding="utf-8")

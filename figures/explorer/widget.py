@@ -13,6 +13,7 @@ import traitlets
 from numpy.typing import NDArray
 
 from figures.explorer.content import Content, explorer_content
+from figures.explorer.sources import script, style
 from figures.style import ThemeName
 from probes.errors import InputError
 from probes.records import Recording, load_recording
@@ -24,7 +25,8 @@ ROWS = ("encoder.stage3.*.global", "memory.*.cross", "decoder.final.token_to_ima
 class Explorer(anywidget.AnyWidget):
     """The widget; rows are sent when the browser asks for them."""
 
-    _esm = Path(__file__).parent / "explorer.js"
+    _esm = script()
+    _css = style()
     meta = traitlets.Dict().tag(sync=True)
 
     def __init__(self, content: Content, **traits: Any) -> None:

@@ -1,1 +1,1 @@
-"""The README's pictures. ``python -m figures.gallery`` makes them anew, of made clips only."""
+"""The pictures of the README and the docs. ``python -m figures.gallery`` makes them anew, of made clips only."""

@@ -1,8 +1,9 @@
-"""Make every picture of the gallery anew: made clips, the demo model."""
+"""Make every picture of the gallery anew: made clips, the demo model, committed measurements."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 
@@ -11,25 +12,39 @@ from figures.style import ThemeName
 
 HERE = Path(__file__).parent
 
+BUDGET = 150_000
+"""Bytes of a picture."""
 
-def main() -> None:
+
+def make(folder: Path, theme: ThemeName) -> list[Path]:
     """Make all pictures; needs the demo model's weights and a Chrome or Chromium."""
-    from figures.gallery.attention import attention
-    from figures.gallery.hero import hero
+    from figures.gallery.attention import attention, recorded
+    from figures.gallery.routing import routing, tracked
+    from figures.gallery.speed import speed
 
-    print(_slim(save(hero(), HERE / "hero.png", scale=1.5)))
-    themes: tuple[ThemeName, ...] = ("light", "dark")
-    for theme in themes:
-        for name, figure in attention(theme).items():
-            print(_slim(save(figure, HERE / f"{name}-{theme}.png", scale=1.2)))
+    with TemporaryDirectory() as work:
+        drawn = attention(recorded(Path(work) / "made.recording"), theme)
+        drawn |= routing(tracked(), theme)
+        drawn |= speed(theme)
+        return [
+            _slim(save(figure, Path(work) / f"{name}.png", scale=2), folder / f"{name}.png")
+            for name, figure in drawn.items()
+        ]
 
 
-def _slim(path: Path) -> Path:
-    """Reduce a PNG to 256 colours, a third of its bytes."""
-    with Image.open(path) as picture:
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+def _slim(large: Path, path: Path) -> Path:
+    """Write a PNG again with 256 colours, at the largest size that keeps it within `BUDGET`, and return its path."""
+    with Image.open(large) as opened:
+        picture = opened.convert("RGB")
+    for share in (0.63, 0.58, 0.54, 0.5, 0.46, 0.42):
+        size = round(share * picture.width), round(share * picture.height)
+        small = picture.resize(size, Image.Resampling.LANCZOS)
+        small.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= BUDGET:
+            break
     return path
 
 
 if __name__ == "__main__":
-    main()
+    for path in make(HERE, "light"):
+        print(path.name, path.stat().st_size // 1000, "kB")

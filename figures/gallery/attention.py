@@ -1,58 +1,110 @@
-"""What the encoder, the decoder and memory attend to, on a made clip."""
+"""What the encoder, the decoder and memory attend to, on made clips."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import plotly.graph_objects as go
 
 from figures.attention import draw_encoder_and_decoder
+from figures.breadth import draw_breadth
+from figures.concentration import draw_concentration
 from figures.filmstrip import draw_memory_filmstrip
-from figures.readings import object_map, recollections
+from figures.readings import breadths, key_mass, object_map, recall_curves, recollections
+from figures.recall import draw_recall
 from figures.style import ThemeName, evidence
+from probes.records import Recording
+from sparsity.demo.clips import Clip, make_clip
 
-CLIP, SEED, FRAMES, FRAME = "smooth", 1, 10, 8
-BLOCK, MEMORY = "encoder.stage3.block9.global", "memory.layer2.cross"
+ONE, TWO = "smooth", "distractors"
+OBJECTS = {ONE: 1, TWO: 2, "fast": 1}
+"""Objects by clip."""
+
+SEED, FRAMES, FRAME, KEEP = 1, 12, 8, 0.05
+BLOCK, LAYER = "encoder.stage3.block9.global", 2
 
 
-def attention(theme: ThemeName) -> dict[str, go.Figure]:
-    """Track two objects with the demo model; the figures by name."""
-    from probes import build_predictor, record
-    from sparsity.demo.clips import make_clip
+def made(name: str) -> Clip:
+    """One of the clips that are recorded."""
+    return make_clip(name, seed=SEED, frames=FRAMES, objects=OBJECTS[name])
 
-    clip = make_clip(CLIP, seed=SEED, frames=FRAMES, objects=2)
-    prompts = {k: clip.masks[0] == k for k in (1, 2)}
-    with TemporaryDirectory() as folder:
-        recording = record(
-            build_predictor("demo"),
-            clip.frames,
-            prompts,
-            out=Path(folder) / "made.recording",
-            statistics=BLOCK,
-            rows=[BLOCK, MEMORY],
-            model="demo",
-            say=lambda text: None,
-        )
-        shot = recording.clip("clip")
-        queries = recording.header.settings.row_queries
-    at = {k: shot.row(FRAME, k) for k in (1, 2)}
-    masks = {t: {1: clip.masks[t] == 1} for t in range(FRAMES)}
-    both = draw_encoder_and_decoder(
+
+def recorded(out: Path) -> Recording:
+    """Track the clips with the demo model and record what it attends to."""
+    from probes import build_predictor
+    from probes.recording import record_clips
+
+    clips = [(name, made(name)) for name in OBJECTS]
+    return record_clips(
+        build_predictor("demo"),
+        (
+            (name, clip.frames, {k: clip.masks[0] == k for k in range(1, OBJECTS[name] + 1)})
+            for name, clip in clips
+        ),
+        out=out,
+        statistics=["encoder.*", "memory.*.cross"],
+        rows=[BLOCK, "memory.*.cross"],
+        model="demo",
+        say=lambda text: None,
+    )
+
+
+def attention(recording: Recording, theme: ThemeName) -> dict[str, go.Figure]:
+    """Draw the figures that a recording holds, by name."""
+    over = f"{len(OBJECTS)} made clips of {FRAMES} frames"
+    return {
+        "encoder-decoder": _encoder_and_decoder(recording, theme),
+        "breadth": draw_breadth(
+            breadths(recording),
+            f"Mean and quartiles over {over} and over heads; 1 is an even spread over all keys, distance is in "
+            f"pixels of the model's input.{evidence('demo')}",
+            theme=theme,
+        ),
+        "film-strip": _film_strip(recording, theme),
+        "concentration": draw_concentration(
+            {
+                f"layer {layer}": key_mass(recording, f"memory.layer{layer}.cross")
+                for layer in range(recording.header.model.layers)
+            },
+            f"Memory cross-attention, all tokens of a full memory, mean of the frames' curves over {over}."
+            f"{evidence('demo')}",
+            theme=theme,
+        ),
+        "recall": draw_recall(
+            recall_curves(recording, KEEP),
+            KEEP,
+            f"The top {KEEP:.0%} of a memory frame's tokens, chosen when it is first recalled: the share of its "
+            f"attention that they still catch. Bands: 95 % over {over}.{evidence('demo')}",
+            theme=theme,
+        ),
+    }
+
+
+def _encoder_and_decoder(recording: Recording, theme: ThemeName) -> go.Figure:
+    clip, shot = made(TWO), recording.clip(TWO)
+    queries = recording.header.settings.row_queries
+    at = {k: shot.row(FRAME, k) for k in range(1, OBJECTS[TWO] + 1)}
+    return draw_encoder_and_decoder(
         clip.frames[FRAME],
         {k: clip.masks[FRAME] == k for k in at},
         {k: object_map(shot, queries, BLOCK, i) for k, i in at.items()},
         {k: shot.decoder_saliency[i] for k, i in at.items()},
-        f"Made clip, frame {FRAME}; encoder: stage 3, block 9, queries on the object; decoder: mean over "
-        f"layers, heads and output tokens.{evidence('demo')}",
+        f"Made clip, frame {FRAME}; outlined: the true objects; encoder: stage 3, block 9, queries on the object; "
+        "decoder: mean over layers, heads and output tokens; lift: attention on the object over its share of the "
+        f"area.{evidence('demo')}",
         theme=theme,
     )
-    strip = draw_memory_filmstrip(
+
+
+def _film_strip(recording: Recording, theme: ThemeName) -> go.Figure:
+    clip = made(ONE)
+    return draw_memory_filmstrip(
         clip.frames,
-        recollections(shot, 1, [FRAME - 1, FRAME, FRAME + 1], MEMORY),
-        "Made clip, object 1, memory layer 2, mean over queries and heads. CS: cosine with the first "
-        f"recollection, beside the same with tokens shuffled.{evidence('demo')}",
-        masks=masks,
+        recollections(
+            recording.clip(ONE), 1, [FRAME - 1, FRAME, FRAME + 1], f"memory.layer{LAYER}.cross"
+        ),
+        f"Made clip, memory layer {LAYER}, mean over queries and heads; outlined: the true object. CS: cosine with "
+        f"the first recollection, beside the same with tokens shuffled.{evidence('demo')}",
+        masks={t: {1: clip.masks[t] == 1} for t in range(FRAMES)},
         theme=theme,
     )
-    return {"encoder-decoder": both, "film-strip": strip}

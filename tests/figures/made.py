@@ -21,8 +21,9 @@ from probes.records import (
 )
 
 GRID, FRAMES, SLOTS = 8, 6, 7
-ENCODER, MEMORY, DECODER = (
+ENCODER, ITSELF, MEMORY, DECODER = (
     "encoder.stage3.block5.global",
+    "memory.layer1.self",
     "memory.layer1.cross",
     "decoder.final.token_to_image",
 )
@@ -32,7 +33,8 @@ N = GRID * GRID
 def make_recording(folder: Path, *, rows: bool = True) -> Recording:
     """Write a recording of one clip, 6 frames, one object, and open it.
 
-    In the encoder each token attends to the token mirrored left to right; in memory to itself.
+    In the encoder and in self-attention each token attends to the token mirrored left to right; in memory to
+    itself.
     """
     settings = Settings(
         dtype="float32",
@@ -40,7 +42,7 @@ def make_recording(folder: Path, *, rows: bool = True) -> Recording:
         encoder_sites=(ENCODER,),
         object_sites=(ENCODER, DECODER),
         map_sites=(ENCODER,),
-        row_sites=(ENCODER, MEMORY, DECODER) if rows else (),
+        row_sites=(ENCODER, ITSELF, MEMORY, DECODER) if rows else (),
         row_queries=tuple(range(N)) if rows else (),
         row_grid=GRID if rows else 0,
     )
@@ -100,9 +102,11 @@ def _rows() -> dict[str, np.ndarray]:
     decoder = np.full((FRAMES, 4, GRID, GRID), 128, np.uint8)
     return {
         f"rows/{ENCODER}": np.ascontiguousarray(encoder),
+        f"rows/{ITSELF}": np.ascontiguousarray(encoder),
         f"rows/{MEMORY}": np.ascontiguousarray(memory),
         f"rows/{DECODER}": decoder,
         f"row_scale/{ENCODER}": np.ones((FRAMES, N), np.float32),
+        f"row_scale/{ITSELF}": np.ones((FRAMES, N), np.float32),
         f"row_scale/{MEMORY}": np.full((FRAMES, N, SLOTS), 1 / SLOTS, np.float32),
         f"row_scale/{DECODER}": np.full((FRAMES, 4), 0.1, np.float32),
     }

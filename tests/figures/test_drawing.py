@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 import figures
 from figures.attention import lift
 from figures.concentration import gini, top_mass
+from figures.heat import even_shares
 from figures.player import BUDGET
 from figures.style import DEMO, THEMES, evidence
-from figures.tiles import even_shares
 from probes.errors import InputError
 
 GRID = 8
@@ -198,11 +198,21 @@ def test_even_shares_have_mean_one(mass: np.ndarray) -> None:
     assert shares.mean() == pytest.approx(1 if mass.sum() > 0 else 0)
 
 
-def test_a_player_of_100_frames_stays_below_two_megabytes() -> None:
-    figure = player(count=100)
+@pytest.mark.parametrize("size", [(90, 160), (720, 1280)], ids=["small", "large"])
+def test_a_player_of_100_frames_stays_below_two_megabytes(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    windows = np.eye(4, dtype=bool)
+    frames = [
+        figures.RoutedFrame(np.roll(noise, t, axis=1), make_mask(), windows, f"reason {t}")
+        for t in range(100)
+    ]
+    figure = figures.draw_window_player(frames, 0.25, "profile paper", shown=50)
     page = figure.to_html(include_plotlyjs=False)
     assert len(figure.frames) == len(figure.layout.sliders[0].steps) == 100
     assert BUDGET / 4 < len(page) < 2_000_000
+    assert figure.data[0].source == figure.frames[50].data[0].source
+    assert figure.data[0].source != figure.frames[0].data[0].source
+    assert figure.layout.sliders[0].active == 50
 
 
 def test_frames_of_a_player_differ() -> None:

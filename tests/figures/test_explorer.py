@@ -15,7 +15,7 @@ from probes.records import Recording
 from sparsity.cli import run
 from tests.conftest import make_frames
 from tests.figures.browser import Page, open_page
-from tests.figures.made import DECODER, ENCODER, FRAMES, MEMORY, N, make_recording
+from tests.figures.made import DECODER, ENCODER, FRAMES, ITSELF, MEMORY, N, make_recording
 
 DATA = "document.querySelector('.esx').dataset"
 
@@ -39,6 +39,14 @@ def click(page: Page, selector: str, x: float, y: float) -> None:
     turn = page.evaluate(f"{DATA}.ready")
     page.click(box[0] + box[2] * x, box[1] + box[3] * y)
     page.wait(f"{DATA}.ready > {turn}")
+
+
+def slide(page: Page, to: int) -> None:
+    """Move the slider over frames."""
+    page.evaluate(
+        "(() => {const s = document.querySelector('.esx input[type=range]');"
+        f" s.value = {to}; s.dispatchEvent(new Event('input'))}})()"
+    )
 
 
 def choose(page: Page, label: str, value: str) -> None:
@@ -95,20 +103,23 @@ def test_the_film_strip_chooses_the_memory_frame(
     page_file = write_page(content, tmp_path / "page.html")
     with open_page(page_file.as_uri()) as page:
         page.wait("document.querySelector('.esx')?.dataset.ready")
-        page.evaluate(
-            "(() => {const s = document.querySelector('input[type=range]');"
-            " s.value = 4; s.dispatchEvent(new Event('input'))})()"
-        )
+        slide(page, 4)
         page.wait(f"{DATA}.frame === '4'")
         note = "document.querySelector('.note').textContent"
-        click(page, "[data-slot='5']", 0.5, 0.3)
+        click(page, "figure[data-slot='5']", 0.5, 0.3)
         assert page.evaluate(f"{DATA}.site") == MEMORY
         assert "memory frame 2, 2 back" in page.evaluate(note)
         click(page, ".query", 0.2, 0.3)
         # the made memory attends to the token itself
         assert brightest(page) == pytest.approx((1.5 / 8, 2.5 / 8), abs=0.02)
-        click(page, "[data-slot='6']", 0.5, 0.3)
+        click(page, "figure[data-slot='6']", 0.5, 0.3)
         assert "memory frame 3, 1 back" in page.evaluate(note)
+        # self-attention is over the frame itself, and the strip goes on to show what memory recalls
+        choose(page, "site", ITSELF)
+        assert brightest(page) == pytest.approx((6.5 / 8, 2.5 / 8), abs=0.02)
+        assert float(page.evaluate(f"{DATA}.peak")) == pytest.approx(N, rel=0.01)
+        click(page, "figure[data-slot='6']", 0.5, 0.3)
+        assert page.evaluate(f"{DATA}.site") == MEMORY
         choose(page, "site", DECODER)
         assert "output tokens" in page.evaluate(note)
         choose(page, "site", ENCODER)
@@ -125,7 +136,7 @@ def test_the_command_writes_one_offline_page(
     assert str(out) in capsys.readouterr().out
     assert "http://" not in text and "https://" not in text
     stored = json.loads(text.split('id="rows">')[1].split("</script>")[0])
-    assert set(stored) == {ENCODER, MEMORY, DECODER}
+    assert set(stored) == {ENCODER, ITSELF, MEMORY, DECODER}
     assert len(stored[ENCODER]) == FRAMES
 
 

@@ -12,15 +12,21 @@ import pytest
 from notebooks.refresh import FIGURE, execute
 
 HERE = Path(__file__).parents[2] / "notebooks"
-OURS = (
-    "01_what_the_encoder_sees",
-    "02_what_the_decoder_sees",
-    "03_what_memory_recalls",
-    "04_is_low_attention_low_effect",
-)
+CLIPS = {
+    "01_what_the_encoder_sees": (2, 3),
+    "02_what_the_decoder_sees": (2, 3),
+    "03_what_memory_recalls": (2, 3),
+    "04_is_low_attention_low_effect": (2, 3),
+    "05_calibrate_your_videos": (3, 5),
+    "06_speed_and_accuracy": (2, 6),
+}
+"""By notebook: clips behind its number when the tests run it, and when it is stored."""
+
 NUMBERS = {"04_is_low_attention_low_effect": 2}
 """How many numbers a notebook gives, where not one."""
 
+LONG = ("05_calibrate_your_videos",)
+"""Take minutes: tests/slow runs them."""
 RESULT = re.compile(
     r"^RESULT (.+?) (-?[\d.e+-]+) \(95 % interval (-?[\d.e+-]+) to (-?[\d.e+-]+), n = (\d+) clips\)$",
     re.M,
@@ -38,10 +44,15 @@ def results(notebook: nbformat.NotebookNode) -> list[tuple[float, float, float, 
 
 # what the kernel's own packages warn of is not ours
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [name for name in CLIPS if name not in LONG])
 def test_a_notebook_runs_and_gives_its_number(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    check(name, monkeypatch, tmp_path)
+
+
+def check(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run a notebook on few clips, and look at its number and its figures."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
@@ -49,7 +60,7 @@ def test_a_notebook_runs_and_gives_its_number(
     numbers = results(notebook)
     assert len(numbers) == NUMBERS.get(name, 1)
     for value, low, high, n in numbers:
-        assert n == 2 and low <= value <= high and math.isfinite(value)
+        assert n == CLIPS[name][0] and low <= value <= high and math.isfinite(value)
     drawn = [
         output.data[FIGURE]
         for cell in notebook.cells
@@ -65,15 +76,19 @@ def test_a_notebook_runs_and_gives_its_number(
         )
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", CLIPS)
 def test_a_notebook_is_small_and_what_it_stores_is_complete(name: str) -> None:
     path = HERE / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     assert path.stat().st_size < 350_000 and len(notebook.cells) <= 14
     assert "/tmp" not in path.read_text(encoding="utf-8")
     if any(cell.get("outputs") for cell in notebook.cells):
-        assert {n for *_, n in results(notebook)} == {3}
+        assert {n for *_, n in results(notebook)} == {CLIPS[name][1]}
         assert "image/jpeg" in str(notebook.cells)
+
+
+def test_every_notebook_is_run() -> None:
+    assert sorted(CLIPS) == [path.stem for path in sorted(HERE.glob("*.ipynb"))]
 
 
 def test_the_map_names_every_notebook() -> None:

@@ -17,11 +17,15 @@ import pytest
 
 from tests.conftest import make_frames
 from tests.figures.browser import open_page
-from tests.figures.made import FRAMES, make_recording
-from tests.figures.test_explorer import DATA, brightest, click
+from tests.figures.made import FRAMES, MEMORY, make_recording
+from tests.figures.test_explorer import DATA, brightest, click, slide
 
 ROOT = Path(__file__).parents[2]
 CELL = "import numpy, figures\nfigures.explore('clip.recording', numpy.load('frames.npy'))"
+# without a kernel's name JupyterLab asks for one, and its news would ask too
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+NEWS = {"@jupyterlab/apputils-extension:announcements": True}
+IDLE = "document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null"
 
 
 @pytest.fixture
@@ -33,8 +37,11 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     folder = tmp_path / "work"
     make_recording(folder / "clip.recording")
     np.save(folder / "frames.npy", make_frames(FRAMES, 90, 160))
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=KERNEL)
     nbformat.write(notebook, folder / "explore.ipynb")
+    settings = tmp_path / "JUPYTER_CONFIG_DIR" / "labconfig"
+    settings.mkdir(parents=True)
+    (settings / "page_config.json").write_text(json.dumps({"disabledExtensions": NEWS}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,7 +55,6 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             f"--port={port}",
             "--IdentityProvider.token=",
             "--LabApp.expose_app_in_browser=True",
-            "--LabApp.news_url=",
             f"--ServerApp.root_dir={folder}",
         ],
         stdout=subprocess.DEVNULL,
@@ -80,9 +86,9 @@ def test_a_click_in_jupyterlab_shows_what_the_pixel_attends_to(lab: str, chromiu
     with open_page(lab, width=1400, height=1000) as page:
         page.wait("document.querySelector('.jp-Notebook .jp-CodeCell') !== null", 90)
         page.wait(
-            "document.querySelector('[title*=\"Idle\"], .jp-Notebook-ExecutionIndicator[data-status=idle]') !== null",
-            90,
+            "/Python 3/.test(document.querySelector('.jp-Toolbar-kernelName')?.textContent)", 60
         )
+        page.wait(IDLE, 90)
         page.complaints.clear()
         page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells'), true")
         page.wait("document.querySelector('.esx')?.dataset.ready", 90)
@@ -93,4 +99,10 @@ def test_a_click_in_jupyterlab_shows_what_the_pixel_attends_to(lab: str, chromiu
         page.wait(f"{DATA}.frame === '1'")
         click(page, ".query", 0.7, 0.3)
         assert brightest(page) == pytest.approx((2.5 / 8, 2.5 / 8), abs=0.02)
+        slide(page, 4)
+        page.wait(f"{DATA}.frame === '4'")
+        click(page, "figure[data-slot='5']", 0.5, 0.3)
+        assert page.evaluate(f"{DATA}.site") == MEMORY
+        # the made memory attends to the token itself, so the bright place is where the click was
+        assert brightest(page) == pytest.approx((5.5 / 8, 2.5 / 8), abs=0.02)
         assert page.complaints == []

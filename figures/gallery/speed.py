@@ -1,0 +1,50 @@
+"""What was measured of speed and accuracy, from the files in ``benchmarks/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from figures.benchmark import conditions, weights
+from figures.scaling import draw_scaling, load_growth
+from figures.style import ThemeName, evidence
+from figures.times import draw_times, times_of
+from figures.tradeoff import draw_trade_off, trade_offs_of
+from sparsity.evaluation.results import Result, load_result
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TIMES = BENCHMARKS / "speed" / "large-bfloat16-default.json"
+
+
+def demo_results() -> list[Result]:
+    """The benchmark of the demo model with the quality of its runs, where it has been measured: one or none."""
+    found = [load_result(path) for path in sorted((BENCHMARKS / "speed").glob("demo*.json"))]
+    return [result for result in found if trade_offs_of(result)][:1]
+
+
+def speed(theme: ThemeName) -> dict[str, go.Figure]:
+    """Draw times, cost against what is computed and, once it is measured, speed against accuracy, by name."""
+    large = load_result(TIMES)
+    drawn = {
+        "times": draw_times(
+            times_of(large),
+            f"One frame of each run, one object, 4 of 16 windows where they are routed. {conditions(large)}"
+            f"{evidence(weights(large))}",
+            theme=theme,
+        ),
+        "scaling": draw_scaling(
+            load_growth(BENCHMARKS / "scaling"),
+            "SAM 2.1 Base+ at 1024 pixels, one object, two cores of a Xeon, bfloat16; dotted: counted operations, "
+            f"scaled to the first time of stock sam2.{evidence('random')}",
+            theme=theme,
+        ),
+    }
+    for demo in demo_results():
+        drawn["speed-accuracy"] = draw_trade_off(
+            trade_offs_of(demo),
+            "J&F with its 95 % interval over clips; ratios of neighbouring frames with the range of the middle "
+            f"four fifths. {conditions(demo)}{evidence(weights(demo))}",
+            theme=theme,
+        )
+    return drawn
