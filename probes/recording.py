@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -143,6 +143,53 @@ def merge_recordings(recordings: Sequence[str | Path], out: str | Path) -> Recor
         They differ in model or settings, or two hold clips of the same name.
     """
     opened = [load_recording(path) for path in recordings]
+    clips = _together(opened)
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; expected a new folder; choose another")
+    return _write(folder, opened[0].header.model_copy(update={"clips": ()}), clips)
+
+
+def extend_recording(out: str | Path, recordings: Sequence[str | Path]) -> Recording:
+    """Take the clips of other recordings of the same model and settings into one; it is made if it isn't there.
+
+    Raises
+    ------
+    InputError
+        They differ in model or settings, or two hold clips of the same name.
+    """
+    folder = Path(out)
+    others = [load_recording(path) for path in recordings]
+    if not (folder / HEADER).is_file():
+        return merge_recordings(recordings, folder)
+    recording = load_recording(folder)
+    _together([recording, *others])
+    return _write(folder, recording.header, _together(others)) if others else recording
+
+
+def recorded_clips(
+    predictor: Any,
+    out: str | Path,
+    *,
+    statistics: str | Sequence[str] = "*",
+    rows: str | Sequence[str] = (),
+    query_rows: int = QUERY_ROWS,
+    autocast: bool = False,
+    model: str = "sam2",
+) -> list[str]:
+    """Return the names of the clips that a recording holds; none where there is no recording. See `record`.
+
+    Raises
+    ------
+    InputError
+        A pattern matches nothing, or the folder holds another recording or other files.
+    """
+    settings = _settings(predictor, statistics, rows, query_rows, autocast)
+    return [info.name for info in _header(predictor, settings, Path(out), model).clips]
+
+
+def _together(opened: Sequence[Recording]) -> dict[ClipInfo, Path]:
+    """Return the shards of recordings that can be joined."""
     first = opened[0]
     clips: list[tuple[Path, ClipInfo]] = []
     for recording in opened:
@@ -159,11 +206,7 @@ def merge_recordings(recordings: Sequence[str | Path], out: str | Path) -> Recor
         raise InputError(
             f"clips {', '.join(twice)} are in several recordings; expected each clip once; leave one out"
         )
-    folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; expected a new folder; choose another")
-    empty = first.header.model_copy(update={"clips": ()})
-    return _write(folder, empty, {info: path / info.shard for path, info in clips})
+    return {info: path / info.shard for path, info in clips}
 
 
 def begin_video(predictor: Any, source: VideoSource) -> dict[str, Any]:
@@ -372,7 +415,9 @@ def _digest(prompts: Prompts) -> str:
     return found.hexdigest()
 
 
-def _write(folder: Path, header: Header, shards: Mapping[ClipInfo, bytes | Path]) -> Recording:
+def _write(
+    folder: Path, header: Header, shards: Mapping[ClipInfo, bytes] | Mapping[ClipInfo, Path]
+) -> Recording:
     """Add shards to a recording: first the files, then the header that names them."""
     folder.mkdir(parents=True, exist_ok=True)
     for info, content in shards.items():
@@ -387,17 +432,3 @@ def _write(folder: Path, header: Header, shards: Mapping[ClipInfo, bytes | Path]
     part.write_text(full.to_json() + "\n", encoding="utf-8")
     os.replace(part, folder / HEADER)
     return Recording(folder, full)
-
-
-def record_clips(
-    predictor: Any, clips: Iterable[tuple[str, Any, Prompts]], *, out: str | Path, **settings: Any
-) -> Recording:
-    """Record many clips, given as (name, video, prompts), into one recording; see `record`."""
-    recording = None
-    for name, video, prompts in clips:
-        recording = record(predictor, video, prompts, out=out, name=name, **settings)
-    if recording is None:
-        raise InputError(
-            "no clip was given; expected at least one; name a data set with clips in it"
-        )
-    return recording

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probes.seam import Seam
 from sparsity.acceleration.attention import attend
+from sparsity.acceleration.compiled import compilable
 from sparsity.acceleration.linear import Linear, Norm
 from sparsity.acceleration.windows import WindowTokens
 
@@ -37,22 +38,26 @@ class Block:
         self.up, self.down = (Linear.of(layer, dtype) for layer in block.mlp.layers)
         self.widen = Linear.of(block.proj, dtype) if block.dim != block.dim_out else None
 
+    @compilable
     def windowed(self, x: Tensor, where: WindowTokens) -> Tensor:
         """Window attention and MLP on packed tokens ``[P, C]`` (float32, overwritten)."""
         y = where.scatter(self.norm1(x))
         x.add_(where.gather(self._attention(y, where.windows, where.window**2, where.ids)))
         return self._mlp(x)
 
+    @compilable
     def windows_of(self, x: Tensor, windows: int, window: int) -> Tensor:
         """The same on whole windows ``[windows * window**2, C]``, without padding."""
         x.add_(self._attention(self.norm1(x), windows, window**2, None))
         return self._mlp(x)
 
+    @compilable
     def among(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Attention of all given tokens ``[P, C]`` among themselves, and MLP; `keys` names them for observers."""
         x.add_(self._attention(self.norm1(x), 1, len(x), keys))
         return self._mlp(x)
 
+    @compilable
     def pooled(self, x: Tensor, windows: int, window: int) -> Tensor:
         """Window attention with pooled queries on whole windows ``[windows * window**2, C]``.
 
@@ -64,6 +69,7 @@ class Block:
         attended = self._attention(y, windows, window**2, None, pool=window)
         return self._mlp(shortcut.reshape(attended.shape).float().add_(attended))
 
+    @compilable
     def pooled_padded(
         self, x: Tensor, grid: int, where: WindowTokens, into: WindowTokens
     ) -> Tensor:

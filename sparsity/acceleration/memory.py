@@ -20,6 +20,7 @@ from torch import Tensor
 from probes.seam import Seam
 from sparsity.acceleration.attention import attend, blocked, fastest, fused
 from sparsity.acceleration.bank import Bank, key_ids, read
+from sparsity.acceleration.compiled import compilable
 from sparsity.acceleration.linear import Linear, Norm, product
 from sparsity.profile import Memory
 from sparsity.select import keep_count, sample_rows, top_tokens
@@ -239,6 +240,7 @@ class _Layer:
         self.value_out = Linear(outer @ inner, bias, dtype)
         self.up, self.down = Linear.of(layer.linear1, dtype), Linear.of(layer.linear2, dtype)
 
+    @compilable
     def remember_itself(
         self,
         x: Tensor,
@@ -297,8 +299,15 @@ def rotated(x: Tensor, phases: Phases, out: Tensor | None = None) -> Tensor:
     out
         Where to write.
     """
+    real, imaginary = x.chunk(2, dim=-1)
+    if torch.compiler.is_compiling():  # which fuses this, but can't write into views
+        turned = (
+            real * phases.cos - imaginary * phases.sin,
+            real * phases.sin + imaginary * phases.cos,
+        )
+        return torch.cat(turned, -1)
     out = torch.empty_like(x) if out is None else out
-    (real, imaginary), (turned_real, turned_imaginary) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    turned_real, turned_imaginary = out.chunk(2, dim=-1)
     torch.mul(real, phases.cos, out=turned_real).addcmul_(imaginary, phases.sin, value=-1)
     torch.mul(real, phases.sin, out=turned_imaginary).addcmul_(imaginary, phases.cos)
     return out

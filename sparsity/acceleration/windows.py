@@ -15,8 +15,6 @@ class WindowTokens:
 
     Attributes
     ----------
-    windows
-        Number of windows.
     window
         Tokens per side of a window.
     tokens
@@ -27,11 +25,15 @@ class WindowTokens:
         Index of each window on the window grid, int64 ``[windows]``.
     """
 
-    windows: int
     window: int
     tokens: Tensor
     slots: Tensor
     ids: Tensor
+
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        return len(self.ids)
 
     @property
     def padded(self) -> bool:
@@ -67,6 +69,4 @@ def window_tokens(
     ids = torch.arange(side * side) if kept is None else torch.tensor(kept, dtype=torch.int64)
     chosen = by_window[ids].reshape(-1)
     slots = torch.nonzero(chosen >= 0)[:, 0]
-    return WindowTokens(
-        len(ids), window, chosen[slots].to(device), slots.to(device), ids.to(device)
-    )
+    return WindowTokens(window, chosen[slots].to(device), slots.to(device), ids.to(device))

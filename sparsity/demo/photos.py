@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 SMALLEST_SHARE = 0.012  # of the photograph; smaller annotated objects are not cut out
