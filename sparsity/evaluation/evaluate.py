@@ -180,7 +180,7 @@ def evaluate(
     choice: ModelChoice,
     out: Path,
     *,
-    profiles: Sequence[str | Path] = (),
+    profiles: Sequence[str | Path | Profile] = (),
     listed: Path | None = None,
     spread: Spread | None = None,
     force: bool = False,
@@ -196,7 +196,7 @@ def evaluate(
     out
         Result file. Clips that are done lie in ``NAME.clips`` beside it until all are.
     profiles
-        Built-in names or files, each evaluated beside the dense run.
+        Built-in names, files or profiles, each evaluated beside the dense run.
     listed
         File with the names of the clips to take.
     spread
