@@ -1,16 +1,20 @@
 """Measure how time and operations of a frame grow with windows, keys, objects and image size, on B+.
 
-    python benchmarks/scaling.py           measure the series that have no file yet
-    python benchmarks/scaling.py SERIES …  measure these, anew: windows, keys, objects-1 (2, 4, 8), size-512 (768, 1024)
+    python benchmarks/scaling.py            measure what has no file yet
+    python benchmarks/scaling.py POINT …    measure these, anew: base, objects-2 (4, 8), size-512 (768)
 
-Random weights, fixed windows, the exact techniques on, one frame of each setting and of stock sam2
-in turn. Results are ``benchmarks/scaling/SERIES.json``. Run it on an idle machine.
+Random weights, fixed windows, the exact techniques on, one frame of each setting and of stock sam2 in turn.
+The base point holds one object at 1024 pixels, with several numbers of windows and keys. Every point is
+written when it is done, into ``benchmarks/scaling``; the same command goes on with the next one. Run it on an
+idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +31,29 @@ from sparsity.options import ModelChoice
 from sparsity.profile import BUILTIN, Memory, Profile
 from sparsity.runs import write_text
 
-MODEL, DTYPE = "sam2.1-base-plus", "bfloat16"
+MODEL = "sam2.1-base-plus"
 FOLDER = Path(__file__).with_name("scaling")
-TIMED = 3
+TIMED = 2
 
 WINDOWS = (1, 6, 12, 25)
-KEYS = (0.05, 0.25, 0.5, 1.0)
-OBJECTS = (1, 2, 4, 8)
-SIZES = (512, 768, 1024)
+KEYS = (0.05, 0.25, 1.0)
+ROUTED, KEEP = 6, 0.05
+"""Windows of 25 and share of tokens where they are not what varies."""
+
+QUARTER = {512: 2, 768: 4, 1024: ROUTED}
+"""By image size: about a quarter of 9, 16 and 25 windows."""
+
+MINUTES = {
+    "base": 5,
+    "objects-2": 2.5,
+    "objects-4": 4,
+    "objects-8": 7,
+    "size-512": 0.5,
+    "size-768": 1,
+}
+"""By point: estimated for float32 on two idle cores without matrix units, 10 s a stock frame."""
+
+FILES = {"base": ("windows", "keys", "objects-1", "size-1024")} | {p: (p,) for p in [*MINUTES][1:]}
 
 
 def profile(keep: float) -> Profile:
@@ -49,13 +68,13 @@ def profile(keep: float) -> Profile:
 
 
 def rows(
-    model: Any, kept: tuple[int, ...], keeps: tuple[float, ...], objects: int
+    choice: ModelChoice, settings: Sequence[tuple[int, float]], objects: int
 ) -> list[dict[str, Any]]:
-    """Measure every pair of windows kept and tokens kept, and stock, one frame of each in turn."""
+    """Measure pairs of windows kept and share of tokens kept, and stock, one frame of each in turn."""
+    model = choice.build()
     grid = window_grid(model)
-    pairs = [(windows, keep) for windows in kept for keep in keeps]
     variants = [Variant(STOCK, None)]
-    for windows, keep in pairs:
+    for windows, keep in settings:
         route = fixed_windows(f"{windows}/{grid.count}", grid)
         variants.append(Variant(f"{windows} {keep}", profile(keep), route=route))
     clip = make_clip("smooth", 1, FULL_BANK + UNTIMED + TIMED, (270, 480), objects)
@@ -65,9 +84,11 @@ def rows(
         variants,
         Material(clip.frames, masks, "made clip smooth/1"),
         timed=TIMED,
-        autocast=partial(torch.autocast, "cpu", torch.bfloat16),
+        autocast=partial(choice.autocast, "cpu"),
         share_bank=True,
+        closely=False,
     )
+    assert stock.flops is not None
     return [
         {
             "windows": windows / grid.count,
@@ -76,11 +97,11 @@ def rows(
             "objects": objects,
             "size": model.image_size,
             "ms": milliseconds(one),
-            "gflop": round(one.flops / 1e9, 2),
+            "gflop": round((one.flops or 0) / 1e9, 2),
             "stock_ms": milliseconds(stock),
             "stock_gflop": round(stock.flops / 1e9, 2),
         }
-        for (windows, keep), one in zip(pairs, found, strict=True)
+        for (windows, keep), one in zip(settings, found, strict=True)
     ]
 
 
@@ -89,39 +110,47 @@ def milliseconds(measured: Measured) -> float:
     return round(1000 * float(np.median(measured.seconds)), 1)
 
 
-def measure(series: str) -> list[dict[str, Any]]:
-    """Measure a series."""
-
-    def model(size: int = 1024) -> Any:
-        return ModelChoice(MODEL, weights="random", image_size=size, device="cpu").build()
-
-    if series == "windows":
-        return rows(model(), WINDOWS, (0.05,), 1)
-    if series == "keys":
-        return rows(model(), (6,), KEYS, 1)
-    if series.startswith("objects"):
-        return rows(model(), (6,), (0.05,), int(series.removeprefix("objects-")))
-    size = int(series.removeprefix("size-"))
-    kept = {512: 2, 768: 4, 1024: 6}[size]  # a quarter of 9, 16 and 25
-    return rows(model(size), (kept,), (0.05,), 1)
+def measure(point: str, dtype: str, model: str = MODEL) -> dict[str, list[dict[str, Any]]]:
+    """Measure a point; return rows by file."""
+    kind, _, number = point.partition("-")
+    size = int(number) if kind == "size" else 1024
+    objects = int(number) if kind == "objects" else 1
+    choice = ModelChoice(model, weights="random", image_size=size, device="cpu", dtype=dtype)
+    if point != "base":
+        return {point: rows(choice, [(QUARTER[size], KEEP)], objects)}
+    settings = [(w, KEEP) for w in WINDOWS] + [(ROUTED, keep) for keep in KEYS if keep != KEEP]
+    found = dict(zip(settings, rows(choice, settings, 1), strict=True))
+    common = [found[ROUTED, KEEP]]
+    return {
+        "windows": [found[w, KEEP] for w in WINDOWS],
+        "keys": [found[ROUTED, keep] for keep in KEYS],
+        "objects-1": common,
+        "size-1024": common,
+    }
 
 
 def main() -> None:
     """Run the command line."""
-    names = [
-        "windows",
-        "keys",
-        *(f"objects-{count}" for count in OBJECTS),
-        *(f"size-{size}" for size in SIZES),
-    ]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("series", nargs="*", choices=[[], *names], metavar="SERIES")
-    chosen = parser.parse_args().series
+    parser.add_argument("points", nargs="*", choices=[[], *MINUTES], metavar="POINT")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    for series in chosen or [n for n in names if not (FOLDER / f"{n}.json").exists()]:
-        stamp = environment(torch.device("cpu"), DTYPE)
-        document = {"model": MODEL, "environment": stamp, "rows": measure(series)}
-        write_text(FOLDER / f"{series}.json", json.dumps(document, indent=1))
+    left = [
+        point
+        for point in MINUTES
+        if not all((FOLDER / f"{name}.json").exists() for name in FILES[point])
+    ]
+    points = options.points or left
+    total = sum(MINUTES[point] for point in points)
+    say = partial(print, file=sys.stderr, flush=True)
+    say(f"{len(points)} points, about {total:g} min in float32 on two cores without matrix units")
+    for point in points:
+        say(f"{point}: about {MINUTES[point]:g} min")
+        stamp = environment(torch.device("cpu"), options.dtype)
+        for name, series in measure(point, options.dtype).items():
+            document = {"model": MODEL, "environment": stamp, "rows": series}
+            write_text(FOLDER / f"{name}.json", json.dumps(document, indent=1))
 
 
 if __name__ == "__main__":

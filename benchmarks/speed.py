@@ -43,13 +43,15 @@ class Case:
     frames: int
     rows: tuple[str, ...] = ()
     objects: int = 1
+    compile: bool = False
 
     @property
     def name(self) -> str:
         """Name of the case and of its file."""
         several = f"-{self.objects}-objects" if self.objects > 1 else ""
         short = self.model.removeprefix("sam2.1-")
-        return f"{short}{several}-{self.dtype}-{self.allocator}"
+        compiled = "-compiled" if self.compile else ""
+        return f"{short}{several}-{self.dtype}-{self.allocator}{compiled}"
 
 
 MAIN = ("stock", "exact", "paper")
@@ -65,6 +67,8 @@ CASES = [
     Case("sam2.1-base-plus", "6/25", "float32", "default", 3, MAIN),
     Case("sam2.1-tiny", "6/25", "float32", "default", 5, MAIN),
     Case("sam2.1-large", "4/16", "bfloat16", "default", 3, MAIN, objects=4),
+    Case("sam2.1-tiny", "6/25", "float32", "default", 5, MAIN, compile=True),
+    Case("sam2.1-large", "4/16", "float32", "default", 3, MAIN, compile=True),
 ]
 
 
@@ -72,7 +76,11 @@ def measure(case: Case) -> None:
     """Measure a case in this process and write its file."""
     choice = ModelChoice(case.model, weights="random", device="cpu", dtype=case.dtype)
     request = Request(
-        rows=case.rows, frames=case.frames, objects=case.objects, windows=case.windows
+        rows=case.rows,
+        frames=case.frames,
+        objects=case.objects,
+        windows=case.windows,
+        compile=case.compile,
     )
     result = run_bench(request, choice)
     write_text(FOLDER / f"{case.name}.json", result.to_json())

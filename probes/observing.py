@@ -83,12 +83,14 @@ def _check(predictor: SAM2VideoPredictor) -> None:
     for name, module in predictor.named_modules():
         own = module.__dict__.get("forward")
         compiled = (
-            module._compiled_call_impl is not None or "OptimizedModule" in type(module).__name__
+            module._compiled_call_impl is not None
+            or "OptimizedModule" in type(module).__name__
+            or getattr(module, "compiled", False)
         )
         if compiled or (own is not None and not isinstance(own, _Tap)):
             raise InputError(
                 f"{name or 'the predictor'} is compiled or has a forward of its own; attention can't be seen "
-                "inside it; build the predictor without vos_optimized"
+                "inside it; observe a predictor that is built without vos_optimized and not compiled"
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from probes.errors import InputError
 from probes.measure import QUERY_ROWS
 from probes.rawrows import row_forms
 from probes.recording_files import add_shards, open_header
+from probes.recording_files import extend_recording as extend_recording
 from probes.recording_files import merge_recordings as merge_recordings
 from probes.records import ClipInfo, Recording, Settings
 from probes.sites import attention_sites, find_sites
@@ -127,6 +128,27 @@ def record(
     return add_shards(folder, header, {info: content})
 
 
+def recorded_clips(
+    predictor: Any,
+    out: str | Path,
+    *,
+    statistics: str | Sequence[str] = "*",
+    rows: str | Sequence[str] = (),
+    query_rows: int = QUERY_ROWS,
+    autocast: bool = False,
+    model: str = "sam2",
+) -> list[str]:
+    """Return the names of the clips that a recording holds; none where there is no recording. See `record`.
+
+    Raises
+    ------
+    InputError
+        A pattern matches nothing, or the folder holds another recording or other files.
+    """
+    settings = _settings(predictor, statistics, rows, query_rows, autocast)
+    return [info.name for info in open_header(predictor, settings, Path(out), model).clips]
+
+
 def _settings(
     predictor: Any,
     statistics: str | Sequence[str],
@@ -186,17 +208,3 @@ def _digest(prompts: Prompts) -> str:
             f"{object_id} {mask.shape}".encode() + np.packbits(np.asarray(mask) > 0).tobytes()
         )
     return found.hexdigest()
-
-
-def record_clips(
-    predictor: Any, clips: Iterable[tuple[str, Any, Prompts]], *, out: str | Path, **settings: Any
-) -> Recording:
-    """Record many clips, given as (name, video, prompts), into one recording; see `record`."""
-    recording = None
-    for name, video, prompts in clips:
-        recording = record(predictor, video, prompts, out=out, name=name, **settings)
-    if recording is None:
-        raise InputError(
-            "no clip was given; expected at least one; name a data set with clips in it"
-        )
-    return recording

@@ -89,6 +89,32 @@ def merge_recordings(recordings: Sequence[str | Path], out: str | Path) -> Recor
         They differ in model or settings, or two hold clips of the same name.
     """
     opened = [load_recording(path) for path in recordings]
+    clips = _together(opened)
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; expected a new folder; choose another")
+    return add_shards(folder, opened[0].header.model_copy(update={"clips": ()}), clips)
+
+
+def extend_recording(out: str | Path, recordings: Sequence[str | Path]) -> Recording:
+    """Take the clips of other recordings of the same model and settings into one; it is made if it isn't there.
+
+    Raises
+    ------
+    InputError
+        They differ in model or settings, or two hold clips of the same name.
+    """
+    folder = Path(out)
+    others = [load_recording(path) for path in recordings]
+    if not (folder / HEADER).is_file():
+        return merge_recordings(recordings, folder)
+    recording = load_recording(folder)
+    _together([recording, *others])
+    return add_shards(folder, recording.header, _together(others)) if others else recording
+
+
+def _together(opened: Sequence[Recording]) -> dict[ClipInfo, Path]:
+    """Return the shards of recordings that can be joined."""
     first = opened[0]
     clips: list[tuple[Path, ClipInfo]] = []
     for recording in opened:
@@ -105,8 +131,4 @@ def merge_recordings(recordings: Sequence[str | Path], out: str | Path) -> Recor
         raise InputError(
             f"clips {', '.join(twice)} are in several recordings; expected each clip once; leave one out"
         )
-    folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; expected a new folder; choose another")
-    empty = first.header.model_copy(update={"clips": ()})
-    return add_shards(folder, empty, {info: path / info.shard for path, info in clips})
+    return {info: path / info.shard for path, info in clips}

@@ -19,14 +19,23 @@ from sparsity.calibration.command import calibrate
 from sparsity.evaluation.bench_command import bench
 from sparsity.evaluation.evaluate_command import evaluate
 from sparsity.options import (
+    Box,
     Checkpoint,
+    ClipList,
     Config,
     Device,
     DType,
     Force,
     ImageSize,
+    Jobs,
+    MaxFrames,
     Model,
+    Points,
+    PromptFrame,
+    PromptMask,
+    Scheduler,
     Seed,
+    Video,
     Weights,
 )
 from sparsity.probe_command import probe
@@ -49,18 +58,14 @@ app = typer.Typer(
     epilog="Example: efficient-sam2 segment clip.mp4 --box 40,60,200,220 --profile exact --out result"
 )
 def segment(
-    video: Annotated[str, typer.Argument(help="folder of JPEG or PNG frames, or a video file")],
-    out: Annotated[Path, typer.Option("--out", help="folder for masks, overlay and report")],
-    prompt: Annotated[
-        Path | None,
-        typer.Option("--prompt", help="mask picture; one object for each value above 0"),
-    ] = None,
-    points: Annotated[
-        list[str] | None,
-        typer.Option("--points", help="x,y or x,y,label (1 object, 0 background); repeat"),
-    ] = None,
-    box: Annotated[str | None, typer.Option("--box", help="x0,y0,x1,y1 in pixels")] = None,
-    prompt_frame: Annotated[int, typer.Option("--prompt-frame", help="frame the prompt is on")] = 0,
+    video: Video,
+    out: Annotated[
+        Path, typer.Option("--out", help="folder for masks, overlay and report; one a clip")
+    ],
+    prompt: PromptMask = None,
+    points: Points = None,
+    box: Box = None,
+    prompt_frame: PromptFrame = 0,
     model: Model = "demo",
     config: Config = None,
     checkpoint: Checkpoint = None,
@@ -72,23 +77,28 @@ def segment(
     profile: Annotated[
         str, typer.Option("--profile", help="dense, exact, paper, demo or a JSON file")
     ] = "paper",
-    max_frames: Annotated[
-        int | None, typer.Option("--max-frames", help="stop after so many frames")
-    ] = None,
+    max_frames: MaxFrames = None,
+    clips: ClipList = None,
+    jobs: Jobs = 0,
+    scheduler: Scheduler = None,
     force: Force = False,
 ) -> None:
-    """Track objects through a video: indexed PNG masks, an overlay and a report."""
+    """Track objects through a video, or each video of a data set: indexed PNG masks, an overlay and a report."""
+    from sparsity.evaluation.jobs import Spread
+    from sparsity.many_clips import SegmentClip, clips_of, segment_clips
+    from sparsity.profile import load_profile
     from sparsity.segment import ModelChoice, Prompt, run_segment
 
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
+    spread = Spread(jobs, scheduler, gpu=device is not None and device.startswith("cuda"))
+    given = Prompt(prompt, tuple(points or ()), box, prompt_frame)
+    many = clips_of(video, given, clips, spread)
+    if many is not None:
+        work = SegmentClip(many, choice, out, load_profile(profile), max_frames, force)
+        print(segment_clips(work, clips, spread).text())
+        return
     result = run_segment(
-        video,
-        Prompt(prompt, tuple(points or ()), box, prompt_frame),
-        choice,
-        out,
-        profile=profile,
-        max_frames=max_frames,
-        force=force,
+        video, given, choice, out, profile=profile, max_frames=max_frames, force=force
     )
     print(result.summary())
 

@@ -37,6 +37,36 @@ Force = Annotated[
     bool, typer.Option("--force", help="overwrite results; use a profile made for another model")
 ]
 
+Video = Annotated[
+    str,
+    typer.Argument(
+        help="video file, folder of frames, data set (DAVIS, MOSE, SA-V), or folder of videos"
+    ),
+]
+PromptMask = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt",
+        help="mask picture, one object for each value above 0; for a folder of videos a folder of them",
+    ),
+]
+Points = Annotated[
+    list[str] | None,
+    typer.Option("--points", help="x,y or x,y,label (1 object, 0 background); repeat"),
+]
+Box = Annotated[str | None, typer.Option("--box", help="x0,y0,x1,y1 in pixels")]
+PromptFrame = Annotated[int, typer.Option("--prompt-frame", help="frame the prompt is on")]
+MaxFrames = Annotated[
+    int | None, typer.Option("--max-frames", min=1, help="stop after so many frames")
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=0, help="local worker processes")]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler", help="address of your Dask scheduler, tcp://…")
+]
+ClipList = Annotated[
+    Path | None, typer.Option("--clips", help="file with the clips to take, one a line")
+]
+
 DTYPES = ("auto", "float32", "bfloat16")
 
 

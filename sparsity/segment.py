@@ -28,7 +28,7 @@ from tqdm import tqdm
 from probes.errors import InputError
 from probes.models import fingerprint
 from probes.video import VideoSource, open_video
-from sparsity.acceleration.build import accelerate
+from sparsity.acceleration.build import shared_predictor
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.masks import draw_over, merge_objects, read_mask, write_mask, written_by
 from sparsity.options import ModelChoice as ModelChoice
@@ -80,11 +80,11 @@ class Outcome:
 
 def run_segment(
     video: str | Path,
-    prompt: Prompt,
+    prompt: Prompt | CheckedPrompt,
     choice: ModelChoice,
     out: Path,
     *,
-    profile: str | Path = "paper",
+    profile: Profile | str | Path = "paper",
     max_frames: int | None = None,
     force: bool = False,
 ) -> Outcome:
@@ -101,7 +101,7 @@ def run_segment(
     out
         Folder for ``masks/NAME.png``, ``overlay.mp4`` and ``report.json``; new, empty, or of the same run.
     profile
-        Built-in name or file.
+        A profile, built-in name or file.
     max_frames
         Frames to track at most, the prompted one included.
     force
@@ -117,19 +117,20 @@ def run_segment(
     source = open_video(video)
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max-frames {max_frames} given; expected 1 or more; leave it out for all")
-    checked = prompt.check(source)
+    checked = prompt.check(source) if isinstance(prompt, Prompt) else prompt
     applied = load_profile(profile)
     folder = RunFolder(out)
     folder.look(force)
-    predictor = accelerate(choice.build(), applied, force=force)
-    settings = _settings(video, source, checked, predictor, applied, choice, max_frames)
-    run = _Run(source, checked, predictor, choice, folder, settings, max_frames)
-    if folder.enter(settings, force) and run.is_complete():
-        if not force:
-            return run.outcome()
-        folder.clear()
-    run.track()
-    run.finish()
+    predictor = shared_predictor(choice)
+    with predictor.use(applied, force=force):
+        settings = _settings(video, source, checked, predictor, applied, choice, max_frames)
+        run = _Run(source, checked, predictor, choice, folder, settings, max_frames)
+        if folder.enter(settings, force) and run.is_complete():
+            if not force:
+                return run.outcome()
+            folder.clear()
+        run.track()
+        run.finish()
     return run.outcome()
 
 

@@ -32,21 +32,22 @@ def made(name: str) -> Clip:
 def recorded(out: Path) -> Recording:
     """Track the clips with the demo model and record what it attends to."""
     from probes import build_predictor
-    from probes.recording import record_clips
+    from probes.recording import record
 
-    clips = [(name, made(name)) for name in OBJECTS]
-    return record_clips(
-        build_predictor("demo"),
-        (
-            (name, clip.frames, {k: clip.masks[0] == k for k in range(1, OBJECTS[name] + 1)})
-            for name, clip in clips
-        ),
-        out=out,
-        statistics=["encoder.*", "memory.*.cross"],
-        rows=[BLOCK, "memory.*.cross"],
-        model="demo",
-        say=lambda text: None,
-    )
+    predictor = build_predictor("demo")
+    for name, count in OBJECTS.items():
+        clip = made(name)
+        recording = record(
+            predictor,
+            clip.frames,
+            {k: clip.masks[0] == k for k in range(1, count + 1)},
+            out=out,
+            name=name,
+            statistics=["encoder.*", "memory.*.cross"],
+            rows=[BLOCK, "memory.*.cross"],
+            model="demo",
+        )
+    return recording
 
 
 def attention(recording: Recording, theme: ThemeName) -> dict[str, go.Figure]:

@@ -71,9 +71,22 @@ def blocked(
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention ``softmax(q kᵀ / √c) v`` for ``[B, h, N, c]``, ``[B, h, M, c]``, ``[B, h, M, c]``."""
+    if torch.compiler.is_compiling() and q.device.type == "cpu":
+        return opaque_attend(q, k, v).transpose(1, 2)
     other = blocked if q.shape[2] * k.shape[2] > 1024**2 else batched
     candidates = {"fused": lambda: fused(q, k, v), other.__name__: lambda: other(q, k, v)}
     return fastest("attend", candidates, q, k.shape[2])
+
+
+@torch.library.custom_op("efficient_sam2::attend", mutates_args=())
+def opaque_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` as one operator of compiled code, which can't measure; ``[B, N, h, c]``."""
+    return attend(q, k, v).transpose(1, 2).contiguous()
+
+
+@opaque_attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
 def fastest(what: str, candidates: dict[str, Callable[[], Result]], q: Tensor, keys: int) -> Result:

@@ -17,6 +17,7 @@ from torch import Tensor
 from probes.errors import InputError
 from probes.seam import Seam
 from sparsity.acceleration.attention import attend
+from sparsity.acceleration.compiled import compilable
 from sparsity.acceleration.linear import Linear, Norm
 from sparsity.acceleration.windows import WindowTokens
 
@@ -44,17 +45,20 @@ class Block:
         self.up, self.down = (Linear.of(layer, dtype) for layer in block.mlp.layers)
         self.widen = Linear.of(block.proj, dtype) if block.dim != block.dim_out else None
 
+    @compilable
     def windowed(self, x: Tensor, where: WindowTokens) -> Tensor:
         """Window attention and MLP on packed tokens ``[P, C]`` (float32, overwritten)."""
         y = where.scatter(self.norm1(x))
         x.add_(where.gather(self._attention(y, where.windows, where.window**2, where.ids)))
         return self._mlp(x)
 
+    @compilable
     def windows_of(self, x: Tensor, windows: int, window: int) -> Tensor:
         """The same on whole windows ``[windows * window**2, C]``, without padding."""
         x.add_(self._attention(self.norm1(x), windows, window**2, None))
         return self._mlp(x)
 
+    @compilable
     def among(self, x: Tensor, keys: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
         """Attention of all given tokens ``[P, C]`` among themselves, and MLP; `keys` names them for observers.
 
@@ -74,6 +78,7 @@ class Block:
         attended = F.scaled_dot_product_attention(q[:, :, : len(x)], k, v, attn_mask=weight)
         return self._mlp(x.add_(self.out(attended.transpose(1, 2).reshape(len(x), -1))))
 
+    @compilable
     def read_by(self, x: Tensor, places: Tensor) -> Tensor:
         """Attention of the tokens at some places to all of ``[P, C]``, and their MLP; returns those, ``[R, C]``."""
         q, k, v = self._split(self.qkv(self.norm1(x)))
@@ -83,6 +88,7 @@ class Block:
         attended = attend(q, k, v).transpose(1, 2).reshape(len(places), -1)
         return self._mlp(x.index_select(0, places).add_(self.out(attended)))
 
+    @compilable
     def pooled(self, x: Tensor, windows: int, window: int) -> Tensor:
         """Window attention with pooled queries on whole windows ``[windows * window**2, C]``.
 
@@ -94,6 +100,7 @@ class Block:
         attended = self._attention(y, windows, window**2, None, pool=window)
         return self._mlp(shortcut.reshape(attended.shape).float().add_(attended))
 
+    @compilable
     def pooled_padded(self, x: Tensor, where: WindowTokens, into: WindowTokens) -> Tensor:
         """The same on packed tokens of windows that may be padded.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -13,14 +14,23 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from probes.errors import InputError
 from probes.models import check_sam2
 from probes.seam import Seam
+from sparsity.acceleration.compiled import check_compiler
+from sparsity.acceleration.compiled_predictor import CompiledSAM2VideoPredictor
 from sparsity.acceleration.derived import Derived
 from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.profile import Profile, load_profile
 
+if TYPE_CHECKING:
+    from sparsity.options import ModelChoice
+
 
 def accelerate(
-    predictor: SAM2VideoPredictor, profile: Profile | str | Path = "paper", *, force: bool = False
+    predictor: SAM2VideoPredictor,
+    profile: Profile | str | Path = "paper",
+    *,
+    force: bool = False,
+    compiled: bool = False,
 ) -> EfficientSAM2VideoPredictor:
     """Make an accelerated predictor that shares a stock predictor's modules; the stock one stays as it is.
 
@@ -32,24 +42,29 @@ def accelerate(
         A `Profile`, the name of a built-in one, or a JSON file.
     force
         Use a profile that was calibrated for another model; the report then says so.
+    compiled
+        Compile the exact techniques' parts when they first run; see `sparsity.acceleration.compiled`.
 
     Raises
     ------
     InputError
-        The predictor is of another class, or the profile does not fit it.
+        The predictor is of another class, the profile does not fit it, or torch can't compile here.
     """
     if isinstance(predictor, EfficientSAM2VideoPredictor):
         predictor = predictor._stock
     if type(predictor) is not SAM2VideoPredictor:
         raise InputError(
-            f"a {type(predictor).__name__} was given; accelerate takes sam2's SAM2VideoPredictor; "
-            "build it without vos_optimized"
+            f"a {type(predictor).__name__} was given; accelerate takes sam2's eager SAM2VideoPredictor; "
+            "build it without vos_optimized, and accelerate it with compiled=True"
         )
     if "_observed" in predictor.__dict__:
         raise InputError(
             "a predictor that is being observed was given; accelerate it first, then observe the result"
         )
-    accelerated = EfficientSAM2VideoPredictor.__new__(EfficientSAM2VideoPredictor)
+    if compiled:
+        check_compiler(predictor.device)
+    kind = CompiledSAM2VideoPredictor if compiled else EfficientSAM2VideoPredictor
+    accelerated = kind.__new__(kind)
     accelerated.__dict__ = dict(predictor.__dict__)
     accelerated.__dict__["_modules"] = dict(predictor._modules)
     accelerated.__dict__.update(_stock=predictor, _seam=Seam(), _derived=Derived())
@@ -58,6 +73,18 @@ def accelerate(
         predictor.memory_encoder, lambda: accelerated.profile.technique("memory_encoder")
     )
     return accelerated
+
+
+@lru_cache(maxsize=1)
+def shared_stock(choice: ModelChoice) -> SAM2VideoPredictor:
+    """Build the stock predictor of a choice once a process."""
+    return choice.build()
+
+
+@lru_cache(maxsize=1)
+def shared_predictor(choice: ModelChoice) -> EfficientSAM2VideoPredictor:
+    """Accelerate the model of a choice once a process; `use` it with the profile that is wanted."""
+    return accelerate(shared_stock(choice), "dense")
 
 
 def build_efficient_sam2_video_predictor(
@@ -73,7 +100,8 @@ def build_efficient_sam2_video_predictor(
 ) -> EfficientSAM2VideoPredictor:
     """Build like ``sam2.build_sam.build_sam2_video_predictor``, with a profile.
 
-    Works too where the calling program has initialised Hydra for itself.
+    `vos_optimized` compiles our own formulations instead of sam2's. Works too where the calling program has
+    initialised Hydra for itself.
     """
     check_sam2()
     hydra = GlobalHydra.instance()
@@ -88,9 +116,8 @@ def build_efficient_sam2_video_predictor(
                 mode,
                 hydra_overrides_extra or [],
                 apply_postprocessing,
-                vos_optimized,
                 **kwargs,
             )
     finally:
         GlobalHydra.instance().hydra = of_caller
-    return accelerate(stock, profile)
+    return accelerate(stock, profile, compiled=vos_optimized)

@@ -31,6 +31,23 @@ def onednn_linear(dtype: torch.dtype) -> bool:
     return torch.allclose(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.2)
 
 
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """``activation(x @ weight.T + bias)`` by oneDNN, with a packed weight."""
+    algorithm = "none" if activation == "gelu" else ""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
+
+
+opaque_packed_linear = torch.library.custom_op(
+    "efficient_sam2::packed_linear", packed_linear, mutates_args=()
+)
+"""The same as one operator of compiled code, which can't read packed weights."""
+
+
+@opaque_packed_linear.register_fake
+def _(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0])
+
+
 def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """``x @ weight.T`` by the fastest operator of the device; `x` ``[n, i]``, `weight` ``[o, i]``.
 
@@ -66,10 +83,8 @@ class Linear:
 
     def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
         if self.packed is not None:
-            algorithm = "none" if activation == "gelu" else ""
-            return torch.ops.mkldnn._linear_pointwise(
-                x, self.packed, self.bias, activation, [], algorithm
-            )
+            run = opaque_packed_linear if torch.compiler.is_compiling() else packed_linear
+            return run(x, self.packed, self.bias, activation)
         y = F.linear(x, self.weight, self.bias)
         if activation == "gelu":
             return F.gelu(y)

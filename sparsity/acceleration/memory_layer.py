@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probes.seam import Seam
 from sparsity.acceleration.attention import attend, blocked, fastest, fused
+from sparsity.acceleration.compiled import compilable
 from sparsity.acceleration.linear import Linear, Norm
 from sparsity.acceleration.rotary import Phases, halves, rotated
 from sparsity.acceleration.token_saliency import Watch
@@ -33,6 +34,7 @@ class MemoryLayer:
         self.value_out = Linear(outer @ inner, bias, dtype)
         self.up, self.down = Linear.of(layer.linear1, dtype), Linear.of(layer.linear2, dtype)
 
+    @compilable
     def remember_itself(
         self,
         x: Tensor,

@@ -36,8 +36,15 @@ def rotated(x: Tensor, phases: Phases, out: Tensor | None = None) -> Tensor:
     out
         Where to write.
     """
+    real, imaginary = x.chunk(2, dim=-1)
+    if torch.compiler.is_compiling():  # which fuses this, but can't write into views
+        turned = (
+            real * phases.cos - imaginary * phases.sin,
+            real * phases.sin + imaginary * phases.cos,
+        )
+        return torch.cat(turned, -1)
     out = torch.empty_like(x) if out is None else out
-    (real, imaginary), (turned_real, turned_imaginary) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    turned_real, turned_imaginary = out.chunk(2, dim=-1)
     torch.mul(real, phases.cos, out=turned_real).addcmul_(imaginary, phases.sin, value=-1)
     torch.mul(real, phases.sin, out=turned_imaginary).addcmul_(imaginary, phases.cos)
     return out

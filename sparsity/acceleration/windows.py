@@ -17,8 +17,6 @@ class WindowTokens:
 
     Attributes
     ----------
-    windows
-        Number of windows.
     window
         Tokens per side of a window.
     tokens
@@ -29,11 +27,15 @@ class WindowTokens:
         Index of each window on the window grid, int64 ``[windows]``.
     """
 
-    windows: int
     window: int
     tokens: Tensor
     slots: Tensor
     ids: Tensor
+
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        return len(self.ids)
 
     @property
     def padded(self) -> bool:
@@ -70,4 +72,4 @@ def window_tokens(
     chosen = by_window[ids].reshape(-1)
     slots = torch.nonzero(chosen >= 0)[:, 0]
     on_device = (to_device(tensor, device) for tensor in (chosen[slots], slots, ids))
-    return WindowTokens(len(ids), window, *on_device)
+    return WindowTokens(window, *on_device)

@@ -102,7 +102,7 @@ class ClipSource:
                 )
             names = only
         for name in names:
-            self._prompt_of(name)
+            self.prompt_of(name)
         return names + [made_name(index) for index in range(made)]
 
     def open(self, name: str) -> CalibrationClip:
@@ -119,18 +119,14 @@ class ClipSource:
             masks = tuple(clip.masks)
             return CalibrationClip(name, open_video(clip.frames), masks[0], masks)
         assert self.videos is not None, "a clip that isn't made comes from a folder"
-        folder = self.videos / name
-        file = next(
-            (f for s in VIDEO_SUFFIXES if (f := self.videos / f"{name}{s}").is_file()), folder
-        )
-        video = open_video(folder if folder.is_dir() else file)
+        video = open_video(video_file(self.videos, name))
         frames = video.num_frames
         if frames is not None and frames < FEWEST_FRAMES:
             raise InputError(
                 f"{name} has {frames} frames; expected {FEWEST_FRAMES} or more, of which one can be routed; "
                 "leave it out"
             )
-        pictures = self._prompt_of(name)
+        pictures = self.prompt_of(name)
         prompt = self._ids(pictures[0], video)
         truth = None
         if len(pictures) > 1:
@@ -152,7 +148,7 @@ class ClipSource:
             )
         return clip_
 
-    def _prompt_of(self, name: str) -> list[Path]:
+    def prompt_of(self, name: str) -> list[Path]:
         """Masks of a clip: of its first frame, or of all."""
         if self.prompts is None:
             raise InputError(
@@ -177,6 +173,13 @@ class ClipSource:
                 "masks of the video's size"
             )
         return ids
+
+
+def video_file(videos: Path, name: str) -> Path:
+    """Return a video of a folder by its name: a folder of frames, or a video file."""
+    folder = videos / name
+    files = (videos / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES)
+    return folder if folder.is_dir() else next((f for f in files if f.is_file()), folder)
 
 
 def made_name(index: int) -> str:

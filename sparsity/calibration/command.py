@@ -18,8 +18,10 @@ from sparsity.options import (
     DType,
     Force,
     ImageSize,
+    Jobs,
     Model,
     ModelChoice,
+    Scheduler,
     Seed,
     Weights,
 )
@@ -75,7 +77,8 @@ def calibrate(
         Path | None, typer.Option("--report", help="HTML file that shows what was found")
     ] = None,
     split_seed: Annotated[int, typer.Option("--split-seed", help="of the split of the clips")] = 0,
-    jobs: Annotated[int, typer.Option("--jobs", min=0, help="worker processes")] = 0,
+    jobs: Jobs = 0,
+    scheduler: Scheduler = None,
     model: Model = "demo",
     config: Config = None,
     checkpoint: Checkpoint = None,
@@ -104,6 +107,7 @@ def calibrate(
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
     source = ClipSource(videos, prompts)
     only = None if clips is None else clips.read_text(encoding="utf-8").split()
+    spread = Spread(jobs, scheduler, gpu=device is not None and device.startswith("cuda"))
     request = Request(
         source,
         tuple(source.names(made, only)),
@@ -116,7 +120,7 @@ def calibrate(
         tuple(recordings or ()),
         None if bound is None else bound.value,
     )
-    found = run(request, out.with_name(f"{out.name}.clips"), Spread(jobs=jobs))
+    found = run(request, out.with_name(f"{out.name}.clips"), spread)
     write_text(out, found.profile.to_json())
     write_text(
         out.with_name(f"{out.stem}.calibration.json"),

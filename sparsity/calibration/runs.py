@@ -5,13 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsity.acceleration.build import accelerate
+from sparsity.acceleration.build import shared_predictor as shared_predictor
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.report import Report
 from sparsity.calibration.clips import CalibrationClip, ClipSource
@@ -126,12 +125,6 @@ class Runs:
         with self.choice.autocast(predictor.device.type):
             found = run_clip(predictor, self.source.open(name), profiles)
         return {run: asdict(outcome) for run, outcome in found.items()}
-
-
-@lru_cache(maxsize=1)
-def shared_predictor(choice: ModelChoice) -> EfficientSAM2VideoPredictor:
-    """Build the model once a process."""
-    return accelerate(choice.build(), "exact")
 
 
 def losses(found: dict[str, dict[str, Any]], names: list[str]) -> NDArray[np.float64]:

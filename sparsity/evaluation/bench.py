@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from probes.errors import InputError
 from sparsity.acceleration.build import accelerate
+from sparsity.acceleration.compiled_predictor import compiled_stock
 from sparsity.evaluation.flops import counted_flops
 from sparsity.evaluation.routes import Route
 from sparsity.evaluation.timing import REST, PeakMemory, seconds_of, stage_seconds
@@ -56,7 +57,7 @@ class Variant:
     profile
         None: the stock predictor, unmodified.
     predictor
-        Another stock predictor with the same weights, for example a compiled one.
+        A compiled predictor with the same weights.
     route
         Windows that are given to this row alone.
     """
@@ -78,7 +79,7 @@ class Measured:
     stages
         Milliseconds of one more frame by stage of the model.
     flops
-        Of one more frame.
+        Of one more frame; None where it runs compiled, which can't be counted.
     peak_mb
         Peak memory of the process while this variant's frame was computed, in MiB; the weights and the
         states of all variants are in it.
@@ -89,7 +90,7 @@ class Measured:
     name: str
     seconds: list[float] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
-    flops: int = 0
+    flops: int | None = None
     peak_mb: float | None = None
     windows_kept: float = 1.0
     keys_kept: float = 1.0
@@ -119,6 +120,22 @@ def ladder(further: tuple[Profile, ...] = ()) -> list[Variant]:
     return rows + [Variant(p.name, p) for p in further if p.name not in {r.name for r in rows}]
 
 
+def compiled_cells(stock: Any) -> list[Variant]:
+    """List the compiled rows: sam2 as it compiles itself, and ours, exact alone and with the paper's profile.
+
+    Raises
+    ------
+    InputError
+        torch can't compile here.
+    """
+    ours = accelerate(stock, "dense", compiled=True)
+    profiles = (BUILTIN["exact"], BUILTIN["paper"])
+    return [
+        Variant(f"{STOCK} compiled", None, compiled_stock(stock)),
+        *(Variant(f"{profile.name} compiled", profile, ours) for profile in profiles),
+    ]
+
+
 def bench(
     stock: Any,
     variants: list[Variant],
@@ -128,6 +145,7 @@ def bench(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     route: Route | None = None,
     share_bank: bool = False,
+    closely: bool = True,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> list[Measured]:
     """Measure variants side by side.
@@ -149,8 +167,10 @@ def bench(
     share_bank
         Fill the memory bank once and give each variant a copy, instead of letting each track from the prompt:
         for random weights, where what is remembered doesn't matter but a full bank does.
+    closely
+        Whether to time stages and measure memory, on a frame of its own.
     say
-        Told how long it will take, once that is known.
+        Told how long it will take: roughly after the first frames, better once all variants have run.
 
     Raises
     ------
@@ -168,14 +188,14 @@ def bench(
             f"{material.name} has no object on its first frame; expected one; prompt it"
         )
     with torch.inference_mode(), autocast():
-        runners = _runners(stock, variants, material, needed, route, share_bank)
+        runners = _runners(stock, variants, material, needed, route, share_bank, say)
         for runner in runners:
             runner.step()  # casts weights, chooses memory tokens by the row's own settings
         once = sum(runner.step() for runner in runners)
         say(f"about {once * (needed - FULL_BANK - 2):.0f} s to go")
         for runner in runners:
             runner.count()
-        for runner in runners:
+        for runner in runners if closely else ():
             runner.look_closely()
         for frame in tqdm(range(timed), desc="bench", unit="frame", disable=None):
             turn = frame % len(runners)  # who follows whom must not always be the same
@@ -194,6 +214,7 @@ class _Runner:
         # what a profile was made for has been checked; hashing the weights again would cost seconds a frame
         self.profile = variant.profile and variant.profile.model_copy(update={"model": None})
         self.found = Measured(variant.name)
+        self.compiled = variant.predictor is not None
         self.frames: Iterator[Any] = predictor.propagate_in_video(state, start_frame_idx=start)
 
     def use(self) -> AbstractContextManager[Any]:
@@ -206,7 +227,10 @@ class _Runner:
             return seconds_of(lambda: next(self.frames), self.predictor.device)
 
     def count(self) -> None:
-        """Track one frame and count its operations."""
+        """Track one frame and count its operations; compiled ones can't be counted."""
+        if self.compiled:
+            self.step()
+            return
         with counted_flops() as counter:
             self.step()
         self.found.flops = counter.get_total_flops()
@@ -239,6 +263,7 @@ def _runners(
     needed: int,
     route: Route | None,
     share_bank: bool,
+    say: Callable[[str], None],
 ) -> list[_Runner]:
     """Make a runner of each variant, its memory bank full."""
     for variant in variants:
@@ -255,18 +280,25 @@ def _runners(
         accelerated.choose_windows(state, None if given is None else given.choose)
         return _Runner(variant, predictor, state, at)
 
+    eager = [variant for variant in variants if variant.predictor is None]
+    frames = FULL_BANK + len(variants) * (needed - FULL_BANK)
+    frames = frames if share_bank else len(variants) * needed
+
     def begun(variant: Variant) -> _Runner:
         begins = runner(variant, _copy(start), 0)
         with begins.use():
             for object_id, mask in material.objects.items():
                 begins.predictor.add_new_mask(begins.state, 0, object_id, mask)
-        for _ in range(FULL_BANK):
-            begins.step()
+        for frame in range(FULL_BANK):
+            seconds = begins.step()
+            if frame == 2 and variant is (eager[-1] if share_bank else variants[0]):
+                rows = ", ".join(each.name for each in variants)
+                say(f"{len(variants)} rows ({rows}): about {seconds * frames:.0f} s in all")
         return begins
 
     if not share_bank:
         return [begun(variant) for variant in variants]
-    full = begun(variants[-1]).state
+    full = begun(eager[-1]).state
     return [runner(variant, _copy(full), FULL_BANK) for variant in variants]
 
 

@@ -62,6 +62,10 @@ def bench(
     quality: Annotated[
         Path | None, typer.Option("--quality", help="result of evaluate, for the rows' quality")
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="add the compiled rows, stock's and ours; takes minutes"),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option("--report", help="HTML page with the rows and figures")
     ] = None,
@@ -92,6 +96,7 @@ def bench(
         windows,
         routes,
         quality,
+        compiled,
     )
     result = run_bench(request, choice, force=force)
     write_text(out, result.to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,21 @@ from probes.errors import InputError
 from probes.models import fingerprint
 from probes.video import open_video
 from sparsity.acceleration.build import accelerate
+from sparsity.acceleration.compiled_predictor import without_autotuned_products
 from sparsity.acceleration.encoder import window_grid
 from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, Variant, bench, ladder
+from sparsity.evaluation.bench import (
+    FULL_BANK,
+    STOCK,
+    UNTIMED,
+    Material,
+    Variant,
+    bench,
+    compiled_cells,
+    ladder,
+)
 from sparsity.evaluation.environment import environment
-from sparsity.evaluation.results import Data, Environment, Model, Quality, Result, load_result
+from sparsity.evaluation.results import Data, Environment, Model, Quality, Result, Run, load_result
 from sparsity.evaluation.routes import Route, fixed_windows, windows_of_track
 from sparsity.evaluation.rows import rows, stored_quality
 from sparsity.options import ModelChoice
@@ -49,6 +60,8 @@ class Request:
         Fixed windows, or a folder of masks; at most one of them.
     quality
         A stored result of ``evaluate``.
+    compile
+        Whether to add the compiled cells: sam2 as it compiles itself, and ours.
     """
 
     profiles: tuple[str | Path | Profile, ...] = ()
@@ -60,6 +73,7 @@ class Request:
     windows: str | None = None
     routes: Path | None = None
     quality: Path | None = None
+    compile: bool = False
 
 
 def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> Result:
@@ -90,6 +104,8 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
     variants = _variants(request, profiles)
     device = stock.device
     dtype = choice.number_format(device.type)
+    cells, not_compiled = _compiled(request, stock)
+    variants += cells
     stamp = environment(device, dtype)
     model = Model(
         name=str(choice.config or choice.model),
@@ -97,18 +113,21 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
         image_size=stock.image_size,
         trained=trained,
     )
-    measured = bench(
-        stock,
-        variants,
-        material,
-        timed=request.frames,
-        autocast=partial(choice.autocast, device.type),
-        route=route,
-        share_bank=not trained,
-    )
+    with without_autotuned_products() if cells and device.type == "cpu" else nullcontext():
+        measured = bench(
+            stock,
+            variants,
+            material,
+            timed=request.frames,
+            autocast=partial(choice.autocast, device.type),
+            route=route,
+            share_bank=not trained,
+        )
     said = "" if route is None else f"; {route.said}"
 
     def quality(variant: Variant) -> Quality | str:
+        if variant.predictor is not None:
+            return _said_of_compiled(variant, device.type) + said
         if not trained:
             return WITHOUT_WEIGHTS + said
         if stored is None:
@@ -123,8 +142,9 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
             )
         return stored_quality(stored, dtype, model.fingerprint)(variant)
 
+    made = rows(variants, measured, len(material.objects), quality)
     return Result(
-        environment=Environment(**stamp),
+        environment=Environment(**stamp, compiled=bool(cells)),
         model=model,
         data=Data(
             root=material.name,
@@ -132,8 +152,46 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
             frames=request.frames,
             settings={"route": "the profile's own" if route is None else route.said},
         ),
-        runs=rows(variants, measured, len(material.objects), quality),
+        runs=[_explain(run, made, device.type) for run in made] + not_compiled,
     )
+
+
+def _compiled(request: Request, stock: Any) -> tuple[list[Variant], list[Run]]:
+    """Return the compiled cells, or a row that says why there are none."""
+    if not request.compile:
+        return [], []
+    try:
+        return compiled_cells(stock), []
+    except InputError as error:
+        return [], [Run(name="compiled", frames=0, objects=0, why=str(error))]
+
+
+def _said_of_compiled(variant: Variant, device: str) -> str:
+    """Say what a compiled row is, and why it has no quality of its own."""
+    if variant.profile is not None:
+        what = "compiled: encoder and memory's self-attention; the decoder runs eager"
+    elif device == "cpu":
+        what = "compiled by sam2's vos_optimized, max-autotune over ATen's products alone"
+    else:
+        what = "compiled by sam2's vos_optimized"
+    return what + "; masks are the eager row's up to rounding"
+
+
+def _explain(run: Run, others: list[Run], device: str) -> Run:
+    """Say on a compiled row of ours that it is slower than the eager one, where it is."""
+    eager = next((o for o in others if f"{o.name} compiled" == run.name), None)
+    times = run.ms_per_frame, eager and eager.ms_per_frame
+    if eager is None or eager.name == STOCK or not times[0] or not times[1]:
+        return run
+    if times[0].median <= times[1].median:
+        return run
+    where = (
+        "products and attention are most of a frame on a CPU, and eager's are as packed and chosen; "
+        "compilation saves copies between them and adds a dispatch to each"
+        if device == "cpu"
+        else "few kernels are left to fuse"
+    )
+    return run.model_copy(update={"why": f"{run.why}; slower than eager: {where}"})
 
 
 def _variants(request: Request, profiles: tuple[Profile, ...]) -> list[Variant]:

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from probes.errors import InputError
 from probes.models import fingerprint
-from sparsity.acceleration.build import accelerate
+from sparsity.acceleration.build import shared_predictor
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.report import Report
 from sparsity.evaluation.environment import environment
@@ -165,7 +164,7 @@ class ClipWork:
     force: bool
 
     def __call__(self, name: str) -> dict[str, Any]:
-        predictor = _predictor(self.choice)
+        predictor = shared_predictor(self.choice)
         found = evaluate_clip(
             predictor,
             open_clip(self.root, name),
@@ -176,18 +175,12 @@ class ClipWork:
         return {run: quality.model_dump(mode="json") for run, quality in found.items()}
 
 
-@lru_cache(maxsize=1)
-def _predictor(choice: ModelChoice) -> EfficientSAM2VideoPredictor:
-    """Build the model once a process."""
-    return accelerate(choice.build(), DENSE)
-
-
 def evaluate(
     root: Path,
     choice: ModelChoice,
     out: Path,
     *,
-    profiles: Sequence[str | Path] = (),
+    profiles: Sequence[str | Path | Profile] = (),
     listed: Path | None = None,
     spread: Spread | None = None,
     force: bool = False,
@@ -203,7 +196,7 @@ def evaluate(
     out
         Result file. Clips that are done lie in ``NAME.clips`` beside it until all are.
     profiles
-        Built-in names or files, each evaluated beside the dense run.
+        Built-in names, files or profiles, each evaluated beside the dense run.
     listed
         File with the names of the clips to take.
     spread
@@ -218,7 +211,7 @@ def evaluate(
     """
     clips = [open_clip(root, name) for name in clip_names(root, listed)]
     wanted = _different([load_profile(p) for p in profiles])
-    predictor = _predictor(choice)
+    predictor = shared_predictor(choice)
     for profile in wanted:
         with predictor.use(profile, force=force):
             pass  # one that doesn't fit the model is refused before any work

@@ -9,13 +9,16 @@ import typer
 
 from sparsity.options import (
     Checkpoint,
+    ClipList,
     Config,
     Device,
     DType,
     Force,
     ImageSize,
+    Jobs,
     Model,
     ModelChoice,
+    Scheduler,
     Seed,
     Weights,
 )
@@ -26,9 +29,7 @@ def evaluate(
         Path, typer.Argument(help="data set in the layout of DAVIS, YouTube-VOS, MOSE or SA-V")
     ],
     out: Annotated[Path, typer.Option("--out", help="JSON file for the result")],
-    clips: Annotated[
-        Path | None, typer.Option("--clips", help="file with the clips to take, one a line")
-    ] = None,
+    clips: ClipList = None,
     profile: Annotated[
         list[str] | None,
         typer.Option("--profile", help="built-in name or JSON file, beside the dense run; repeat"),
@@ -41,10 +42,8 @@ def evaluate(
     image_size: ImageSize = None,
     device: Device = None,
     dtype: DType = "auto",
-    jobs: Annotated[int, typer.Option("--jobs", min=0, help="local worker processes")] = 0,
-    scheduler: Annotated[
-        str | None, typer.Option("--scheduler", help="address of your Dask scheduler, tcp://…")
-    ] = None,
+    jobs: Jobs = 0,
+    scheduler: Scheduler = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
     force: Force = False,
 ) -> None:

@@ -31,7 +31,7 @@ class Environment(_Strict):
     Attributes
     ----------
     compiled
-        Whether the models ran compiled.
+        Whether some rows ran compiled; their names say so.
     allocator
         Environment variables that change how memory is handed out.
     commit

@@ -134,8 +134,9 @@ def _line(run: Run, width: int, notes: list[str]) -> str:
         return f"{run.name:{width}}{'-':>9}  {said}"
     time, gain = run.ms_per_frame, run.ratio
     memory = "-" if run.peak_memory_mb is None else f"{run.peak_memory_mb:.0f}"
+    operations = "-" if run.flops is None else f"{run.flops / 1e9:.1f}"
     return (
         f"{run.name:{width}}{time.median:9.0f}{time.p90:8.0f}{time.p99:8.0f}{gain.median:8.2f}"
-        f"{f'{gain.low:.2f}..{gain.high:.2f}':>14}{(run.flops or 0) / 1e9:9.1f}{memory:>8}"
+        f"{f'{gain.low:.2f}..{gain.high:.2f}':>14}{operations:>9}{memory:>8}"
         f"{run.windows_kept or 0:9.0%}{run.keys_kept or 0:7.0%}  {said}"
     )

@@ -36,6 +36,15 @@ def test_series_are_put_together_and_ascend(folder: Path) -> None:
     assert found["objects"].x == (1.0, 4.0)
 
 
+def test_each_of_the_four_series_has_a_panel(folder: Path) -> None:
+    (folder / "keys.json").write_text(json.dumps({"rows": [row(keys=1.0), row()]}))
+    (folder / "size-512.json").write_text(json.dumps({"rows": [row(size=512)]}))
+    figure = draw_scaling(load_growth(folder), "caption")
+    titles = [figure.layout[f"xaxis{n}"].title.text.split(" /")[0] for n in ("", 2, 3, 4)]
+    assert titles == ["windows computed", "memory keys read", "objects", "side of the input"]
+    assert len(figure.data) == 16
+
+
 def test_operations_are_scaled_to_stocks_time(folder: Path) -> None:
     figure = draw_scaling(load_growth(folder), "caption")
     lines = {trace.name: trace for trace in figure.data[:4]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from sparsity.cli import run
@@ -67,6 +68,23 @@ def test_the_stamp_says_where_and_how(result: Result) -> None:
     stamp = result.environment
     assert stamp.threads >= 1 and stamp.dtype == "float32" and stamp.device == "cpu"
     assert stamp.cpu and stamp.torch and not stamp.compiled
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*:DeprecationWarning", "ignore:Torchinductor does not support:UserWarning"
+)
+def test_without_a_compiler_the_compiled_row_says_why(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
+    out = tmp_path / "result.json"
+    options = [*small, "--compile", "--rows", "stock", "--out", str(out)]
+    assert run(["bench", *options]) == 0
+    found = load_result(out)
+    assert [row.name for row in found.runs] == ["stock", "compiled"]
+    row = found.run("compiled")
+    assert row.ms_per_frame is None and "expected a C++ compiler" in str(row.why)
+    assert table(found).splitlines()[2].startswith("compiled") and not found.environment.compiled
 
 
 def test_the_table_has_a_line_a_row_and_each_reason_once(result: Result) -> None:
@@ -178,3 +196,32 @@ def test_a_profile_of_another_model_is_refused(
     options = [*small, "--profile", str(tmp_path / "p.json"), "--out", str(tmp_path / "out.json")]
     assert run(["bench", *options]) == 2
     assert "calibrated for the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        (
+            "image_encoder.neck.fpn_interp_model",
+            "bilinear",
+            "asks for the technique 'encoder', but",
+        ),
+        ("memory_attention.layer.cross_attention.num_heads", 2, "changes memory attention, but"),
+    ],
+)
+def test_a_technique_that_the_model_cannot_have_is_refused(
+    dividing_config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    setting: str,
+    value: Any,
+    words: str,
+) -> None:
+    other = OmegaConf.load(dividing_config)
+    OmegaConf.update(other.model, setting, value)
+    OmegaConf.save(other, tmp_path / "other.yaml")
+    options = ["--config", str(tmp_path / "other.yaml"), "--weights", "random", "--frames", "1"]
+    out = tmp_path / "out.json"
+    assert run(["bench", *options, "--profile", "exact", "--out", str(out)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in said and not out.exists()

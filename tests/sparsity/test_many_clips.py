@@ -1,0 +1,184 @@
+"""``segment`` and ``probe`` over many clips: the same wherever they are worked on, gone on with, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from probes.records import load_recording
+from sparsity.cli import run
+from sparsity.masks import read_mask, write_mask
+from tests.conftest import make_frames, make_mask
+
+CLIPS = ("one", "two", "three")
+
+
+def write_clip(root: Path, name: str, shift: int) -> None:
+    """Write three frames in DAVIS's layout."""
+    frames, masks = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
+    frames.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    for t, frame in enumerate(make_frames(3)):
+        Image.fromarray(np.roll(frame, shift, 1)).save(frames / f"{t:05d}.jpg")
+        mask = np.roll(make_mask(t), shift, 1)
+        write_mask(masks / f"{t:05d}.png", mask.astype(np.uint8), "")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("set")
+    for n, name in enumerate(CLIPS):
+        write_clip(root, name, 7 * n)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(dividing_config: Path) -> list[str]:
+    return ["--config", str(dividing_config), "--weights", "random", "--device", "cpu"]
+
+
+def masks(out: Path) -> dict[str, bytes]:
+    """All masks of a folder, by clip and frame."""
+    files = sorted(out.rglob("masks/*.png"))
+    return {str(f.relative_to(out)): read_mask(f).tobytes() for f in files}
+
+
+@pytest.fixture(scope="module")
+def segmented(root: Path, model: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("segmented") / "out"
+    assert run(["segment", str(root), *model, "--out", str(out)]) == 0
+    return out
+
+
+def test_every_clip_has_a_folder_and_goes_its_own_way(segmented: Path) -> None:
+    found = masks(segmented)
+    assert sorted({Path(name).parts[0] for name in found}) == sorted(CLIPS)
+    assert len(found) == 9
+    assert found["one/masks/00000.png"] != found["two/masks/00000.png"]
+    assert all((segmented / name / "report.json").is_file() for name in CLIPS)
+    assert not segmented.with_name("out.clips").exists()
+
+
+def test_workers_write_the_same_masks(
+    root: Path, model: list[str], segmented: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    assert run(["segment", str(root), *model, "--out", str(out), "--jobs", "2"]) == 0
+    assert capsys.readouterr().out == "3 clips done\n"
+    assert masks(out) == masks(segmented)
+
+
+def test_a_broken_clip_costs_itself_and_is_made_up_for(
+    root: Path, model: list[str], segmented: Path, tmp_path: Path, capsys: Any
+) -> None:
+    mine, out = tmp_path / "set", tmp_path / "out"
+    shutil.copytree(root, mine)
+    broken = mine / "Annotations" / "480p" / "two" / "00001.png"
+    write_mask(broken, np.ones((5, 5), np.uint8), "")
+    command = ["segment", str(mine), *model, "--out", str(out)]
+    assert run(command) == 2
+    assert "1 of 3 clips failed, first two (annotation" in capsys.readouterr().err
+    assert sorted(p.name for p in out.iterdir()) == ["one", "three"]
+    shutil.copy(root / "Annotations" / "480p" / "two" / "00001.png", broken)
+    assert run(command) == 0
+    assert capsys.readouterr().out == "3 clips done, 2 of them before\n"
+    assert masks(out) == masks(segmented)
+
+
+def test_a_folder_of_videos_with_a_folder_of_masks(
+    root: Path, model: list[str], segmented: Path, tmp_path: Path
+) -> None:
+    prompts, out = tmp_path / "prompts", tmp_path / "out"
+    prompts.mkdir()
+    for name in CLIPS:
+        shutil.copy(root / "Annotations" / "480p" / name / "00000.png", prompts / f"{name}.png")
+    videos = root / "JPEGImages" / "480p"
+    options = ["--prompt", str(prompts), "--out", str(out)]
+    assert run(["segment", str(videos), *model, *options]) == 0
+    assert masks(out) == masks(segmented)
+
+
+def test_workers_record_the_same_and_a_recording_is_extended(
+    root: Path, model: list[str], tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here.recording", tmp_path / "there.recording"
+    command = ["probe", str(root), *model, "--sites", "memory.*"]
+    assert run([*command, "--out", str(here)]) == 0
+    (tmp_path / "some.txt").write_text("two\n")
+    assert run([*command, "--out", str(there), "--clips", str(tmp_path / "some.txt")]) == 0
+    assert load_recording(there).names == ["two"]
+    assert run([*command, "--out", str(there), "--jobs", "2"]) == 0
+    shards = {info.name: info.sha256 for info in load_recording(here).header.clips}
+    assert {info.name: info.sha256 for info in load_recording(there).header.clips} == shards
+    assert sorted(shards) == sorted(CLIPS) and len(set(shards.values())) == 3
+    assert not there.with_name("there.recording.clips").exists()
+
+
+def test_another_prompt_for_a_recorded_clip_is_refused(
+    root: Path, model: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    mine = tmp_path / "set"
+    write_clip(mine, "one", 0)
+    command = ["probe", str(mine), *model, "--sites", "memory.*", "--out", str(tmp_path / "r")]
+    assert run(command) == 0
+    shutil.rmtree(mine)
+    write_clip(mine, "one", 9)
+    assert run(command) == 2
+    assert "with another prompt or length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["segment", "probe"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--jobs", "2", "--box", "20,18,84,78"], "--jobs and a prompt for one video given"),
+        (["--scheduler", "tcp://a:1", "--box", "20,18,84,78"], "--scheduler and a prompt for one"),
+        (["--jobs", "2", "--scheduler", "tcp://a:1"], "expected one of the two"),
+        ([], "of no known layout"),
+        (["--scheduler", "nonsense"], "scheduler nonsense does not answer"),
+    ],
+)
+def test_bad_input_is_one_line(
+    command: str,
+    options: list[str],
+    words: str,
+    root: Path,
+    model: list[str],
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sparsity.evaluation.jobs.SECONDS_TO_CONNECT", 1)
+    given = root if options else root / "JPEGImages"
+    out = tmp_path / "out"
+    assert run([command, str(given), *model, *options, "--out", str(out)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said and "\n" not in said
+    assert not out.exists()
+
+
+def test_objects_that_come_later_are_not_segmented(
+    root: Path, model: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    mine = tmp_path / "mose"
+    shutil.copytree(root / "JPEGImages" / "480p" / "one", mine / "JPEGImages" / "one")
+    (mine / "Annotations" / "one").mkdir(parents=True)
+    for t, frame in enumerate((1, 1, 2)):
+        ids = make_mask(t).astype(np.uint8)
+        ids[:9, :9] = frame
+        write_mask(mine / "Annotations" / "one" / f"{t:05d}.png", ids, "")
+    for t in (3, 4):
+        shutil.copy(
+            mine / "JPEGImages" / "one" / "00002.jpg", mine / "JPEGImages" / "one" / f"{t:05d}.jpg"
+        )
+        shutil.copy(
+            mine / "Annotations" / "one" / "00002.png",
+            mine / "Annotations" / "one" / f"{t:05d}.png",
+        )
+    assert run(["segment", str(mine), *model, "--out", str(tmp_path / "out")]) == 2
+    assert "clip one has objects that come later (on frame 2)" in capsys.readouterr().err
