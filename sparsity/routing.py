@@ -75,6 +75,7 @@ def object_cues(
     grid: WindowGrid,
     windows: Windows,
     router: Router | None = None,
+    logits: Tensor | None = None,
 ) -> ObjectCues:
     """Reduce one object's result to its cues.
 
@@ -92,6 +93,8 @@ def object_cues(
         Object-score logit.
     router
         Says which windows an object with a mask needs, instead of the mask grown by a margin.
+    logits
+        What the router may read of them, from `sparsity.window_cues.token_logits`.
     """
     source = candidates if windows.candidates == "all" else best[None]
     touched = windows_of_mask((source > 0).any(0), grid, windows.margin_px)
@@ -99,7 +102,7 @@ def object_cues(
     jump = 0.0 if before is None else float(mask_jump(before > 0, best > 0))
     if router is not None and bool(touched.any()):
         last = None if before is None else before > 0
-        cues = window_cues(candidates > 0, best > 0, last, saliency, float(score), jump, grid)
+        cues = window_cues(candidates > 0, best > 0, last, logits, float(score), jump, grid)
         touched = needed(cues, router)
     return ObjectCues(touched.cpu(), None if mass is None else mass.cpu(), float(score), jump)
 

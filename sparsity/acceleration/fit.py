@@ -9,6 +9,7 @@ from probes.models import fingerprint
 from sparsity.acceleration.encoder import why_not_exact
 from sparsity.acceleration.memory import why_not_sparse
 from sparsity.profile import Profile
+from sparsity.window_cues import CUES
 
 
 def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
@@ -37,6 +38,11 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
         raise InputError(
             f"{named} has {len(memory.keep)} values of memory.keep, the model has {layers} "
             f"memory-attention layers; give one value or {layers}"
+        )
+    if profile.router is not None and (unknown := set(profile.router.cues) - set(CUES)):
+        raise InputError(
+            f"{named} has a router that reads {min(unknown)!r}; expected cues among {', '.join(CUES[:3])}, …; "
+            "calibrate anew"
         )
     if profile.model is None or profile.model == (own := fingerprint(model)):
         return False

@@ -37,6 +37,7 @@ from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
 from sparsity.acceleration.windows import window_tokens
 from sparsity.profile import Memory, Profile, load_profile
 from sparsity.routing import Decision, object_cues
+from sparsity.window_cues import token_logits
 
 STOCK_PROFILE = load_profile("dense")
 
@@ -344,6 +345,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             window_grid(self),
             windows,
             router,
+            None if router is None else token_logits(tracked.candidates[b], tracked.best[b]),
         )
         return FrameExtras(cues, windows, added=added)
 
