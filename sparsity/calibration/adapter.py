@@ -79,7 +79,7 @@ def train_bottleneck(
             for number in range(update * training.batch, (update + 1) * training.batch):
                 frame = frames[_drawn(number, len(frames), training.seed)].to(predictor.device)
                 error = _error(predictor, frame, weights, training.seed + number)
-                (error / training.batch).backward()  # type: ignore[no-untyped-call]
+                (error / training.batch).backward()
                 loss += error.item() / training.batch
             optimiser.step()
             if (update + 1) % SAVE_EVERY == 0:
