@@ -1,17 +1,22 @@
-"""The five shortcuts on clips that they were not fitted on: error of stage 3, J&F against the dense run, cost.
+"""The five shortcuts on clips that they were not fitted on: errors of features, J&F, cost.
 
-    python benchmarks/shortcuts.py --videos DIR --prompts DIR [--clips list.txt] --out benchmarks/shortcuts.json
+    python benchmarks/shortcuts.py DAVIS-train --out benchmarks/shortcuts.json [--davis DAVIS-dev]
 
-Shortcuts are fitted on every other clip and judged on the rest, and the other way round.
+`DAVIS-train` holds JPEGImages/480p, Annotations/480p, train.txt (fitted on, with made clips) and calibrate.txt
+(judged on). All clips of `--davis` are judged on too, by J&F alone. What is done stays in `--work`; killed and started
+again, it goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-import tempfile
+import statistics
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,97 +26,212 @@ import torch
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from probes.models import fingerprint
-from sparsity.acceleration.shortcuts import load_shortcut
-from sparsity.calibration.capture import capture
+from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
+from sparsity.calibration.adapter import Training, train_bottleneck
 from sparsity.calibration.clips import ClipSource
-from sparsity.calibration.runs import run_clip, shared_predictor
+from sparsity.calibration.routed_frames import RoutedFrames, collect, frames_in
+from sparsity.calibration.runs import Runs, shared_predictor
 from sparsity.calibration.shortcuts import (
+    CLOSED,
     FITTED,
     KINDS,
-    against_identity,
-    collect,
-    fit_shortcut,
-    stage3_error,
+    fit_closed,
+    interval,
+    judge_shortcuts,
     write_shortcut,
 )
+from sparsity.evaluation.flops import counted_flops
+from sparsity.evaluation.jobs import Spread, map_clips
 from sparsity.options import ModelChoice
 from sparsity.profile import EXACT_TECHNIQUES, Profile, Shortcut, Windows
 from sparsity.runs import write_text
 
 WINDOWS = Windows()
+"""The paper's routing, without a guard: what is not computed goes through the shortcut on every routed frame."""
+
+FIT_FRAMES = 24
+"""Of each clip that is fitted on."""
+
+NOTE = (
+    "demo model: illustrates the method; evidence about SAM 2 itself needs an official checkpoint"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--videos", type=Path)
-    parser.add_argument("--prompts", type=Path)
-    parser.add_argument("--clips", type=Path)
-    parser.add_argument("--made", type=int, default=0)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("--davis", type=Path)
+    parser.add_argument("--made", type=int, default=10)
+    parser.add_argument("--fit-clips", type=int, help="take the first so many of train.txt")
+    parser.add_argument("--clips", type=int, help="take the first so many of calibrate.txt")
+    parser.add_argument("--updates", type=int, default=Training.updates)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("shortcuts.work"))
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    predictor = shared_predictor(ModelChoice(arguments.model))
-    source = ClipSource(arguments.videos, arguments.prompts)
-    only = arguments.clips.read_text(encoding="utf-8").split() if arguments.clips else None
-    clips = [source.open(name) for name in source.names(arguments.made, only)]
-    traces = [capture(predictor, clip) for clip in clips]
-    pairs = [collect(predictor, c, t, WINDOWS) for c, t in zip(clips, traces, strict=True)]
-    channels = pairs[0].entry.shape[1]
-    errors: list[dict[str, float]] = []
-    outcomes: list[dict[str, Any]] = []
-    seconds = dict.fromkeys(KINDS, 0.0)
-    with tempfile.TemporaryDirectory() as folder:
-        for half in (0, 1):
-            shortcuts = {kind: Shortcut(kind=kind) for kind in KINDS if kind not in FITTED}
-            for kind in FITTED:
-                path = Path(folder) / f"{kind}-{half}.safetensors"
-                start = time.perf_counter()
-                write_shortcut(fit_shortcut(kind, pairs[half::2]), path)
-                seconds[kind] += time.perf_counter() - start
-                shortcuts[kind] = Shortcut(kind=kind, file=str(path))
-            functions = {
-                kind: load_shortcut(s, channels, torch.device("cpu"))
-                for kind, s in shortcuts.items()
-            }
-            profiles = tuple(
-                Profile(
-                    name=kind,
-                    windows=WINDOWS,
-                    shortcut=shortcut,
-                    techniques=dict.fromkeys(EXACT_TECHNIQUES, True),
-                )
-                for kind, shortcut in shortcuts.items()
-            )
-            for clip, trace in zip(clips[1 - half :: 2], traces[1 - half :: 2], strict=True):
-                errors.append(stage3_error(predictor, clip, trace, WINDOWS, functions))
-                found = run_clip(predictor, clip, profiles)
-                outcomes.append({kind: found[kind] for kind in KINDS})
-    rows = []
-    for kind in KINDS:
-        mean, interval = against_identity(errors, kind)
-        rows.append(
-            {
-                "shortcut": kind,
-                "stage3_error": float(np.mean([e[kind] for e in errors])),
-                "against_identity": mean,
-                "interval_95": list(interval),
-                "loss": float(np.mean([o[kind].loss for o in outcomes])),
-                "agreement": float(np.mean([o[kind].agreement for o in outcomes])),
-                "macs_per_token": {"identity": 0, "mean": 0, "ridge": channels**2, "cached": 0}.get(
-                    kind, channels**2
-                ),
-                "seconds_to_fit": round(seconds[kind] / 2, 2),
-            }
+    given = parser.parse_args()
+    choice = ModelChoice(given.model, checkpoint=given.checkpoint, dtype="float32")
+    predictor = shared_predictor(choice)
+    model = fingerprint(predictor)
+    source = clips_of(given.train)
+    fitted, judged = (
+        (given.train / name).read_text(encoding="utf-8").split()[:count]
+        for name, count in (("train.txt", given.fit_clips), ("calibrate.txt", given.clips))
+    )
+    work = given.work / model.removeprefix("sha256:")[:12]
+    work.mkdir(parents=True, exist_ok=True)
+
+    def frames_of(names: Sequence[str], most: int | None) -> RoutedFrames:
+        paths = [work / f"{name}.safetensors" for name in names]
+        for name, path in zip(names, paths, strict=True):
+            if frames_in(path) is None:
+                collect(predictor, source.open(name), WINDOWS, path, most_frames=most)
+                print(f"{name}: {frames_in(path)} frames", flush=True)
+        return RoutedFrames(paths)
+
+    fit_on = frames_of(source.names(given.made, fitted), FIT_FRAMES)
+    files = {kind: work / f"{kind}.safetensors" for kind in FITTED}
+    seconds: dict[str, float] = {}
+    for kind in CLOSED:
+        start = time.perf_counter()
+        write_shortcut(fit_closed(kind, fit_on), files[kind])
+        seconds[kind] = round(time.perf_counter() - start, 2)
+    training = Training(updates=given.updates)
+    history = trained(predictor, fit_on, training, files["bottleneck"])
+    seconds["bottleneck"] = history["seconds"]
+    shortcuts = {
+        kind: Shortcut(
+            kind=kind,
+            file=str(files[kind]) if kind in files else None,
+            sha256=hashlib.sha256(files[kind].read_bytes()).hexdigest() if kind in files else None,
         )
-    found_all = {
-        "model": fingerprint(predictor),
-        "clips": [clip.name for clip in clips],
-        "note": "demo model: illustrates the method; evidence about SAM 2 itself needs an official checkpoint",
+        for kind in KINDS
+    }
+    channels = fit_on[0].entry.shape[1]
+    functions = {k: load_shortcut(s, channels, predictor.device) for k, s in shortcuts.items()}
+    errors = {
+        name: judge_shortcuts(predictor, frames_of([name], None), functions) for name in judged
+    }
+    errors = {name: found for name, found in errors.items() if found}
+    quality = run_all(source, judged, shortcuts, choice, work / "runs")
+    rows = {
+        kind: {
+            **about(kind, errors, quality),
+            **cost(functions[kind], fit_on),
+            "seconds_to_fit": seconds.get(kind, 0.0),
+        }
+        for kind in KINDS
+    }
+    if given.davis is not None:
+        dev = clips_of(given.davis)
+        found = run_all(dev, dev.names(), shortcuts, choice, work / "davis")
+        for kind in KINDS:
+            rows[kind]["davis"] = about_runs(kind, found)
+    report = {
+        "model": model,
+        "note": NOTE if given.model == "demo" else "",
+        "threads": torch.get_num_threads(),
+        "windows": WINDOWS.model_dump(),
+        "fitted_on": {"clips": [*fitted, f"{given.made} made clips"], "frames": len(fit_on)},
+        "judged_on": judged,
+        "training": {**history["settings"], "loss": history["loss"]},
+        "clips": errors,
         "rows": rows,
     }
-    write_text(arguments.out, json.dumps(found_all, indent=1))
-    for row in rows:
-        print(row)
+    write_text(given.out, json.dumps(report, indent=1))
+    for kind, row in rows.items():
+        print(kind, row)
+
+
+def clips_of(folder: Path) -> ClipSource:
+    """Clips of a folder in DAVIS' layout."""
+    return ClipSource(folder / "JPEGImages" / "480p", folder / "Annotations" / "480p")
+
+
+def trained(
+    predictor: EfficientSAM2VideoPredictor, frames: RoutedFrames, training: Training, path: Path
+) -> dict[str, Any]:
+    """Train, or take what was trained alike; seconds and the mean loss of every tenth part, noted beside the weights."""
+    notes = path.with_suffix(".json")
+    settings = {**asdict(training), "frames": len(frames)}
+    if path.exists() and notes.exists():
+        found: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
+        if found["settings"] == settings:
+            return found
+    begun = time.perf_counter()
+    losses = []
+    for loss in train_bottleneck(predictor, frames, training, path):
+        losses.append(loss)
+        print(f"update {len(losses)}: {loss:.5f}", flush=True)
+    found = {
+        "settings": settings,
+        "seconds": round(time.perf_counter() - begun, 2),
+        "loss": [round(float(x.mean()), 6) for x in np.array_split(losses, min(10, len(losses)))],
+    }
+    write_text(notes, json.dumps(found))
+    return found
+
+
+def run_all(
+    source: ClipSource,
+    names: Sequence[str],
+    shortcuts: Mapping[str, Shortcut],
+    choice: ModelChoice,
+    folder: Path,
+) -> dict[str, Any]:
+    """Track clips with every shortcut."""
+    techniques = dict.fromkeys(EXACT_TECHNIQUES, True)
+    texts = tuple(
+        Profile(name=kind, windows=WINDOWS, shortcut=shortcut, techniques=techniques).to_json()
+        for kind, shortcut in shortcuts.items()
+    )
+    summary = map_clips(
+        Runs(source, choice, texts), list(names), folder, {"profiles": list(texts)}, Spread()
+    )
+    summary.check()
+    return summary.results
+
+
+def about(kind: str, errors: Mapping[str, Any], quality: Mapping[str, Any]) -> dict[str, Any]:
+    """Feature errors of a shortcut, what they are less identity's, and what its runs lost."""
+    row: dict[str, Any] = {}
+    for name in ("stage3", "remembered"):
+        own, plain = (np.array([e[k][name] for e in errors.values()]) for k in (kind, "identity"))
+        row[f"{name}_error"] = mean_and_interval(own)
+        row[f"{name}_less_identity"] = mean_and_interval(own - plain)
+    return {**row, **about_runs(kind, quality)}
+
+
+def about_runs(kind: str, quality: Mapping[str, Any]) -> dict[str, Any]:
+    """J&F and loss against the dense run, over clips."""
+    return {
+        name: mean_and_interval(np.array([runs[kind][name] for runs in quality.values()]))
+        for name in ("j_and_f", "loss", "windows")
+    }
+
+
+def mean_and_interval(values: np.ndarray) -> list[float]:
+    """Mean over clips, and the ends of its interval."""
+    return [round(float(v), 4) for v in (values.mean(), *interval(values))]
+
+
+def cost(function: ShortcutFunction | None, frames: RoutedFrames) -> dict[str, float]:
+    """Multiplications and milliseconds of one frame."""
+    frame = frames[0]
+    through = function or (lambda x: x + frame.cached)
+    with torch.inference_mode():
+        with counted_flops() as counter:
+            through(frame.entry)
+        times = []
+        for _ in range(50):
+            start = time.perf_counter()
+            through(frame.entry)
+            times.append(time.perf_counter() - start)
+    return {
+        "macs": counter.get_total_flops() // 2,
+        "ms": round(1000 * statistics.median(times), 4),
+    }
 
 
 if __name__ == "__main__":

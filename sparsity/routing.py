@@ -83,9 +83,10 @@ def object_cues(
     grid: WindowGrid,
     windows: Windows,
     router: Router | None = None,
+    logits: Tensor | None = None,
 ) -> ObjectCues:
     """Reduce one object's result to its cues; see `cue_row` for what is asked for."""
-    row = cue_row(candidates, best, before, saliency, score, grid, windows, router)
+    row = cue_row(candidates, best, before, saliency, score, grid, windows, router, logits)
     return cues_on_host(row[None])[0]
 
 
@@ -98,6 +99,7 @@ def cue_row(
     grid: WindowGrid,
     windows: Windows,
     router: Router | None = None,
+    logits: Tensor | None = None,
 ) -> Tensor:
     """Reduce one object's result to its cues, on the device where it is.
 
@@ -115,6 +117,8 @@ def cue_row(
         Object-score logit.
     router
         Says which windows an object with a mask needs, instead of the mask grown by a margin.
+    logits
+        What the router may read of them, from `sparsity.window_cues.token_logits`.
 
     Returns
     -------
@@ -127,9 +131,7 @@ def cue_row(
     jump = best.new_zeros(()) if before is None else mask_jump(before > 0, best > 0)
     if router is not None and bool(touched.any()):
         last = None if before is None else before > 0
-        cues = window_cues(
-            candidates > 0, best > 0, last, saliency, float(score), float(jump), grid
-        )
+        cues = window_cues(candidates > 0, best > 0, last, logits, float(score), float(jump), grid)
         touched = needed(cues, router)
     if mass is None:
         mass = torch.full(touched.shape, torch.nan, device=best.device)

@@ -7,6 +7,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from probes.errors import InputError
 from probes.models import fingerprint
 from sparsity.profile import Profile
+from sparsity.window_cues import CUES
 
 
 def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
@@ -35,6 +36,11 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
         raise InputError(
             f"{named} has {len(memory.keep)} values of memory.keep, the model has {layers} "
             f"memory-attention layers; give one value or {layers}"
+        )
+    if profile.router is not None and (unknown := set(profile.router.cues) - set(CUES)):
+        raise InputError(
+            f"{named} has a router that reads {min(unknown)!r}; expected cues among {', '.join(CUES[:3])}, …; "
+            "calibrate anew"
         )
     if profile.model is None or profile.model == (own := fingerprint(model)):
         return False

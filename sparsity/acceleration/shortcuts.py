@@ -61,10 +61,15 @@ def load_shortcut(
     return lambda x: bottleneck(x, weights)
 
 
-def bottleneck(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """The paper's adapter, ``x + U relu(D LN(x))`` (method section, shortcut branch; LN eps 1e-6)."""
+def bottleneck(x: Tensor, weights: dict[str, Tensor], hidden: Tensor | None = None) -> Tensor:
+    """The paper's adapter, ``x + U relu(D LN(x))`` (method section, shortcut branch; LN eps 1e-6).
+
+    `hidden` ``[P, C / 2]`` multiplies the hidden units: dropout, in training.
+    """
     y = F.layer_norm(x, x.shape[-1:], weights["norm.weight"], weights["norm.bias"], 1e-6)
     y = F.linear(y, weights["down_project.weight"], weights["down_project.bias"]).relu_()
+    if hidden is not None:
+        y = y * hidden
     return x + F.linear(y, weights["up_project.weight"], weights["up_project.bias"])
 
 

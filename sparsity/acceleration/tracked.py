@@ -16,6 +16,7 @@ from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import KEY, FrameExtras
 from sparsity.profile import Memory
 from sparsity.routing import ObjectCues, cue_row, cues_on_host
+from sparsity.window_cues import token_logits
 
 if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -103,4 +104,5 @@ def _cue_row(
         window_grid(predictor),
         profile.windows,
         profile.router,
+        None if profile.router is None else token_logits(tracked.candidates[b], tracked.best[b]),
     )

@@ -27,6 +27,7 @@ from sparsity.calibration.clips import CalibrationClip
 from sparsity.calibration.traces import MemoryTrace, Trace, recall_curve
 from sparsity.profile import EXACT_TECHNIQUES, Profile, Windows
 from sparsity.select import WindowGrid, thumbnail
+from sparsity.window_cues import token_logits
 
 QUERIES = 1024
 """Query rows that memory statistics are taken from, a stratified sample."""
@@ -79,6 +80,7 @@ def _prompt(predictor: EfficientSAM2VideoPredictor, state: dict[str, Any]) -> di
         "saliency": torch.full((len(outs), side, side), torch.nan),
         "score": torch.tensor([float(out["object_score_logits"].max()) for out in outs]),
         "tracked": torch.zeros(len(outs), dtype=torch.bool),
+        "token_logits": torch.full((len(outs), 2, side, side), torch.nan),
     }
 
 
@@ -100,6 +102,7 @@ def _watched(
                 "saliency": tracked.saliency.cpu(),
                 "score": result[1][6][:, 0].float().cpu(),
                 "tracked": torch.ones(len(candidates), dtype=torch.bool),
+                "token_logits": token_logits(candidates, tracked.best).cpu(),
             }
             frame = predictor._seam.moment.frame
             assert frame is not None, "tracking steps happen on a frame"
@@ -185,6 +188,8 @@ def save_trace(trace: Trace, path: Path) -> None:
         "grid": [trace.grid.tokens, trace.grid.window],
         "frames": trace.frames,
     }
+    if trace.token_logits is not None:
+        tensors["token_logits"] = trace.token_logits.contiguous()
     if trace.memory is not None:
         about["ages"] = trace.memory.ages
         for key in _MEMORY:
@@ -207,6 +212,7 @@ def load_trace(path: Path) -> Trace | None:
         return Trace(
             about["name"], about["model"], WindowGrid(*about["grid"]), tuple(about["frames"]),
             **{key: tensors[key] for key in _TENSORS}, memory=memory,
+            token_logits=tensors.get("token_logits"),
         )  # fmt: skip
     except (OSError, SafetensorError, KeyError, ValueError):
         return None

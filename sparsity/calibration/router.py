@@ -15,9 +15,13 @@ from sklearn.preprocessing import StandardScaler
 from sparsity.calibration.replay import replay_windows
 from sparsity.calibration.traces import Trace
 from sparsity.profile import Guard, Router, Windows
-from sparsity.window_cues import CUES, window_cues
+from sparsity.select import smallest_set, window_mass
+from sparsity.window_cues import CUES, MASK_CUES, window_cues
 
 PAPER = Windows()
+
+INVERSE_PENALTY = 0.1
+"""Of the logistic regression, over rows of which every clip has as many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,40 +36,54 @@ class Examples:
         Whether the object is in the window on the next frame, bool ``[frames, objects, windows]``.
     tokens
         Object tokens that the next frame has in each window, ``[frames, windows]``.
+    seen
+        Whether the object has a mask; one without asks for nothing, bool ``[frames, objects]``.
+    otherwise
+        Windows that saliency chooses where no object asks for any, bool ``[frames, windows]``.
     """
 
     cues: NDArray[np.float64]
     need: NDArray[np.bool_]
     tokens: NDArray[np.float64]
-
-    @property
-    def rows(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Cues ``[n, cues]`` and whether the window was needed, ``[n]``."""
-        return self.cues.reshape(-1, len(CUES)), self.need.reshape(-1)
+    seen: NDArray[np.bool_]
+    otherwise: NDArray[np.bool_]
 
 
-def examples(trace: Trace) -> Examples:
+def names_of_cues(traces: Sequence[Trace]) -> tuple[str, ...]:
+    """Cues that all traces have: without logits, as in recordings, those of the masks."""
+    return CUES if all(trace.token_logits is not None for trace in traces) else MASK_CUES
+
+
+def examples(trace: Trace, names: Sequence[str] = CUES) -> Examples:
     """Cues and needs of a trace's frames."""
-    cues, need, tokens = [], [], []
+    columns = [CUES.index(name) for name in names]
+    masks = trace.cues(0.0, "best")
+    cues, times = [], []
     for t in range(1, len(trace.frames) - 1):
         if not bool(trace.tracked[t].all()):
             continue
         rows = []
         for i in range(trace.objects):
             before = trace.best[t - 1, i] if bool(trace.tracked[t - 1, i]) else None
-            cue = trace.cues(0.0, "best")[t][i]
+            logits = None if trace.token_logits is None else trace.token_logits[t, i]
+            cue = masks[t][i]
             assert cue is not None, "tracked frames have cues"
-            saliency = trace.saliency[t, i]
             rows.append(
                 window_cues(
-                    trace.candidates[t, i], trace.best[t, i], before,
-                    None if bool(saliency.isnan().any()) else saliency, cue.score, cue.jump, trace.grid,
-                )
+                    trace.candidates[t, i], trace.best[t, i], before, logits, cue.score, cue.jump, trace.grid
+                )[:, columns]
             )  # fmt: skip
         cues.append(torch.stack(rows).double().numpy())
-        need.append((trace.tokens_of_objects[t + 1] > 0).numpy())
-        tokens.append(trace.tokens[t + 1].double().numpy())
-    return Examples(np.stack(cues), np.stack(need), np.stack(tokens))
+        times.append(t)
+    salient = smallest_set(window_mass(trace.saliency[times], trace.grid), PAPER.saliency_mass)
+    after = [t + 1 for t in times]
+    return Examples(
+        np.stack(cues),
+        (trace.tokens_of_objects[after] > 0).numpy(),
+        trace.tokens[after].double().numpy(),
+        trace.best[times].flatten(2).any(-1).numpy(),
+        salient.any(1).numpy(),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,34 +92,41 @@ class Verdict:
 
     Attributes
     ----------
-    paper
-        Windows kept and tokens recalled by the paper's rule, shares.
+    paper, router, oracle
+        Windows kept and tokens recalled, clip by clip, ``[clips, 2]``: by the paper's rule; by the router with
+        the threshold of equal mean recall; by the fewest windows that recall as much, of whoever knew the next frame.
     curve
-        The router's, by threshold, ``[thresholds, 2]``.
-    kept
-        What the router keeps at the paper's recall.
+        The router's means by threshold, ``[thresholds, 2]``.
+    precision
+        Share of the windows asked for that are needed, and share of needed ones asked for, ``[thresholds, 2]``.
     reliability
         Predicted and observed share of needed windows, ``[bins, 2]``.
+    needed
+        Share of windows that the next frame needs: the least that recalls everything.
     """
 
-    paper: tuple[float, float]
+    paper: NDArray[np.float64]
+    router: NDArray[np.float64]
+    oracle: NDArray[np.float64]
     curve: NDArray[np.float64]
-    kept: float
+    precision: NDArray[np.float64]
     reliability: NDArray[np.float64]
+    needed: float
 
     @property
     def saved(self) -> float:
         """Share of the paper's windows that the router leaves out at equal recall; negative when it keeps more."""
-        return 1 - self.kept / self.paper[0]
+        return float(1 - self.router[:, 0].mean() / self.paper[:, 0].mean())
 
 
 def fit_router(traces: Sequence[Trace], recall: float) -> Router:
     """Fit a router and set its threshold so that `recall` of the object tokens are covered on the same clips."""
-    model, scaler = _fit([examples(trace) for trace in traces])
-    found = [examples(trace) for trace in traces]
+    names = names_of_cues(traces)
+    found = [examples(trace, names) for trace in traces]
+    model, scaler = _fit(found)
     threshold = _threshold([_probability(e, model, scaler) for e in found], found, recall)
     return Router(
-        cues=CUES,
+        cues=names,
         mean=tuple(scaler.mean_.tolist()),
         scale=tuple(scaler.scale_.tolist()),
         coefficients=tuple(model.coef_[0].tolist()),
@@ -112,78 +137,86 @@ def fit_router(traces: Sequence[Trace], recall: float) -> Router:
 
 def judge(traces: Sequence[Trace]) -> Verdict:
     """Fit on all clips but one and look at that one, for each in turn; compare at the recall of the paper's rule."""
-    found = [examples(trace) for trace in traces]
+    names = names_of_cues(traces)
+    found = [examples(trace, names) for trace in traces]
     probabilities = []
     for left_out in range(len(found)):
         model, scaler = _fit([e for i, e in enumerate(found) if i != left_out])
         probabilities.append(_probability(found[left_out], model, scaler))
-    kept, recall = _of_paper(traces)
-    thresholds = np.concatenate([[0.0], np.geomspace(1e-4, 0.9, 80)])
-    curve = np.array([_kept_and_recall(probabilities, found, t) for t in thresholds])
-    threshold = _threshold(probabilities, found, recall)
+    paper = np.array([_of_paper(trace) for trace in traces])
+    shares = [e.tokens / np.maximum(e.tokens.sum(1, keepdims=True), 1) for e in found]
+    recall = float(paper[:, 1].mean())
     every = np.concatenate([p.ravel() for p in probabilities])
     truth = np.concatenate([(e.tokens > 0).ravel() for e in found])
+    thresholds = np.concatenate([[0.0], np.geomspace(1e-4, 0.95, 80)])
+    asked = np.array([every >= t for t in thresholds])
+    hits = (asked & truth).sum(1)
     observed, predicted = calibration_curve(truth, every, n_bins=10, strategy="quantile")
     return Verdict(
-        (kept, recall),
-        curve,
-        _kept_and_recall(probabilities, found, threshold)[0],
+        paper,
+        _outcomes(probabilities, found, _threshold(probabilities, found, recall)),
+        _outcomes(shares, found, _threshold(shares, found, recall)),
+        np.array([_outcomes(probabilities, found, t).mean(0) for t in thresholds]),
+        np.stack([hits / np.maximum(asked.sum(1), 1), hits / max(truth.sum(), 1)], 1),
         np.stack([predicted, observed], 1),
+        float(np.mean([(e.tokens > 0).mean() for e in found])),
     )
 
 
 def _fit(found: Sequence[Examples]) -> tuple[LogisticRegression, StandardScaler]:
-    rows = [e.rows for e in found]
-    cues, need = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    scaler = StandardScaler().fit(cues)
+    """Fit to windows of objects that are seen; every clip weighs the same."""
+    cues = [e.cues[e.seen].reshape(-1, e.cues.shape[-1]) for e in found]
+    need = np.concatenate([e.need[e.seen].reshape(-1) for e in found])
+    rows = np.concatenate(cues)
+    weight = np.concatenate(
+        [np.full(len(c), len(rows) / len(found) / max(len(c), 1)) for c in cues]
+    )
+    scaler = StandardScaler().fit(rows)
     scaler.scale_ = np.where(scaler.scale_ > 0, scaler.scale_, 1.0)
-    model = LogisticRegression(C=1.0, max_iter=2000)
-    return model.fit(scaler.transform(cues), need), scaler
+    model = LogisticRegression(C=INVERSE_PENALTY, max_iter=2000)
+    return model.fit(scaler.transform(rows), need, sample_weight=weight), scaler
 
 
 def _probability(
     e: Examples, model: LogisticRegression, scaler: StandardScaler
 ) -> NDArray[np.float64]:
-    """Of each window, the largest over objects, ``[frames, windows]``."""
-    flat = model.predict_proba(scaler.transform(e.cues.reshape(-1, len(CUES))))[:, 1]
-    best: NDArray[np.float64] = flat.reshape(e.cues.shape[:3]).max(1)
+    """Of each window, the largest over objects that are seen, ``[frames, windows]``."""
+    flat = model.predict_proba(scaler.transform(e.cues.reshape(-1, e.cues.shape[-1])))[:, 1]
+    of_objects = flat.reshape(e.cues.shape[:3]) * e.seen[:, :, None]
+    best: NDArray[np.float64] = of_objects.max(1)
     return best
 
 
-def _kept_and_recall(
+def _outcomes(
     probabilities: Sequence[NDArray[np.float64]], found: Sequence[Examples], threshold: float
-) -> tuple[float, float]:
-    """Shares of windows kept and of object tokens covered, mean over frames, then clips."""
-    kept, recall = [], []
+) -> NDArray[np.float64]:
+    """Shares of windows kept and of object tokens covered by clip, means over frames, ``[clips, 2]``."""
+    rows = []
     for p, e in zip(probabilities, found, strict=True):
-        chosen = p >= threshold
+        chosen = (p >= threshold) & (p > 0)
+        chosen = np.where(chosen.any(1, keepdims=True), chosen, e.otherwise)
         total = e.tokens.sum(1)
         covered = (e.tokens * chosen).sum(1) / np.maximum(total, 1)
-        kept.append(chosen.mean())
-        recall.append(np.where(total > 0, covered, 1.0).mean())
-    return float(np.mean(kept)), float(np.mean(recall))
+        rows.append((chosen.mean(), np.where(total > 0, covered, 1.0).mean()))
+    return np.array(rows)
 
 
 def _threshold(
     probabilities: Sequence[NDArray[np.float64]], found: Sequence[Examples], recall: float
 ) -> float:
-    """The largest threshold that covers `recall`."""
+    """The largest threshold that covers `recall`, mean over clips."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        if _kept_and_recall(probabilities, found, middle)[1] >= recall:
+        if _outcomes(probabilities, found, middle)[:, 1].mean() >= recall:
             low = middle
         else:
             high = middle
     return low
 
 
-def _of_paper(traces: Sequence[Trace]) -> tuple[float, float]:
+def _of_paper(trace: Trace) -> tuple[float, float]:
     """The paper's rule on the same frames: from the second tracked one on."""
-    kept, recall = [], []
-    for trace in traces:
-        replay = replay_windows(trace, PAPER, Guard(kept_share=1.0))
-        routed = [t for t in range(1, len(trace.frames) - 1) if bool(trace.tracked[t].all())]
-        kept.append(replay.kept[routed].mean())
-        recall.append(replay.recall[routed].mean())
-    return float(np.mean(kept)), float(np.mean(recall))
+    replay = replay_windows(trace, PAPER, Guard(kept_share=1.0))
+    routed = [t for t in range(1, len(trace.frames) - 1) if bool(trace.tracked[t].all())]
+    return float(replay.kept[routed].mean()), float(replay.recall[routed].mean())

@@ -1,14 +1,12 @@
-"""Fit shortcuts: what a window that is not computed goes through instead of stage 3's blocks.
+"""Fit and judge shortcuts: what a window that is not computed goes through instead of stage 3's blocks.
 
-`mean` and `ridge` have closed forms; `bottleneck` is the paper's adapter, trained here on the same pairs of
-tokens (the paper trains it through memory attention on memory-conditioned features: method section 3). The
-rest of the model stays as it is.
+`mean` and `ridge` have closed forms and are fitted here to what the blocks change; the paper's `bottleneck` is
+trained through memory attention (`sparsity.calibration.adapter`). The rest of the model stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,136 +15,55 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsity.acceleration.encoder import Routing
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
-from sparsity.acceleration.shortcuts import ShortcutFunction, bottleneck
-from sparsity.calibration.clips import CalibrationClip
-from sparsity.calibration.replay import replay_windows
-from sparsity.calibration.traces import Trace
-from sparsity.profile import Guard, Windows
+from sparsity.acceleration.shortcuts import ShortcutFunction
+from sparsity.calibration.routed_frames import RoutedFrame, remembering, stage3_output
 
-FITTED = ("mean", "ridge", "bottleneck")
+CLOSED = ("mean", "ridge")
+FITTED = (*CLOSED, "bottleneck")
 KINDS = ("identity", *FITTED, "cached")
 
 RIDGE = 1e-2
 """Penalty of the ridge fit, as a share of the mean variance of a channel."""
 
-EVERY = 3
-"""Frames between those that pairs are taken from."""
-
-STEPS, BATCH, RATE = 600, 1024, 1e-3
-"""Training of the bottleneck."""
+RESAMPLES = 10_000
+"""Of the bootstrap."""
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Tokens before and behind stage 3's routed blocks, of windows that routing leaves out.
+def fit_closed(kind: str, frames: Iterable[RoutedFrame]) -> dict[str, Tensor]:
+    """Fit a shortcut with a closed form to what the blocks change on tokens that routing leaves out.
 
-    Attributes
-    ----------
-    entry, change
-        float32 ``[n, C]``: what enters, and what the blocks add to it.
-    """
+    Frames are read once and not kept.
 
-    entry: Tensor
-    change: Tensor
-
-
-def stage3_entry(predictor: EfficientSAM2VideoPredictor, image: Tensor) -> Tensor:
-    """Tokens as they enter stage 3's routed blocks, float32 ``[grid, grid, C]``."""
-    with torch.inference_mode():
-        entry, _ = predictor._encoder.early(image[None].to(predictor.device).float())
-    return entry
-
-
-def bypassed_windows(trace: Trace, windows: Windows) -> list[tuple[int, ...] | None]:
-    """Windows that are computed on each frame, as routing decides on the trace; None on dense frames."""
-    decisions = replay_windows(trace, windows, Guard(kept_share=1.0)).decisions
-    return [None, *(decision.windows for decision in decisions)]
-
-
-def collect(
-    predictor: EfficientSAM2VideoPredictor, clip: CalibrationClip, trace: Trace, windows: Windows
-) -> Pairs:
-    """Take pairs of tokens from every third frame of a clip."""
-    state = predictor.init_state(clip.video)
-    entries, changes = [], []
-    kept = bypassed_windows(trace, windows)
-    for t in range(2, len(trace.frames), EVERY):
-        chosen = kept[t]
-        if chosen is None:
-            continue
-        entry = stage3_entry(predictor, state["images"][trace.frames[t]])
-        with torch.inference_mode():
-            _, change = predictor._encoder.through_stage3(entry, Routing(keep_change=True))
-        assert change is not None, "it was asked for"
-        outside = ~_inside(trace, chosen)
-        entries.append(entry.reshape(-1, entry.shape[-1])[outside].clone())
-        changes.append(change[outside].clone())
-    return Pairs(torch.cat(entries), torch.cat(changes))
-
-
-def _inside(trace: Trace, windows: tuple[int, ...]) -> Tensor:
-    """Which tokens lie in windows, bool ``[tokens]``."""
-    place = torch.arange(trace.grid.tokens) // trace.grid.window
-    of_token = (place[:, None] * trace.grid.side + place[None]).reshape(-1)
-    return torch.isin(of_token, torch.tensor(windows))
-
-
-def fit_shortcut(kind: str, pairs: Sequence[Pairs], seed: int = 0) -> dict[str, Tensor]:
-    """Fit a shortcut's weights, named as `sparsity.acceleration.shortcuts` reads them.
+    Returns
+    -------
+    dict
+        Weights, named as `sparsity.acceleration.shortcuts` reads them.
 
     Raises
     ------
     ValueError
-        The kind has no weights.
+        The kind has no closed form.
     """
-    x, y = (torch.cat([getattr(p, name) for p in pairs]) for name in ("entry", "change"))
+    if kind not in CLOSED:
+        raise ValueError(
+            f"shortcut {kind!r} has no closed form; expected one of {', '.join(CLOSED)}"
+        )
+    count, sums, products = 0, torch.tensor(0.0), torch.tensor(0.0)
+    for frame in frames:
+        x = frame.entry[frame.outside].double()
+        y = (frame.dense - frame.entry)[frame.outside].double()
+        both = torch.cat([x, y], 1)
+        count, sums, products = count + len(x), sums + both.sum(0), products + x.T @ both
+    channels = len(products)
+    mean_x, mean_y = (sums / count).split(channels)
     if kind == "mean":
-        return {"mean": y.mean(0)}
-    if kind == "ridge":
-        return _ridge(x.double(), y.double())
-    if kind == "bottleneck":
-        return _bottleneck(x, y, seed)
-    raise ValueError(f"shortcut {kind!r} has no weights; expected one of {', '.join(FITTED)}")
-
-
-def _ridge(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The linear map with the least squared error and a penalty on its size; the bias goes unpunished."""
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    centred = x - mean_x
-    gram = centred.T @ centred
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    weight = torch.linalg.solve(gram, centred.T @ (y - mean_y)).T
+        return {"mean": mean_y.float()}
+    covariance = products / count - mean_x[:, None] * torch.cat([mean_x, mean_y])
+    gram, cross = covariance.split(channels, 1)
+    penalty = RIDGE * gram.diagonal().mean() * torch.eye(channels, dtype=gram.dtype)
+    weight = torch.linalg.solve(gram + penalty, cross).T  # the bias goes unpunished
     return {"weight": weight.float().contiguous(), "bias": (mean_y - weight @ mean_x).float()}
-
-
-def _bottleneck(x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
-    """The adapter from the paper's start (near identity), trained on the squared error of the change."""
-    channels = x.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    down = torch.randn(channels // 2, channels, generator=generator) * (2 / channels) ** 0.5
-    weights = {
-        "norm.weight": torch.ones(channels),
-        "norm.bias": torch.zeros(channels),
-        "down_project.weight": down,
-        "down_project.bias": torch.zeros(channels // 2),
-        "up_project.weight": torch.randn(channels, channels // 2, generator=generator) * 1e-3,
-        "up_project.bias": torch.zeros(channels),
-    }
-    for value in weights.values():
-        value.requires_grad_(True)
-    optimiser = torch.optim.AdamW(weights.values(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            rows = torch.randint(len(x), (BATCH,), generator=generator)
-            loss = (bottleneck(x[rows], weights) - x[rows] - y[rows]).square().mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    return {name: value.detach() for name, value in weights.items()}
 
 
 def write_shortcut(weights: dict[str, Tensor], path: Path) -> None:
@@ -156,56 +73,59 @@ def write_shortcut(weights: dict[str, Tensor], path: Path) -> None:
     part.replace(path)
 
 
-def stage3_error(
+def judge_shortcuts(
     predictor: EfficientSAM2VideoPredictor,
-    clip: CalibrationClip,
-    trace: Trace,
-    windows: Windows,
-    shortcuts: dict[str, ShortcutFunction | None],
-) -> dict[str, float]:
-    """Relative error of stage 3's output with each shortcut, mean over a clip's routed frames.
+    frames: Iterable[RoutedFrame],
+    shortcuts: Mapping[str, ShortcutFunction | None],
+) -> dict[str, dict[str, float]]:
+    """Errors of shortcuts against the dense encoder, mean over frames.
 
     Parameters
     ----------
     shortcuts
-        By name; None adds the change of the clip's last dense frame (``cached``).
+        By name; None adds the change of the last dense frame (``cached``).
 
     Returns
     -------
     dict
-        ``|routed - dense| / |dense|`` over all tokens, by name.
+        By name: ``stage3``, ``|found - dense| / |dense|`` of stage 3's output over tokens of windows that are not
+        computed, and ``remembered``, the same of memory-conditioned features over all tokens.
     """
-    state = predictor.init_state(clip.video)
-    kept = bypassed_windows(trace, windows)
-    cached: Tensor | None = None
-    errors: dict[str, list[float]] = {name: [] for name in shortcuts}
-    for t, chosen in enumerate(kept):
-        if chosen is not None and t % EVERY:
-            continue
-        entry = stage3_entry(predictor, state["images"][trace.frames[t]])
-        with torch.inference_mode():
-            dense, change = predictor._encoder.through_stage3(entry, Routing(keep_change=True))
-            if chosen is None:
-                cached = change
-                continue
-            for name, function in shortcuts.items():
-                through = function if function is not None else _added(cached)
-                routed, _ = predictor._encoder.through_stage3(entry, Routing(chosen, through))
-                errors[name].append(float((routed - dense).norm() / dense.norm()))
-    return {name: float(np.mean(values)) for name, values in errors.items() if values}
+    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in shortcuts}
+    for frame in (one.to(predictor.device) for one in frames):
+        with torch.inference_mode(), torch.autocast(predictor.device.type, enabled=False):
+            dense = stage3_output(predictor, frame.dense)
+            for name, shortcut in shortcuts.items():
+                function = shortcut or _added(frame.cached)
+                found = stage3_output(predictor, frame.through(function))
+                pair = (x.flatten(0, 2)[frame.outside] for x in (found, dense))
+                remembered = remembering(predictor, frame, found)
+                errors[name].append((_relative(*pair), _relative(remembered, frame.target)))
+    means = {name: np.mean(values, 0) for name, values in errors.items() if values}
+    return {name: {"stage3": float(m[0]), "remembered": float(m[1])} for name, m in means.items()}
 
 
-def _added(change: Tensor | None) -> Callable[[Tensor], Tensor]:
-    assert change is not None, "the first frame is dense"
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def _added(change: Tensor) -> ShortcutFunction:
     return lambda x: x + change
 
 
-def against_identity(
-    errors: Sequence[dict[str, float]], kind: str
-) -> tuple[float, tuple[float, float]]:
-    """Mean difference of a shortcut's error to identity's over clips, and its 95 % interval (Student's t)."""
+def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean over clips, by the bootstrap over clips.
+
+    Parameters
+    ----------
+    values
+        One a clip, ``[n]``.
+    """
     from scipy import stats
 
-    found: NDArray[np.float64] = np.array([e[kind] - e["identity"] for e in errors])
-    half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5
-    return float(found.mean()), (float(found.mean() - half), float(found.mean() + half))
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed)
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -97,6 +97,8 @@ class Trace:
         In units of full scale, ``[T, 3, s, s]``.
     memory
         Memory statistics, or None where they were not recorded.
+    token_logits
+        Mask logits as the router reads them, float32 ``[T, O, 2, n, n]``; None where they were not recorded.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Trace:
     tracked: Tensor
     thumbnails: Tensor
     memory: MemoryTrace | None
+    token_logits: Tensor | None = None
 
     @property
     def objects(self) -> int:
@@ -124,6 +127,8 @@ class Trace:
             found.update(part.contiguous().numpy().tobytes())
         if self.memory is not None:
             found.update(self.memory.curve.tobytes())
+        if self.token_logits is not None:
+            found.update(self.token_logits.numpy().tobytes())
         return found.hexdigest()
 
     @cached_property
@@ -169,5 +174,5 @@ class Trace:
         return object_cues(
             self.candidates[t, i].float(), self.best[t, i].float(), before,
             None if bool(saliency.isnan().any()) else saliency, float(self.score[t, i]), self.grid, windows,
-            router,
+            router, None if self.token_logits is None else self.token_logits[t, i],
         )  # fmt: skip

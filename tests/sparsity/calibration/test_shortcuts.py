@@ -1,73 +1,220 @@
-"""Shortcuts are fitted to what the blocks do: closed forms exactly, the adapter nearly; files are read back."""
+"""Shortcuts: closed forms are exact, the adapter learns through memory attention and survives a kill."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from probes.errors import InputError
+from sparsity import accelerate
 from sparsity.acceleration.shortcuts import load_shortcut
-from sparsity.calibration.shortcuts import (
-    FITTED,
-    Pairs,
+from sparsity.calibration.adapter import Training, initial_weights, train_bottleneck
+from sparsity.calibration.replay import replay_windows
+from sparsity.calibration.routed_frames import (
+    RoutedFrame,
+    RoutedFrames,
     collect,
-    fit_shortcut,
-    stage3_error,
+    frames_in,
+    remembering,
+    stage3_output,
+)
+from sparsity.calibration.shortcuts import (
+    KINDS,
+    fit_closed,
+    interval,
+    judge_shortcuts,
     write_shortcut,
 )
-from sparsity.profile import Shortcut, Windows
+from sparsity.profile import Guard, Shortcut, Windows
 from tests.sparsity.calibration.conftest import made
 
 CHANNELS = 16
+CPU = torch.device("cpu")
+BEST = Windows(margin_px=0.0, candidates="best")
+SHORT = Training(updates=7, batch=1, rate=1e-3)
+
+
+def changed_by(weight: torch.Tensor, bias: float, seed: int) -> RoutedFrame:
+    """Return a frame of which half the tokens are left out and changed by a linear map, the others by noise."""
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = torch.randn(2, 2000, CHANNELS, generator=generator)
+    outside = torch.arange(2000) % 2 == 0
+    dense = torch.where(outside[:, None], x + x @ weight.T + bias, noise)
+    none = torch.empty(0)
+    return RoutedFrame(x, dense, dense, outside, none, none, none, none, none, none)
 
 
 @pytest.fixture(scope="module")
-def linear() -> Pairs:
-    """Tokens that a linear map changes."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4000, CHANNELS, generator=generator)
-    weight = torch.randn(CHANNELS, CHANNELS, generator=generator) * 0.3
-    return Pairs(x, x @ weight.T + 0.5)
+def linear() -> list[RoutedFrame]:
+    """Two frames with the same map."""
+    weight = torch.randn(CHANNELS, CHANNELS, generator=torch.Generator().manual_seed(9)) * 0.3
+    return [changed_by(weight, 0.5, seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def frames(demo_predictor, tmp_path_factory) -> RoutedFrames:
+    """Routed frames of a made clip."""
+    path = tmp_path_factory.mktemp("frames") / "smooth.safetensors"
+    collect(demo_predictor, made("smooth"), BEST, path)
+    return RoutedFrames([path])
 
 
 def through(kind, weights, folder):
     """Write weights and read them as the predictor does."""
     path = folder / f"{kind}.safetensors"
     write_shortcut(weights, path)
-    return load_shortcut(Shortcut(kind=kind, file=str(path)), CHANNELS, torch.device("cpu"))
+    channels = len(next(iter(weights.values())))
+    return load_shortcut(Shortcut(kind=kind, file=str(path)), channels, CPU)
 
 
-@pytest.mark.parametrize(("kind", "left"), [("mean", 1.0), ("ridge", 0.02), ("bottleneck", 0.6)])
-def test_a_fitted_shortcut_explains_the_change(linear, tmp_path, kind, left):
-    function = through(kind, fit_shortcut(kind, [linear]), tmp_path)
-    error = (function(linear.entry) - linear.entry - linear.change).square().mean()
-    nothing = (linear.change - linear.change.mean(0)).square().mean()
-    assert error <= left * nothing * 1.001
-    assert error < linear.change.square().mean()
+@pytest.mark.parametrize(("kind", "left"), [("mean", 1.0), ("ridge", 0.02)])
+def test_a_closed_form_explains_what_is_left_out(linear, tmp_path, kind, left):
+    function = through(kind, fit_closed(kind, linear), tmp_path)
+    for frame in linear:
+        entry, dense = frame.entry[frame.outside], frame.dense[frame.outside]
+        error = (function(entry) - dense).square().mean()
+        nothing = (dense - entry - (dense - entry).mean(0)).square().mean()
+        assert error <= left * nothing * 1.01
+        assert error < (dense - entry).square().mean()
 
 
-def test_the_same_seed_trains_the_same_adapter(linear):
-    one, two, other = (fit_shortcut("bottleneck", [linear], seed) for seed in (0, 0, 1))
-    assert torch.equal(one["up_project.weight"], two["up_project.weight"])
-    assert not torch.equal(one["up_project.weight"], other["up_project.weight"])
+def test_a_kind_without_a_closed_form_is_refused(linear):
+    with pytest.raises(
+        ValueError, match="'cached' has no closed form; expected one of mean, ridge"
+    ):
+        fit_closed("cached", linear)
 
 
-def test_a_kind_without_weights_is_refused(linear):
-    with pytest.raises(ValueError, match="'cached' has no weights; expected one of mean, ridge"):
-        fit_shortcut("cached", [linear])
+def test_frames_are_those_that_the_router_routes(demo_predictor, traces, frames):
+    assert len(frames) >= 3 and len(frames[:2]) == 2
+    decisions = replay_windows(traces[0], BEST, Guard()).decisions
+    grid = traces[0].grid
+    for frame, t in zip(frames, range(3, len(decisions) + 1, 3), strict=True):
+        place = torch.arange(grid.tokens) // grid.window
+        window = (place[:, None] * grid.side + place[None]).flatten()
+        chosen = decisions[t - 1].windows
+        assert chosen is not None
+        assert set(window[~frame.outside].tolist()) == set(chosen)
+        assert torch.equal(frame.routed[frame.outside], frame.entry[frame.outside])
+        assert not torch.equal(frame.routed[~frame.outside], frame.entry[~frame.outside])
 
 
-def test_on_the_clip_it_was_fitted_to_a_ridge_errs_less_than_identity(
-    demo_predictor, traces, tmp_path
-):
-    clip, windows = made("smooth"), Windows(margin_px=0.0, candidates="best")
-    pairs = collect(demo_predictor, clip, traces[0], windows)
-    assert set(FITTED) == {"mean", "ridge", "bottleneck"} and len(pairs.entry) > 100
-    path = tmp_path / "ridge.safetensors"
-    write_shortcut(fit_shortcut("ridge", [pairs]), path)
-    ridge = load_shortcut(
-        Shortcut(kind="ridge", file=str(path)), pairs.entry.shape[1], torch.device("cpu")
+def test_the_teacher_is_what_the_dense_run_computed(demo_predictor, frames):
+    frame = frames[1]
+    with torch.inference_mode():
+        found, student = (
+            remembering(demo_predictor, frame, stage3_output(demo_predictor, merged))
+            for merged in (frame.dense, frame.routed)
+        )
+    torch.testing.assert_close(found, frame.target, rtol=1e-4, atol=1e-4)
+    assert (student - frame.target).norm() > 1e-2 * frame.target.norm()
+
+
+def test_half_a_file_holds_no_frames(frames, tmp_path):
+    path = tmp_path / "half.safetensors"
+    path.write_bytes(frames._places[0][0].read_bytes()[:1000])
+    assert frames_in(path) is None and len(RoutedFrames([path])) == 0
+    assert frames_in(frames._places[0][0]) == len(frames)
+
+
+def test_errors_are_nothing_for_the_truth_and_less_for_a_ridge(demo_predictor, frames, tmp_path):
+    ridge = through("ridge", fit_closed("ridge", frames), tmp_path)
+    shortcuts = {"identity": lambda x: x, "ridge": ridge, "cached": None}
+    found = judge_shortcuts(demo_predictor, frames, shortcuts)
+    assert 0 < found["ridge"]["stage3"] < found["identity"]["stage3"]
+    assert 0 < found["ridge"]["remembered"] < found["identity"]["remembered"]
+    oracle = judge_shortcuts(
+        demo_predictor, [replace(f, routed=f.dense) for f in frames[:1]],
+        {"truth": lambda x, dense=frames[0].dense: dense},
+    )  # fmt: skip
+    assert oracle["truth"]["stage3"] == 0 and oracle["truth"]["remembered"] < 1e-4
+    assert set(found) < set(KINDS)
+
+
+def test_training_lowers_the_error_and_touches_nothing_else(demo_predictor, frames, tmp_path):
+    before = {name: p.detach().clone() for name, p in demo_predictor.named_parameters()}
+    asked = [p.requires_grad for p in demo_predictor.parameters()]
+    path = tmp_path / "adapter.safetensors"
+    losses = list(train_bottleneck(demo_predictor, frames, Training(16, 1, 3e-3), path))
+    assert len(losses) == 16 and np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
+    assert all(torch.equal(before[name], p) for name, p in demo_predictor.named_parameters())
+    assert [p.requires_grad for p in demo_predictor.parameters()] == asked
+    assert list(tmp_path.iterdir()) == [path], "no saved state is left"
+    channels = frames[0].entry.shape[1]
+    adapter = load_shortcut(Shortcut(kind="bottleneck", file=str(path)), channels, CPU)
+    start = through("bottleneck", initial_weights(channels, 0), tmp_path)
+    found = judge_shortcuts(demo_predictor, frames, {"trained": adapter, "start": start})
+    assert found["trained"]["remembered"] < found["start"]["remembered"]
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from probes.models import build_predictor
+from sparsity import accelerate
+from sparsity.calibration.adapter import Training, train_bottleneck
+from sparsity.calibration.routed_frames import RoutedFrames
+predictor = accelerate(build_predictor("demo", device="cpu"), "exact")
+steps = train_bottleneck(predictor, RoutedFrames([Path(sys.argv[1])]), Training(7, 1, 1e-3), Path(sys.argv[2]))
+for update, _ in enumerate(steps):
+    if update == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(demo_predictor, frames, tmp_path):
+    whole, killed, other = (
+        tmp_path / f"{name}.safetensors" for name in ("whole", "killed", "other")
     )
-    errors = stage3_error(
-        demo_predictor, clip, traces[0], windows, {"identity": lambda x: x, "ridge": ridge}
-    )
-    assert 0 < errors["ridge"] < errors["identity"]
+    assert len(list(train_bottleneck(demo_predictor, frames, SHORT, whole))) == 7
+    command = [sys.executable, "-c", KILLED, str(frames._places[0][0]), str(killed)]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    assert not killed.exists()
+    state = tmp_path / f".{killed.name}.training"
+    state.with_name(f".{other.name}.training").write_bytes(state.read_bytes())
+    assert len(list(train_bottleneck(demo_predictor, frames, SHORT, killed))) == 2
+    assert killed.read_bytes() == whole.read_bytes()
+    steps = train_bottleneck(demo_predictor, frames, replace(SHORT, seed=1), other)
+    assert len(list(steps)) == 7, "a state of other settings is not taken over"
+    assert other.read_bytes() != whole.read_bytes()
+
+
+def test_other_models_train_too(dividing_predictor, tmp_path):
+    """A model with random weights, of another size than its rotary tables were made for."""
+    predictor = accelerate(dividing_predictor, "exact")
+    path = tmp_path / "frames.safetensors"
+    collect(predictor, made("smooth", frames=8), BEST, path)
+    frames = RoutedFrames([path])
+    assert len(frames)
+    losses = list(train_bottleneck(predictor, frames, Training(3, 1), tmp_path / "w.safetensors"))
+    assert len(losses) == 3 and all(np.isfinite(losses))
+
+
+def test_an_encoder_of_another_build_is_refused(dividing_predictor, tmp_path):
+    predictor = accelerate(dividing_predictor, "dense")
+    levels = predictor.image_encoder.neck.fpn_top_down_levels
+    predictor.image_encoder.neck.fpn_top_down_levels = [1, 2, 3]
+    try:
+        with pytest.raises(InputError, match="expected an encoder as SAM 2 has; use identity"):
+            collect(predictor, made("smooth", frames=4), BEST, tmp_path / "none.safetensors")
+    finally:
+        predictor.image_encoder.neck.fpn_top_down_levels = levels
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interval_holds_the_mean_and_widens_with_the_spread():
+    near, far = np.array([1.0, 1.1, 0.9, 1.05]), np.array([1.0, 3.0, -1.0, 1.05])
+    (low, high), (lower, higher) = interval(near), interval(far)
+    assert low < near.mean() < high and lower < far.mean() < higher
+    assert higher - lower > high - low
+    assert interval(np.array([2.0, 2.0])) == (2.0, 2.0)
