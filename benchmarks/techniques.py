@@ -1,4 +1,4 @@
-"""Quality of each technique beyond the paper: loss of J&F against dense tracking, with its interval.
+"""Quality of every row of the benchmark: loss of J&F against dense tracking, with its interval.
 
     python benchmarks/techniques.py DAVIS --clips calibrate.txt     write benchmarks/techniques.json
     python benchmarks/techniques.py DAVIS --clips dev.txt --out dev.json
@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sparsity.evaluation.bench import ladder
 from sparsity.evaluation.evaluate import evaluate, table
 from sparsity.evaluation.jobs import Spread
 from sparsity.evaluation.results import Run, load_result
 from sparsity.options import ModelChoice
-from sparsity.profile import BUILTIN
 from sparsity.runs import write_text
-from sparsity.techniques import further_profiles
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "techniques.md"
@@ -78,7 +77,7 @@ def main() -> None:
             options.root,
             ModelChoice("demo", dtype=options.dtype, device="cpu"),
             options.out,
-            profiles=[BUILTIN["paper"], *further_profiles()],
+            profiles=[row.profile for row in ladder() if row.profile is not None],
             listed=options.clips,
             spread=Spread(options.jobs),
         )

@@ -25,7 +25,7 @@ PROFILES = ("stock", "dense", "exact", "paper")
 
 @pytest.fixture(scope="module")
 def demo_predictor() -> Any:
-    return build_predictor("demo", device="cpu")
+    return build_predictor("demo", image_size=256, device="cpu")
 
 
 def track(

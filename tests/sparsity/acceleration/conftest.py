@@ -107,7 +107,7 @@ def long_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def demo_predictor() -> Any:
     """The trained demo model: 4 x 4 windows in stage 3, no padding; it tracks from any prompt."""
-    return build_predictor("demo", device="cpu")
+    return build_predictor("demo", image_size=256, device="cpu")
 
 
 @pytest.fixture(params=["padded", "dividing"])

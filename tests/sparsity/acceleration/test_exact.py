@@ -177,7 +177,7 @@ def test_public_operators_serve_where_the_private_one_is_missing(
 
 
 def test_new_weights_are_noticed(long_folder: str) -> None:
-    stock = build_predictor("demo", device="cpu")
+    stock = build_predictor("demo", image_size=256, device="cpu")
     fast = accelerate(stock, "exact")
     state = track(fast, long_folder, PROMPTS["mask"]).state
     before = step(fast, state, FULL)

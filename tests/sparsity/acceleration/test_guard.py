@@ -147,7 +147,7 @@ def test_an_observed_predictor_is_refused(demo_predictor: Any) -> None:
 
 
 def test_what_sam2_itself_cannot_do_is_said(long_folder: str) -> None:
-    stock = build_predictor("demo", device="cpu")
+    stock = build_predictor("demo", image_size=256, device="cpu")
     stock.clear_non_cond_mem_around_input = True
     fast = accelerate(stock, "paper")
     with pytest.raises(InputError, match="clear_non_cond_mem_around_input"):

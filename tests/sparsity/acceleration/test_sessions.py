@@ -226,7 +226,7 @@ def test_other_image_sizes(size: int) -> None:
 
 def test_a_model_without_pointers(long_folder: str) -> None:
     """Item 12."""
-    stock = build_predictor("demo", device="cpu")
+    stock = build_predictor("demo", image_size=256, device="cpu")
     stock.use_obj_ptrs_in_encoder = False
     with torch.autocast("cpu", torch.bfloat16):
         fast = accelerate(stock, "paper")
@@ -336,7 +336,7 @@ def test_dense_after_few_windows_are_worth_it(fast: Any, long_folder: str) -> No
 
 def test_frames_of_a_memory_stride(long_folder: str) -> None:
     """Any memory stride: every frame of the strided bank but the newest is pruned."""
-    stock = build_predictor("demo", device="cpu")
+    stock = build_predictor("demo", image_size=256, device="cpu")
     stock.memory_temporal_stride_for_eval = 2
     fast = accelerate(stock, "paper")
     result = track(fast, make_frames(16), PROMPTS["mask"])

@@ -110,7 +110,7 @@ def test_shortcuts_change_what_is_not_computed_and_nothing_else(
 
 def test_the_cached_change_is_nearer_where_nothing_moves() -> None:
     """On a still picture the last dense frame's change is this frame's, and only what lies between differs."""
-    stock = build_predictor("demo", device="cpu")
+    stock = build_predictor("demo", image_size=256, device="cpu")
     still = make_frames(1).repeat(6, axis=0)
     cached = Profile(
         name="cached",
@@ -133,7 +133,7 @@ def test_the_cached_change_is_nearer_where_nothing_moves() -> None:
 
 
 def test_the_first_routed_frame_waits_for_something_cached() -> None:
-    stock = build_predictor("demo", device="cpu")
+    stock = build_predictor("demo", image_size=256, device="cpu")
     with_cache = Profile(name="c", windows=Windows(), shortcut=Shortcut(kind="cached"))
     fast = accelerate(stock, "paper")
     state = track(fast, make_frames(6), PROMPTS["mask"]).state
