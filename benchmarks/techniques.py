@@ -22,7 +22,14 @@ from sparsity.runs import write_text
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "techniques.md"
-SPEED = ("large-bfloat16-default", "base-plus-bfloat16-default", "tiny-bfloat16-default")
+SPEED = {
+    "demo-float32-avx2": "demo, float32",
+    "tiny-float32-avx2": "Tiny, float32",
+    "large-float32-avx2": "Large, float32",
+    "large-bfloat16-default": "Large, bfloat16 (AMX)",
+    "base-plus-bfloat16-default": "Base+, bfloat16 (AMX)",
+}
+"""Results with a time for each row, and what they are called."""
 BEGIN, END = "<!-- table: benchmarks/techniques.py -->", "<!-- end of table -->"
 
 
@@ -39,14 +46,13 @@ def page_table(quality: Path) -> str:
     """Rows of the techniques: loss on the clips of a result, and speed where it was measured."""
     result = load_result(quality)
     measured = {}
-    for case in SPEED:
+    for case, head in SPEED.items():
         path = HERE / "speed" / f"{case}.json"
         if path.exists():
-            measured[case] = {run.name: run for run in load_result(path).runs}
-    heads = [case.split("-bfloat16")[0] for case in measured]
+            measured[head] = {run.name: run for run in load_result(path).runs}
     lines = [
-        "| on top of `paper` | loss, J&F points | keys read | " + " | ".join(heads) + " |",
-        "|---|---|---|" + "---|" * len(heads),
+        "| row | loss, J&F points | windows | keys read | " + " | ".join(measured) + " |",
+        "|---|---|---|---|" + "---|" * len(measured),
     ]
     for run in result.runs[1:]:
         cells = []
@@ -54,11 +60,14 @@ def page_table(quality: Path) -> str:
             ratio = None if run.name not in runs else runs[run.name].ratio
             cells.append("" if ratio is None else f"{ratio.median:.2f}x")
         lines.append(
-            f"| {run.name} | {losses(run)} | {run.keys_kept or 0:.0%} | " + " | ".join(cells) + " |"
+            f"| {run.name} | {losses(run)} | {run.windows_kept or 0:.0%} | {run.keys_kept or 0:.0%} | "
+            + " | ".join(cells)
+            + " |"
         )
     clips = len(result.data.clips)
     lines += ["", f"{result.model.name}, {clips} clips of {result.data.root}, "
-              f"{result.environment.dtype}; loss against dense with 95 % interval over clips."]  # fmt: skip
+              f"{result.environment.dtype}: loss against dense, with 95 % interval over clips. Rows with `+` are on top of "
+              "`paper`. Times are with random weights and fixed windows but for the demo model, and on CPUs."]  # fmt: skip
     return "\n".join(lines)
 
 

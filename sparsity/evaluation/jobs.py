@@ -261,12 +261,13 @@ def _client(spread: Spread) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     if spread.scheduler is None:
-        # no dashboard, no ceiling of memory: a worker is as large as its model
+        # dashboard on a free port, for another command may have the usual one; no ceiling of memory: a worker is
+        # as large as its model
         cluster = LocalCluster(
             n_workers=spread.jobs,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
             silence_logs="ERROR",
         )

@@ -162,7 +162,7 @@ from probes.models import build_predictor
 from sparsity import accelerate
 from sparsity.calibration.adapter import Training, train_bottleneck
 from sparsity.calibration.routed_frames import RoutedFrames
-predictor = accelerate(build_predictor("demo", image_size=256, device="cpu"), "exact")
+predictor = accelerate(build_predictor("demo", device="cpu"), "exact")
 steps = train_bottleneck(predictor, RoutedFrames([Path(sys.argv[1])]), Training(7, 1, 1e-3), Path(sys.argv[2]))
 for update, _ in enumerate(steps):
     if update == 5:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,16 @@ def scheduler() -> Iterator[str]:
         process.terminate()
         process.wait(20)
     started.stderr.close()
+
+
+def test_two_commands_share_a_machine(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):  # then another command has it indeed
+            other.bind(("0.0.0.0", 8787))  # the dashboard's usual port
+            other.listen()
+        summary = map_clips(Note(tmp_path), CLIPS[:2], tmp_path / "out", {}, Spread(1))
+    assert list(summary.results) == CLIPS[:2]
 
 
 def test_every_clip_once_in_order(tmp_path: Path) -> None:
