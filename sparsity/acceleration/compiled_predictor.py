@@ -54,7 +54,7 @@ def compiled_stock(predictor: SAM2VideoPredictor) -> SAM2VideoPredictorVOS:
 def without_autotuned_products() -> Iterator[None]:
     """Let ``max-autotune`` take ATen's products and convolutions, as long as the context lasts.
 
-    On a CPU it otherwise writes and compiles C++ candidates for every shape, which takes an hour for a model.
+    On a CPU it otherwise writes, compiles and times C++ candidates for every shape before the first frame is done.
     """
     import torch._inductor.config as inductor
 

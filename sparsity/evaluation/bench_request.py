@@ -152,7 +152,7 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
             frames=request.frames,
             settings={"route": "the profile's own" if route is None else route.said},
         ),
-        runs=[_explain(run, made, device.type) for run in made] + not_compiled,
+        runs=[_explain(run, made) for run in made] + not_compiled,
     )
 
 
@@ -177,7 +177,7 @@ def _said_of_compiled(variant: Variant, device: str) -> str:
     return what + "; masks are the eager row's up to rounding"
 
 
-def _explain(run: Run, others: list[Run], device: str) -> Run:
+def _explain(run: Run, others: list[Run]) -> Run:
     """Say on a compiled row of ours that it is slower than the eager one, where it is."""
     eager = next((o for o in others if f"{o.name} compiled" == run.name), None)
     times = run.ms_per_frame, eager and eager.ms_per_frame
@@ -185,13 +185,7 @@ def _explain(run: Run, others: list[Run], device: str) -> Run:
         return run
     if times[0].median <= times[1].median:
         return run
-    where = (
-        "products and attention are most of a frame on a CPU, and eager's are as packed and chosen; "
-        "compilation saves copies between them and adds a dispatch to each"
-        if device == "cpu"
-        else "few kernels are left to fuse"
-    )
-    return run.model_copy(update={"why": f"{run.why}; slower than eager: {where}"})
+    return run.model_copy(update={"why": f"{run.why}; slower than eager here"})
 
 
 def _variants(request: Request, profiles: tuple[Profile, ...]) -> list[Variant]:
