@@ -95,7 +95,7 @@ def main() -> None:
         text = PAGE.read_text(encoding="utf-8")
         before, after = text.split(BEGIN)[0], text.split(END)[1]
         filled = f"{BEGIN}\n{page_table(options.out)}\n{END}"
-        write_text(PAGE, before + filled + after)
+        write_text(PAGE, (before + filled + after).rstrip())
 
 
 if __name__ == "__main__":
