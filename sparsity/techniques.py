@@ -37,7 +37,7 @@ FURTHER: dict[str, Switch] = {
 """Switches by the name of their row."""
 
 TOGETHER = ("routed readers", "stage 4 reused", "last block reused", "early stages reused")
-"""Those that pay together; chosen on training clips, see docs/techniques.md."""
+"""Those tried together; provisional, see what they lose in docs/techniques.md."""
 
 REFRESH = 6
 """Every so many frames all windows of the recommended profile are computed, so that none grows old."""
