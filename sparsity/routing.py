@@ -74,22 +74,6 @@ class Decision:
         return self.reason in RESCUES
 
 
-def object_cues(
-    candidates: Tensor,
-    best: Tensor,
-    before: Tensor | None,
-    saliency: Tensor | None,
-    score: float | Tensor,
-    grid: WindowGrid,
-    windows: Windows,
-    router: Router | None = None,
-    logits: Tensor | None = None,
-) -> ObjectCues:
-    """Reduce one object's result to its cues; see `cue_row` for what is asked for."""
-    row = cue_row(candidates, best, before, saliency, score, grid, windows, router, logits)
-    return cues_on_host(row[None])[0]
-
-
 def cue_row(
     candidates: Tensor,
     best: Tensor,

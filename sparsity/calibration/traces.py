@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsity.profile import Router, Windows
-from sparsity.routing import ObjectCues, object_cues
+from sparsity.routing import ObjectCues, cue_row, cues_on_host
 from sparsity.select import LOW_RES_STRIDE, TOKEN_STRIDE, WindowGrid, scene_change, window_mass
 
 
@@ -171,8 +171,9 @@ class Trace:
     def _cue(self, t: int, i: int, windows: Windows, router: Router | None) -> ObjectCues:
         saliency = self.saliency[t, i]
         before = self.best[t - 1, i].float() if t and bool(self.tracked[t - 1, i]) else None
-        return object_cues(
+        row = cue_row(
             self.candidates[t, i].float(), self.best[t, i].float(), before,
             None if bool(saliency.isnan().any()) else saliency, float(self.score[t, i]), self.grid, windows,
             router, None if self.token_logits is None else self.token_logits[t, i],
         )  # fmt: skip
+        return cues_on_host(row[None])[0]
