@@ -1,11 +1,12 @@
-"""Measure time per frame of the real architectures against stock sam2, with random weights and fixed windows.
+"""Measure time per frame against stock sam2: the real architectures with random weights, and the demo model.
 
     python benchmarks/speed.py            measure every case that has no file yet
     python benchmarks/speed.py --list     name the cases
     python benchmarks/speed.py CASE …     measure these, anew
 
 Every case is a process of its own, because the allocator is chosen when a process starts; its result is
-``benchmarks/speed/CASE.json``. "no-mmap" keeps freed memory instead of returning it to the system
+``benchmarks/speed/CASE.json``. Random weights are routed by fixed windows, the demo model by its own masks, with
+the quality of ``benchmarks/techniques.json``. "no-mmap" keeps freed memory instead of returning it to the system
 (``MALLOC_MMAP_MAX_=0``), which alone makes stock sam2 faster on a CPU; both sides always run alike. Run
 it on an idle machine.
 """
@@ -37,13 +38,14 @@ class Case:
     """One process's work."""
 
     model: str
-    windows: str
+    windows: str | None
     dtype: str
     allocator: str
     frames: int
     rows: tuple[str, ...] = ()
     objects: int = 1
     compile: bool = False
+    quality: Path | None = None
 
     @property
     def name(self) -> str:
@@ -63,9 +65,10 @@ CASES = [
         for allocator in ALLOCATORS
         for model, windows in MODELS.items()
     ),
-    Case("sam2.1-large", "4/16", "float32", "default", 3, MAIN),
-    Case("sam2.1-base-plus", "6/25", "float32", "default", 3, MAIN),
-    Case("sam2.1-tiny", "6/25", "float32", "default", 5, MAIN),
+    Case("demo", None, "float32", "default", 20, quality=FOLDER.with_name("techniques.json")),
+    Case("sam2.1-tiny", "6/25", "float32", "default", 5),
+    Case("sam2.1-base-plus", "6/25", "float32", "default", 3),
+    Case("sam2.1-large", "4/16", "float32", "default", 3),
     Case("sam2.1-large", "4/16", "bfloat16", "default", 3, MAIN, objects=4),
     Case("sam2.1-tiny", "6/25", "float32", "default", 5, MAIN, compile=True),
     Case("sam2.1-large", "4/16", "float32", "default", 3, MAIN, compile=True),
@@ -74,13 +77,15 @@ CASES = [
 
 def measure(case: Case) -> None:
     """Measure a case in this process and write its file."""
-    choice = ModelChoice(case.model, weights="random", device="cpu", dtype=case.dtype)
+    weights = "random" if case.quality is None else None
+    choice = ModelChoice(case.model, weights=weights, device="cpu", dtype=case.dtype)
     request = Request(
         rows=case.rows,
         frames=case.frames,
         objects=case.objects,
         windows=case.windows,
         compile=case.compile,
+        quality=case.quality,
     )
     result = run_bench(request, choice)
     write_text(FOLDER / f"{case.name}.json", result.to_json())

@@ -23,9 +23,10 @@ from sparsity.runs import write_text
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "techniques.md"
 SPEED = {
-    "demo-float32-avx2": "demo, float32",
-    "tiny-float32-avx2": "Tiny, float32",
-    "large-float32-avx2": "Large, float32",
+    "demo-float32-default": "demo, float32",
+    "tiny-float32-default": "Tiny, float32 (AVX2)",
+    "base-plus-float32-default": "Base+, float32 (AVX2)",
+    "large-float32-default": "Large, float32 (AVX2)",
     "large-bfloat16-default": "Large, bfloat16 (AMX)",
     "base-plus-bfloat16-default": "Base+, bfloat16 (AMX)",
 }

@@ -107,7 +107,7 @@ class Shortcut(_Strict):
     """What a window that is not computed goes through instead of the blocks of stage 3.
 
     ``identity`` passes it unchanged, ``mean`` adds a constant, ``ridge`` a linear map, ``bottleneck`` the
-    paper's two-layer adapter, ``cached`` the change that the last dense frame's blocks made there.
+    paper's two-layer adapter, ``cached`` the change that the blocks made when the window was last computed.
     """
 
     kind: Literal["identity", "mean", "ridge", "bottleneck", "cached"] = "identity"

@@ -36,8 +36,8 @@ FURTHER: dict[str, Switch] = {
 }
 """Switches by the name of their row."""
 
-TOGETHER = ("routed readers", "stage 4 reused", "last block reused", "early stages reused")
-"""Those tried together; provisional, see what they lose in docs/techniques.md."""
+TOGETHER = ("cached shortcut", "stage 4 reused", "last block reused", "early stages reused")
+"""Those that pay together; docs/techniques.md says what they lose."""
 
 REFRESH = 6
 """Every so many frames all windows of the recommended profile are computed, so that none grows old."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from probes.video import STD
+from sparsity.acceleration.reuse import CHANGE
 from sparsity.acceleration.session import KEY, Session
 from sparsity.profile import REUSING_TECHNIQUES
 from sparsity.routing import Decision, FrameCues, ObjectCues, decide
@@ -32,13 +33,14 @@ def decide_frame(
 
 
 def _all_cached(predictor: EfficientSAM2VideoPredictor, session: Session, frame: int) -> bool:
-    if predictor.profile.shortcut.kind == "cached" and session.change is None:
-        return False
-    reused = predictor.profile.calibrated_techniques & set(REUSING_TECHNIQUES)
-    if not reused:
+    profile = predictor.profile
+    needed = profile.calibrated_techniques & set(REUSING_TECHNIQUES)
+    if profile.shortcut.kind == "cached":
+        needed |= {CHANGE}
+    if not needed:
         return True
     return session.last is not None and session.last.serve(
-        reused, frame, predictor._encoder.version
+        needed, frame, predictor._encoder.version
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from sparsity.acceleration.encoder import Routing
-from sparsity.acceleration.reuse import LastComputed
+from sparsity.acceleration.reuse import CHANGE, LastComputed
 from sparsity.acceleration.session import FeatureKind, Session
 
 if TYPE_CHECKING:
@@ -25,27 +25,27 @@ def prepare_features(
     if frame in cache and not session.features.serves(wanted):
         state["cached_features"] = cache = {}
     if frame not in cache:
-        cached = profile.windows is not None and profile.shortcut.kind == "cached"
-        keep = cached and windows is None
+        keep = profile.windows is not None and profile.shortcut.kind == "cached"
         if windows is not None or wanted.exact or keep:
             image = state["images"][frame].to(state["device"]).float().unsqueeze(0)
-            shortcut = predictor._shortcut
-            if shortcut is None and session.change is not None:
-                shortcut = _add(session.change)
             encoder, techniques = predictor._encoder, profile.calibrated_techniques
-            if windows is None:
-                session.last = LastComputed(encoder.version, frame)
-            routing = Routing(windows, shortcut, keep, techniques, session.last)
+            last = session.last
+            if windows is None or last is None:
+                last = session.last = LastComputed(encoder.version, frame)
+            shortcut = predictor._shortcut
+            if shortcut is None and CHANGE in last.parts:
+                shortcut = _add(*last.parts[CHANGE])
+            routing = Routing(windows, shortcut, keep, techniques, last)
             features, change = encoder(image, routing, exact=wanted.exact)
             state["cached_features"] = {frame: (image, features)}
-            session.change = session.change if change is None else change
-            if session.last is not None:
-                session.last.frame = frame
+            if change is not None:
+                last.parts[CHANGE] = (change,)
+            last.frame = frame
         session.features = wanted
     if windows is None:
         session.last_dense = frame
 
 
 def _add(change: Tensor) -> Any:
-    """The cached shortcut: what the last dense frame's blocks changed, added again."""
+    """The cached shortcut: what the blocks changed when each window was last computed, added again."""
     return lambda x: x + change

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+CHANGE = "change"
+"""Part of the cached shortcut: what stage 3's blocks changed, ``[tokens, C]`` float32."""
+
 
 @dataclass
 class LastComputed:
@@ -18,17 +21,17 @@ class LastComputed:
     frame
         Index of the frame that was encoded last.
     parts
-        By the technique that keeps them; rows of the tensors belong to windows.
+        By the technique that keeps them, and `CHANGE`; rows of the tensors belong to windows.
     """
 
     version: int
     frame: int
     parts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def serve(self, techniques: frozenset[str], frame: int, version: int) -> bool:
-        """Whether a frame can be encoded with these in place of what the techniques leave out."""
+    def serve(self, parts: frozenset[str], frame: int, version: int) -> bool:
+        """Whether a frame can be encoded with these in place of what is left out."""
         near = abs(frame - self.frame) <= 1
-        return near and version == self.version and techniques <= set(self.parts)
+        return near and version == self.version and parts <= set(self.parts)
 
     def complete(self, part: str, places: Tensor | None, *fresh: Tensor) -> tuple[Tensor, ...]:
         """Put fresh rows among those that were computed before.

@@ -131,10 +131,8 @@ class Session:
         Of the adjacent and the current frame, while the guard watches for scene cuts.
     last_dense
         The last frame that was encoded densely.
-    change
-        What stage 3's blocks changed on it, ``[tokens, C]``, for the cached shortcut.
     last
-        What every window gave when it was last computed, for techniques that reuse it.
+        What every window gave when it was last computed, for the cached shortcut and techniques that reuse it.
     current
         Report of the frame that is being tracked.
     """
@@ -148,7 +146,6 @@ class Session:
     ahead: dict[int, tuple[int, bool, tuple[dict[str, Any], Tensor]]] = field(default_factory=dict)
     thumbnails: dict[int, Tensor] = field(default_factory=dict)
     last_dense: int | None = None
-    change: Tensor | None = None
     last: LastComputed | None = None
     current: FrameReport | None = None
 

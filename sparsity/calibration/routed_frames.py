@@ -24,6 +24,7 @@ from sparsity.acceleration.decisions import decide_frame
 from sparsity.acceleration.encoder import Routing, window_grid
 from sparsity.acceleration.fit import why_not_exact
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.acceleration.reuse import CHANGE
 from sparsity.acceleration.shortcuts import ShortcutFunction
 from sparsity.acceleration.windows import window_tokens
 from sparsity.calibration.clips import CalibrationClip
@@ -47,7 +48,8 @@ class RoutedFrame:
     outside
         Tokens of windows that are not computed, bool ``[N]``.
     cached
-        What the blocks changed on the last frame that the router has dense, ``[N, C]``.
+        What the blocks changed when the router last had each window computed, ``[N, C]``; on computed frames the
+        dense encoder's.
     target
         Memory-conditioned features of the dense encoder, ``[N, D]``.
     place
@@ -166,7 +168,7 @@ def _watched(
     """Let every frame be dense, note what the router would have computed, and keep the frames it routes."""
     session = predictor._session(state)
     decided: dict[int, tuple[int, ...] | None] = {}
-    cached: list[Tensor] = []
+    cached: dict[int, Tensor] = {}
 
     def dense(frame: int) -> None:
         session.chooser = None
@@ -175,13 +177,17 @@ def _watched(
 
     def keep(module: Any, args: Any, given: dict[str, Any], out: Tensor) -> None:
         moment = predictor._seam.moment
-        frame, change = moment.frame, session.change
-        if frame is None or frame not in decided or change is None:
+        frame, last = moment.frame, session.last
+        if frame is None or frame not in decided or last is None:
             return
-        windows = decided[frame]
+        windows, (change,) = decided[frame], last.parts[CHANGE]
         if windows is None:
-            cached[:] = [change]
+            cached[frame] = change
             return
+        grid, before = window_grid(predictor), cached[frame - 1]
+        inside = window_tokens(grid.tokens, grid.window, windows, change.device).tokens
+        cached[frame] = before.index_copy(0, inside, change[inside])
+        cached.pop(frame - 2, None)
         turn = state["obj_ids"][(frame // EVERY) % len(state["obj_ids"])]
         if frame % EVERY or moment.objects != (turn,):
             return
@@ -189,15 +195,13 @@ def _watched(
         entry, _ = encoder.early(state["images"][frame][None].to(predictor.device).float())
         _, routed = encoder.through_stage3(entry, Routing(windows, keep_change=True))
         assert routed is not None, "it was asked for"
-        grid = window_grid(predictor)
-        inside = window_tokens(grid.tokens, grid.window, windows, entry.device).tokens
         flat = entry.flatten(0, 1)
         outside = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
         outside[inside] = False
         rows = {key: given[key][:, 0].float() for key in ("memory", "memory_pos")}
         found.append(
             RoutedFrame(
-                flat.clone(), flat + change, flat + routed, outside, cached[0].clone(), out[:, 0].float().clone(),
+                flat.clone(), flat + change, flat + routed, outside, before, out[:, 0].float().clone(),
                 given["curr_pos"][-1][:, 0].float().clone(), rows["memory"].clone(), rows["memory_pos"].clone(),
                 torch.tensor(given["num_obj_ptr_tokens"]),
             )

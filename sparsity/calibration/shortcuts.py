@@ -83,7 +83,7 @@ def judge_shortcuts(
     Parameters
     ----------
     shortcuts
-        By name; None adds the change of the last dense frame (``cached``).
+        By name; None adds the change that was made last (``cached``).
 
     Returns
     -------

@@ -109,7 +109,7 @@ def test_shortcuts_change_what_is_not_computed_and_nothing_else(
 
 
 def test_the_cached_change_is_nearer_where_nothing_moves() -> None:
-    """On a still picture the last dense frame's change is this frame's, and only what lies between differs."""
+    """On a still picture the last change is this frame's, and only what lies between differs."""
     stock = build_predictor("demo", image_size=256, device="cpu")
     still = make_frames(1).repeat(6, axis=0)
     cached = Profile(
@@ -130,6 +130,27 @@ def test_the_cached_change_is_nearer_where_nothing_moves() -> None:
             levels, state["cached_features"][5][1]["backbone_fpn"][-1]
         )
     assert 0 < errors["cached"] < 0.5 * errors["identity"]
+
+
+def test_the_cached_change_is_as_young_as_the_window(demo_predictor: Any) -> None:
+    """The picture changes on frame 3; a window that was computed then is nearer to dense on frame 4 for it."""
+    frames = make_frames(1).repeat(5, axis=0)
+    frames[3:] = frames[3:, ::-1, ::-1]
+    kind = Shortcut(kind="cached")
+    profile = Profile(name="c", windows=Windows(), shortcut=kind, techniques={"encoder": True})
+    some, others = (0, 1, 2, 3), (12, 13, 14, 15)
+    found = {}
+    for given in (some, others, None):
+        fast = accelerate(demo_predictor, profile)
+        state = fast.init_state(frames)
+        PROMPTS["mask"][0].give(fast, state)
+        routes = {3: given, 4: others if given else None}
+        fast.choose_windows(state, routes.get)
+        for _ in fast.propagate_in_video(state):
+            pass
+        levels = state["cached_features"][4][1]["backbone_fpn"][-1]
+        found[given] = levels[..., : levels.shape[-2] // 4, :]
+    assert off_by(found[some], found[None]) < off_by(found[others], found[None])
 
 
 def test_the_first_routed_frame_waits_for_something_cached() -> None:

@@ -143,10 +143,11 @@ def test_reused_windows_are_as_old_as_their_last_computation(demo: Any) -> None:
     assert same == [[True, False, True], [True, True, True]]
 
 
-def test_what_is_reused_must_be_of_the_adjacent_frame(demo: Any) -> None:
+@pytest.mark.parametrize("name", ["+ stage 4 reused", "+ cached shortcut"])
+def test_what_is_reused_must_be_of_the_adjacent_frame(demo: Any, name: str) -> None:
     fast = accelerate(demo, "paper")
     state = track(fast, make_frames(6), PROMPTS["mask"]).state
-    with fast.use(technique("+ stage 4 reused")):
+    with fast.use(technique(name)):
         fast.choose_windows(state, lambda frame: SOME)
         reasons = []
         for frame in (5, 4, 2):
