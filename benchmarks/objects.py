@@ -19,10 +19,9 @@ from sparsity.evaluation.results import Result
 from sparsity.evaluation.rows import table
 from sparsity.options import ModelChoice
 from sparsity.runs import write_text
-from sparsity.techniques import RECOMMENDED
 
 FOLDER = Path(__file__).with_name("objects")
-ROWS = ("stock", "exact", "paper", RECOMMENDED)
+ROWS = ("stock", "exact", "paper", "recommended")
 
 
 def per_further_object(one: Result, several: Result) -> dict[str, float]:

@@ -170,7 +170,7 @@ def profile_list() -> None:
         loaded = load_profile(name)
         promise = loaded.promise.text() if loaded.promise else "promises nothing"
         print(
-            f"{name:6} for {'any model' if loaded.model is None else loaded.model[:19] + '…'}: {promise}"
+            f"{name:11} for {'any model' if loaded.model is None else loaded.model[:19] + '…'}: {promise}"
         )
 
 

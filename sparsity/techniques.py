@@ -1,4 +1,4 @@
-"""Techniques beyond the paper that change results: each is a switch of the profile, off in every built-in one.
+"""Techniques beyond the paper that change results, each a switch of the profile.
 
 `FURTHER` is the table that the benchmark, the quality of `benchmarks/techniques.py`, the page of the docs and
 the tests run over.
@@ -7,7 +7,7 @@ the tests run over.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 from sparsity.profile import BUILTIN, Profile, Shortcut
@@ -36,20 +36,10 @@ FURTHER: dict[str, Switch] = {
 }
 """Switches by the name of their row."""
 
-TOGETHER = ("cached shortcut", "stage 4 reused", "last block reused", "early stages reused")
-"""Those that pay together; docs/techniques.md says what they lose."""
-
-REFRESH = 6
-"""Every so many frames all windows of the recommended profile are computed, so that none grows old."""
-
-RECOMMENDED = "recommended"
-
 
 def further_profiles(base: Profile = BUILTIN["paper"]) -> list[Profile]:
-    """Make a profile of each technique on top of `base`, and one of those that pay together."""
+    """Make a profile of each technique on top of `base`; behind them stands the built-in ``recommended``."""
     alone = [
         switch(base).model_copy(update={"name": f"+ {name}"}) for name, switch in FURTHER.items()
     ]
-    together = reduce(lambda profile, name: FURTHER[name](profile), TOGETHER, base)
-    guard = base.guard.model_copy(update={"refresh_every": REFRESH})
-    return [*alone, together.model_copy(update={"name": RECOMMENDED, "guard": guard})]
+    return [*alone, BUILTIN["recommended"]]

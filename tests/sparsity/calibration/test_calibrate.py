@@ -91,7 +91,8 @@ def test_a_profile_is_shown_and_checked_with_its_promise(calibrated, capsys):
     assert "promises nothing" in capsys.readouterr().out
     assert run(["profile", "list"]) == 0
     said = capsys.readouterr().out
-    assert [line.split()[0] for line in said.splitlines()] == ["dense", "exact", "paper", "demo"]
+    names = ["dense", "exact", "paper", "recommended", "demo"]
+    assert [line.split()[0] for line in said.splitlines()] == names
 
 
 def test_a_hand_edited_profile_is_refused(calibrated, tmp_path, capsys):
