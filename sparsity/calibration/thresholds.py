@@ -127,18 +127,25 @@ def scene_cut_for(traces: Sequence[Trace]) -> float | None:
 def mask_jump_for(traces: Sequence[Trace], windows: Windows, recall: float) -> float | None:
     """Return the mask change above which the guard acts: the larger of what catches misses and what spares the rest.
 
-    None where every frame is covered.
+    Both are quantiles of a clip's frames, and the median over clips: masks of a clip that moves by more than the object
+    change wholly from frame to frame, covered or not, and pooled they would set a threshold that nothing exceeds. In such
+    a clip the rule acts often. None where every frame is covered.
     """
     missed: list[float] = []
     calm: list[float] = []
     for trace in traces:
         cues = trace.cues(windows.margin_px, windows.candidates)
         not_covered = set(_missed(trace, windows, recall))
-        for t in range(len(trace.frames) - 1):
-            jumps = [cue.jump for cue in cues[t] if cue is not None]
-            if jumps:
-                (missed if t in not_covered else calm).append(max(jumps))
+        jumps = {
+            t: max(cue.jump for cue in known)
+            for t, found in enumerate(cues[:-1])
+            if (known := [cue for cue in found if cue is not None])
+        }
+        for found, share, there in ((missed, 1 - TRIGGER, True), (calm, CALM, False)):
+            of_clip = [jump for t, jump in jumps.items() if (t in not_covered) is there]
+            if of_clip:
+                found.append(float(np.quantile(of_clip, share)))
     if not missed or not calm:
         return None
-    jump = max(float(np.quantile(missed, 1 - TRIGGER)), float(np.quantile(calm, CALM)))
+    jump = max(float(np.median(missed)), float(np.median(calm)))
     return round(min(max(jump, 0.01), 1.0), 3)
