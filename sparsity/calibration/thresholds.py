@@ -6,7 +6,8 @@
 | saliency mass | the same inside the windows that decoder saliency alone would choose |
 | score under which saliency is added | scores of frames whose next frame was not covered |
 | kept share of memory tokens of each layer, of a given mean | mass recall at the oldest age |
-| mask jump, scene cut of the guard | those changes on frames that were not covered, against the others |
+| mask jump of the guard | that change on frames that were not covered, against the others, in the median clip |
+| scene cut of the guard | how much pictures differ within a shot |
 | refresh of the guard | agreement with the dense run over frames since the last dense one (`sparsity.calibration.drift`) |
 """
 
@@ -136,15 +137,15 @@ def mask_jump_for(traces: Sequence[Trace], windows: Windows, recall: float) -> f
     for trace in traces:
         cues = trace.cues(windows.margin_px, windows.candidates)
         not_covered = set(_missed(trace, windows, recall))
-        jumps = {
-            t: max(cue.jump for cue in known)
-            for t, found in enumerate(cues[:-1])
-            if (known := [cue for cue in found if cue is not None])
-        }
-        for found, share, there in ((missed, 1 - TRIGGER, True), (calm, CALM, False)):
-            of_clip = [jump for t, jump in jumps.items() if (t in not_covered) is there]
-            if of_clip:
-                found.append(float(np.quantile(of_clip, share)))
+        on_missed, on_covered = [], []
+        for t in range(len(trace.frames) - 1):
+            jumps = [cue.jump for cue in cues[t] if cue is not None]
+            if jumps:
+                (on_missed if t in not_covered else on_covered).append(max(jumps))
+        if on_missed:
+            missed.append(float(np.quantile(on_missed, 1 - TRIGGER)))
+        if on_covered:
+            calm.append(float(np.quantile(on_covered, CALM)))
     if not missed or not calm:
         return None
     jump = max(float(np.median(missed)), float(np.median(calm)))
