@@ -137,7 +137,8 @@ def mask_jump_for(traces: Sequence[Trace], windows: Windows, recall: float) -> f
     for trace in traces:
         cues = trace.cues(windows.margin_px, windows.candidates)
         not_covered = set(_missed(trace, windows, recall))
-        on_missed, on_covered = [], []
+        on_missed: list[float] = []
+        on_covered: list[float] = []
         for t in range(len(trace.frames) - 1):
             jumps = [cue.jump for cue in cues[t] if cue is not None]
             if jumps:
