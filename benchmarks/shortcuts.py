@@ -10,7 +10,6 @@ again, it goes on there.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -26,21 +25,13 @@ import torch
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from probes.models import fingerprint
-from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
-from sparsity.calibration.adapter import Training, train_bottleneck
+from sparsity.calibration.adapter import Training
 from sparsity.calibration.clips import ClipSource
-from sparsity.calibration.routed_frames import RoutedFrames, collect, frames_in
+from sparsity.calibration.fitting import FIT_FRAMES, fit_shortcut, routed_frames
+from sparsity.calibration.routed_frames import RoutedFrames
 from sparsity.calibration.runs import Runs, shared_predictor
-from sparsity.calibration.shortcuts import (
-    CLOSED,
-    FITTED,
-    KINDS,
-    fit_closed,
-    interval,
-    judge_shortcuts,
-    write_shortcut,
-)
+from sparsity.calibration.shortcuts import FITTED, KINDS, interval, judge_shortcuts
 from sparsity.evaluation.flops import counted_flops
 from sparsity.evaluation.jobs import Spread, map_clips
 from sparsity.options import ModelChoice
@@ -49,9 +40,6 @@ from sparsity.runs import write_text
 
 WINDOWS = Windows()
 """The paper's routing, without a guard: what is not computed goes through the shortcut on every routed frame."""
-
-FIT_FRAMES = 24
-"""Of each clip that is fitted on."""
 
 NOTE = (
     "demo model: illustrates the method; evidence about SAM 2 itself needs an official checkpoint"
@@ -80,33 +68,17 @@ def main() -> None:
         for name, count in (("train.txt", given.fit_clips), ("calibrate.txt", given.clips))
     )
     work = given.work / model.removeprefix("sha256:")[:12]
-    work.mkdir(parents=True, exist_ok=True)
 
     def frames_of(names: Sequence[str], most: int | None) -> RoutedFrames:
-        paths = [work / f"{name}.safetensors" for name in names]
-        for name, path in zip(names, paths, strict=True):
-            if frames_in(path) is None:
-                collect(predictor, source.open(name), WINDOWS, path, most_frames=most)
-                print(f"{name}: {frames_in(path)} frames", flush=True)
-        return RoutedFrames(paths)
+        return routed_frames(predictor, source, names, WINDOWS, work, most)
 
     fit_on = frames_of(source.names(given.made, fitted), FIT_FRAMES)
-    files = {kind: work / f"{kind}.safetensors" for kind in FITTED}
-    seconds: dict[str, float] = {}
-    for kind in CLOSED:
-        start = time.perf_counter()
-        write_shortcut(fit_closed(kind, fit_on), files[kind])
-        seconds[kind] = round(time.perf_counter() - start, 2)
     training = Training(updates=given.updates)
-    history = trained(predictor, fit_on, training, files["bottleneck"])
-    seconds["bottleneck"] = history["seconds"]
+    fits = {
+        kind: fit_shortcut(kind, predictor, fit_on, work / "fitted", training) for kind in FITTED
+    }
     shortcuts = {
-        kind: Shortcut(
-            kind=kind,
-            file=str(files[kind]) if kind in files else None,
-            sha256=hashlib.sha256(files[kind].read_bytes()).hexdigest() if kind in files else None,
-        )
-        for kind in KINDS
+        kind: fits[kind].shortcut if kind in fits else Shortcut(kind=kind) for kind in KINDS
     }
     channels = fit_on[0].entry.shape[1]
     functions = {k: load_shortcut(s, channels, predictor.device) for k, s in shortcuts.items()}
@@ -119,7 +91,7 @@ def main() -> None:
         kind: {
             **about(kind, errors, quality),
             **cost(functions[kind], fit_on),
-            "seconds_to_fit": seconds.get(kind, 0.0),
+            "seconds_to_fit": fits[kind].seconds if kind in fits else 0.0,
         }
         for kind in KINDS
     }
@@ -135,7 +107,7 @@ def main() -> None:
         "windows": WINDOWS.model_dump(),
         "fitted_on": {"clips": [*fitted, f"{given.made} made clips"], "frames": len(fit_on)},
         "judged_on": judged,
-        "training": {**history["settings"], "loss": history["loss"]},
+        "training": {**asdict(training), "loss": fits["bottleneck"].loss},
         "clips": errors,
         "rows": rows,
     }
@@ -147,30 +119,6 @@ def main() -> None:
 def clips_of(folder: Path) -> ClipSource:
     """Clips of a folder in DAVIS' layout."""
     return ClipSource(folder / "JPEGImages" / "480p", folder / "Annotations" / "480p")
-
-
-def trained(
-    predictor: EfficientSAM2VideoPredictor, frames: RoutedFrames, training: Training, path: Path
-) -> dict[str, Any]:
-    """Train, or take what was trained alike; seconds and the mean loss of every tenth part, noted beside the weights."""
-    notes = path.with_suffix(".json")
-    settings = {**asdict(training), "frames": len(frames)}
-    if path.exists() and notes.exists():
-        found: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
-        if found["settings"] == settings:
-            return found
-    begun = time.perf_counter()
-    losses = []
-    for loss in train_bottleneck(predictor, frames, training, path):
-        losses.append(loss)
-        print(f"update {len(losses)}: {loss:.5f}", flush=True)
-    found = {
-        "settings": settings,
-        "seconds": round(time.perf_counter() - begun, 2),
-        "loss": [round(float(x.mean()), 6) for x in np.array_split(losses, min(10, len(losses)))],
-    }
-    write_text(notes, json.dumps(found))
-    return found
 
 
 def run_all(

@@ -32,7 +32,7 @@ from sparsity.evaluation.jobs import Spread
 from sparsity.masks import draw_over
 from sparsity.options import ModelChoice
 from sparsity.overlay import write_video
-from sparsity.profile import Profile, load_profile
+from sparsity.profile import Profile, load_profile, save_profile
 from sparsity.runs import write_text
 from sparsity.side_by_side import STOCK, Row, Run, compare, track_in_turn
 
@@ -103,7 +103,7 @@ def run_demo(out: Path, clips: int = 5) -> Demo:
     recording = _probe(stock, clip, out / "probed.recording")
     say(f"2/3 calibrate: {clips} made clips, {MAX_DROP:g} points of J&F accepted")
     found = calibrate(request, out / "calibration", Spread())
-    write_text(out / "calibrated.json", found.profile.to_json())
+    save_profile(found.profile, out / "calibrated.json")
     say("3/3 track: stock sam2 and accelerated, in turn")
     built_in = load_profile(DEMO)
     if built_in.model == fingerprint(stock):

@@ -8,6 +8,7 @@ needs pydantic alone; figures and reports read profiles without torch.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from probes.errors import InputError
+from sparsity.runs import write_text
 
 SCHEMA: Final = "efficient-sam2/profile/1"
 
@@ -108,6 +110,13 @@ class Shortcut(_Strict):
 
     ``identity`` passes it unchanged, ``mean`` adds a constant, ``ridge`` a linear map, ``bottleneck`` the
     paper's two-layer adapter, ``cached`` the change that the blocks made when the window was last computed.
+
+    Attributes
+    ----------
+    file
+        Weights of a fitted kind; `load_profile` looks for a relative one beside the profile.
+    sha256
+        Of that file; another one is refused. None accepts any.
     """
 
     kind: Literal["identity", "mean", "ridge", "bottleneck", "cached"] = "identity"
@@ -267,6 +276,10 @@ class Profile(_Strict):
         """Names of the calibrated techniques that are switched on."""
         return frozenset(name for name in CALIBRATED_TECHNIQUES if self.technique(name))
 
+    def with_weights(self, file: str) -> Profile:
+        """The same profile with its shortcut's weights in another place."""
+        return self.model_copy(update={"shortcut": self.shortcut.model_copy(update={"file": file})})
+
     def to_json(self) -> str:
         """The profile as the JSON document that `load_profile` reads."""
         return self.model_dump_json(by_alias=True, indent=2, exclude_defaults=False)
@@ -315,9 +328,26 @@ def load_profile(name: str | Path | Profile) -> Profile:
         )
     try:
         found = parse_profile(path.read_text(encoding="utf-8"))
+        if found.shortcut.file is not None:
+            found = found.with_weights(str(path.parent / found.shortcut.file))
         return found.model_copy(update={"name": str(name)}) if str(name) in CALIBRATED else found
     except (InputError, UnicodeDecodeError) as error:
         raise InputError(f"profile {path}: {error}") from None
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write a profile, and beside it a copy of its shortcut's weights as ``STEM.shortcut.SUFFIX``.
+
+    The two can be moved together.
+    """
+    if profile.shortcut.file is not None:
+        weights = Path(profile.shortcut.file)
+        beside = path.with_name(f"{path.stem}.shortcut{weights.suffix}")
+        part = beside.with_name(f".{beside.name}.part")
+        shutil.copyfile(weights, part)
+        part.replace(beside)
+        profile = profile.with_weights(beside.name)
+    write_text(path, profile.to_json())
 
 
 def parse_profile(text: str) -> Profile:

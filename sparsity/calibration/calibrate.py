@@ -40,7 +40,7 @@ from sparsity.calibration.search import (
 )
 from sparsity.calibration.telling import coverage, limits, recall, row
 from sparsity.calibration.traces import Trace
-from sparsity.calibration.watching import afford, cost_of, say, watch
+from sparsity.calibration.watching import afford, cost_of, say, shortcut_of, watch
 from sparsity.evaluation.jobs import Spread, map_clips
 from sparsity.profile import EXACT_TECHNIQUES, Profile, Promise
 
@@ -110,14 +110,15 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
 
     folder = work / hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
     traces = watch(request, search, folder / "traces")
+    shortcut = shortcut_of(request, traces, folder / "shortcuts")
     tried, tested_at_most = afford(request, search, promised, folder)
-    cost, in_time = cost_of(request, search[0], folder / "cost.json")
+    cost, in_time = cost_of(request, search[0], shortcut, folder / f"cost-{shortcut.kind}.json")
     probed: dict[str, Any] = {}
-    _run(request, search, [drifting(traces)], folder / "drift", stamp, spread, probed)
+    _run(request, search, [drifting(traces, shortcut)], folder / "drift", stamp, spread, probed)
     drift = drift_of([runs["drifting"]["since_dense"] for runs in probed.values()])
     start = time.perf_counter()
     settings = grid(traces, drift)
-    replayed = candidates(traces, settings, cost, drift)
+    replayed = candidates(traces, settings, cost, drift, shortcut)
     say(f"{len(settings)} settings replayed in {time.perf_counter() - start:.1f} s.")
     best = _shortlist(frontier(replayed), request, tried)
 
@@ -137,6 +138,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         "said": said,
         "certifiable": certifiable(request, len(promised)),
         "max_drop": request.max_drop,
+        "shortcut": request.shortcut,
         "replayed": [row(c) for c in replayed],
         "frontier": [row(c) for c in frontier(replayed)],
         "searched": [{**row(c), "losses": searched[:, i].tolist()} for i, c in enumerate(best)],
@@ -181,10 +183,13 @@ def _run(
     spread: Spread,
     outcomes: dict[str, Any] | None = None,
 ) -> Any:
-    """Run settings on clips for real; losses ``[clips, settings]``."""
-    texts = tuple(profile.to_json() for profile in profiles)
-    work = Runs(request.source, request.choice, texts)
-    summary = map_clips(work, names, folder, {**stamp, "profiles": list(texts)}, spread)
+    """Run settings on clips for real; losses ``[clips, settings]``.
+
+    What a shortcut's weights are decides whether earlier runs count, not where they lie.
+    """
+    work = Runs(request.source, request.choice, tuple(profile.to_json() for profile in profiles))
+    placeless = [p.model_dump_json(by_alias=True, exclude={"shortcut": {"file"}}) for p in profiles]
+    summary = map_clips(work, names, folder, {**stamp, "profiles": placeless}, spread)
     summary.check()
     if outcomes is not None:
         outcomes.update(summary.results)
@@ -241,6 +246,7 @@ def _profile(
             "target_speedup": request.target_speedup,
             "bound": request.bound,
             "budget": request.budget,
+            "shortcut": request.shortcut,
         },
         "seed": request.seed,
         "date": datetime.now(timezone.utc).date().isoformat(),

@@ -69,6 +69,13 @@ def calibrate(
         Bound | None,
         typer.Option("--bound", help="its kind; certain where the clips suffice, else approximate"),
     ] = None,
+    shortcut: Annotated[
+        str,
+        typer.Option(
+            "--shortcut",
+            help="of windows not computed: identity, mean, ridge, bottleneck or cached",
+        ),
+    ] = "cached",
     budget: Annotated[
         str | None,
         typer.Option("--budget", help="time to spend, such as 20min; decides how many are tried"),
@@ -96,6 +103,7 @@ def calibrate(
     from sparsity.calibration.clips import ClipSource
     from sparsity.calibration.request import Request
     from sparsity.evaluation.jobs import Spread
+    from sparsity.profile import save_profile
     from sparsity.runs import write_text
 
     for file in (out, report):
@@ -119,9 +127,10 @@ def calibrate(
         seconds,
         tuple(recordings or ()),
         None if bound is None else bound.value,
+        shortcut,
     )
     found = run(request, out.with_name(f"{out.name}.clips"), spread)
-    write_text(out, found.profile.to_json())
+    save_profile(found.profile, out)
     write_text(
         out.with_name(f"{out.stem}.calibration.json"),
         json.dumps(found.report, separators=(",", ":")),

@@ -13,18 +13,21 @@ from numpy.typing import NDArray
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.calibration.clips import CalibrationClip
 from sparsity.evaluation.flops import counted_flops
-from sparsity.profile import EXACT_TECHNIQUES, Memory, Profile, Windows
+from sparsity.profile import EXACT_TECHNIQUES, Memory, Profile, Shortcut, Windows
 
 FRAMES = 12
 """Tracked for a measurement; the memory bank fills up on the way."""
 
 EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
 
-PROBED = (
-    Profile(name="every window and key", techniques=EXACT),
-    Profile(name="few windows", windows=Windows(), techniques=EXACT),
-    Profile(name="few keys", memory=Memory(keep=0.05), techniques=EXACT),
-)
+
+def probed(shortcut: Shortcut) -> tuple[Profile, ...]:
+    """Profiles that are measured: with all, with few windows and with few keys."""
+    return (
+        Profile(name="every window and key", techniques=EXACT),
+        Profile(name="few windows", windows=Windows(), shortcut=shortcut, techniques=EXACT),
+        Profile(name="few keys", memory=Memory(keep=0.05), techniques=EXACT),
+    )
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,14 @@ def fit_cost(
 
 
 def measure_cost(
-    predictor: EfficientSAM2VideoPredictor, clip: CalibrationClip
+    predictor: EfficientSAM2VideoPredictor, clip: CalibrationClip, shortcut: Shortcut
 ) -> tuple[Cost, Cost]:
     """Track the start of a clip with every, few windows and few keys.
+
+    Parameters
+    ----------
+    shortcut
+        Of the windows that are not computed; what it costs counts.
 
     Returns
     -------
@@ -86,7 +94,11 @@ def measure_cost(
     """
     costs = []
     for counted in (True, False):
-        rows = [row for profile in PROBED for row in _frames(predictor, clip, profile, counted)]
+        rows = [
+            row
+            for profile in probed(shortcut)
+            for row in _frames(predictor, clip, profile, counted)
+        ]
         costs.append(fit_cost(*np.array(rows).T))
     return costs[0], costs[1]
 

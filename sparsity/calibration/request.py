@@ -15,6 +15,7 @@ from sparsity.calibration.bounds import (
     videos_needed,
 )
 from sparsity.calibration.clips import ClipSource
+from sparsity.calibration.shortcuts import KINDS
 from sparsity.options import ModelChoice
 
 FEWEST_CLIPS = 5
@@ -39,6 +40,8 @@ class Request:
         Its kind; None for a certain one where so many clips can certify `max_drop`, else an approximate one.
     seed
         Of the split of the clips.
+    shortcut
+        What windows that are not computed go through, one of `sparsity.calibration.shortcuts.KINDS`.
     budget
         Seconds that real runs may take; None for as many as `TRIED` settings need.
     """
@@ -53,6 +56,7 @@ class Request:
     budget: float | None = None
     recordings: tuple[Path, ...] = ()
     bound: BoundKind | None = None
+    shortcut: str = "cached"
 
     def check(self) -> None:
         """Refuse what can't be calibrated.
@@ -60,13 +64,17 @@ class Request:
         Raises
         ------
         InputError
-            Too few clips, or a number out of range.
+            Too few clips, a kind of shortcut that there isn't, or a number out of range.
         """
         if len(self.clips) < FEWEST_CLIPS:
             raise InputError(
                 f"{len(self.clips)} clip{'s' * (len(self.clips) != 1)} given; no bound on the mean loss is possible "
                 f"from fewer than {FEWEST_CLIPS} (the frames of one video do not count apart); give more videos, or "
                 "add made clips with --made 30"
+            )
+        if self.shortcut not in KINDS:
+            raise InputError(
+                f"shortcut {self.shortcut!r} given; expected {', '.join(KINDS)}; choose one of them"
             )
         if not 0 < self.max_drop <= 100:
             raise InputError(

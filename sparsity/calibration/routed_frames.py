@@ -8,6 +8,7 @@ frame are kept in a file (method 3.3: the dense encoder is the teacher, frame an
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -91,6 +92,11 @@ class RoutedFrames(Sequence[RoutedFrame]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def clips(self) -> dict[str, int]:
+        """Frames of each clip that has any."""
+        return dict(Counter(path.stem for path, _ in self._places))
 
     @overload
     def __getitem__(self, index: int) -> RoutedFrame: ...

@@ -16,7 +16,7 @@ from sparsity.calibration.replay import replay_windows
 from sparsity.calibration.traces import Trace
 from sparsity.profile import Guard, Router, Windows
 from sparsity.select import smallest_set, window_mass
-from sparsity.window_cues import CUES, MASK_CUES, window_cues
+from sparsity.window_cues import CUES, MASK_CUES
 
 PAPER = Windows()
 
@@ -57,23 +57,12 @@ def names_of_cues(traces: Sequence[Trace]) -> tuple[str, ...]:
 def examples(trace: Trace, names: Sequence[str] = CUES) -> Examples:
     """Cues and needs of a trace's frames."""
     columns = [CUES.index(name) for name in names]
-    masks = trace.cues(0.0, "best")
     cues, times = [], []
     for t in range(1, len(trace.frames) - 1):
-        if not bool(trace.tracked[t].all()):
+        rows = [row for row in trace.window_cues[t] if row is not None]
+        if len(rows) < trace.objects:
             continue
-        rows = []
-        for i in range(trace.objects):
-            before = trace.best[t - 1, i] if bool(trace.tracked[t - 1, i]) else None
-            logits = None if trace.token_logits is None else trace.token_logits[t, i]
-            cue = masks[t][i]
-            assert cue is not None, "tracked frames have cues"
-            rows.append(
-                window_cues(
-                    trace.candidates[t, i], trace.best[t, i], before, logits, cue.score, cue.jump, trace.grid
-                )[:, columns]
-            )  # fmt: skip
-        cues.append(torch.stack(rows).double().numpy())
+        cues.append(torch.stack(rows)[..., columns].double().numpy())
         times.append(t)
     salient = smallest_set(window_mass(trace.saliency[times], trace.grid), PAPER.saliency_mass)
     after = [t + 1 for t in times]

@@ -24,7 +24,7 @@ from sparsity.calibration.thresholds import (
     score_below_for,
 )
 from sparsity.calibration.traces import Trace
-from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Router, Windows
+from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Router, Shortcut, Windows
 
 WINDOW_RECALLS = (0.9, 0.95, 0.975, 0.99, 0.995)
 """Shares of object tokens that routing is asked to cover."""
@@ -70,12 +70,21 @@ class Setting:
     router: Router | None = None
 
 
-def drifting(traces: Sequence[Trace]) -> Profile:
+def fewest_windows(traces: Sequence[Trace]) -> Windows:
+    """The routing of the grid that leaves most windows out: what drift is measured and shortcuts are fitted with."""
+    return mask_only(margin_for(traces, "best", WINDOW_RECALLS[0]), "best")
+
+
+def drifting(traces: Sequence[Trace], shortcut: Shortcut) -> Profile:
     """The setting whose drift is measured: the fewest windows of the grid, few keys, never refreshed."""
-    windows = mask_only(margin_for(traces, "best", WINDOW_RECALLS[0]), "best")
     remembered = all(trace.memory is not None for trace in traces)
-    memory = Memory(keep=keep_for(traces, MEMORY_SHARES[-1])) if remembered else None
-    return Profile(name="drifting", windows=windows, memory=memory, techniques=EXACT)
+    return Profile(
+        name="drifting",
+        windows=fewest_windows(traces),
+        memory=Memory(keep=keep_for(traces, MEMORY_SHARES[-1])) if remembered else None,
+        shortcut=shortcut,
+        techniques=EXACT,
+    )
 
 
 def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
@@ -116,11 +125,16 @@ def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
 
 
 def candidates(
-    traces: Sequence[Trace], settings: Sequence[Setting], cost: Cost, drift: Drift
+    traces: Sequence[Trace],
+    settings: Sequence[Setting],
+    cost: Cost,
+    drift: Drift,
+    shortcut: Shortcut,
 ) -> list[Candidate]:
     """Replay settings over traces: their predicted cost and recall, mean over clips.
 
-    Windows and memory are replayed apart and once for each setting that differs.
+    Windows and memory are replayed apart and once for each setting that differs. Settings that route get the shortcut;
+    masks of a dense run don't tell it from another, so it counts by `drift` and `cost` alone.
     """
     routed = {
         (s.windows, s.guard, s.router): _routed(traces, s.windows, s.guard, s.router)
@@ -134,6 +148,7 @@ def candidates(
             name=f"candidate-{number}",
             windows=s.windows,
             memory=s.memory,
+            shortcut=shortcut if s.windows else Shortcut(),
             guard=s.guard,
             router=s.router,
             techniques=EXACT,
@@ -221,6 +236,8 @@ def describe(profile: Profile) -> str:
         said.append(f"{reach} of {w.candidates}")
         if w.score_below > -100:
             said.append(f"saliency {w.saliency_mass:g} under score {w.score_below:g}")
+        if profile.shortcut.kind != "identity":
+            said.append(f"{profile.shortcut.kind} shortcut")
     if profile.memory is not None:
         layers = keep_per_layer(profile.memory, 1)
         said.append("keep " + "/".join(f"{share:.3g}" for share in layers))

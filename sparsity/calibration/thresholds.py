@@ -6,7 +6,8 @@
 | saliency mass | the same inside the windows that decoder saliency alone would choose |
 | score under which saliency is added | scores of frames whose next frame was not covered |
 | kept share of memory tokens of each layer, of a given mean | mass recall at the oldest age |
-| mask jump, scene cut of the guard | those changes on frames that were not covered, against the others |
+| mask jump of the guard | that change on frames that were not covered, against the others, in the median clip |
+| scene cut of the guard | how much pictures differ within a shot |
 | refresh of the guard | agreement with the dense run over frames since the last dense one (`sparsity.calibration.drift`) |
 """
 
@@ -127,18 +128,26 @@ def scene_cut_for(traces: Sequence[Trace]) -> float | None:
 def mask_jump_for(traces: Sequence[Trace], windows: Windows, recall: float) -> float | None:
     """Return the mask change above which the guard acts: the larger of what catches misses and what spares the rest.
 
-    None where every frame is covered.
+    Both are quantiles of a clip's frames, and the median over clips: masks of a clip that moves by more than the object
+    change wholly from frame to frame, covered or not, and pooled they would set a threshold that nothing exceeds. In such
+    a clip the rule acts often. None where every frame is covered.
     """
     missed: list[float] = []
     calm: list[float] = []
     for trace in traces:
         cues = trace.cues(windows.margin_px, windows.candidates)
         not_covered = set(_missed(trace, windows, recall))
+        on_missed: list[float] = []
+        on_covered: list[float] = []
         for t in range(len(trace.frames) - 1):
             jumps = [cue.jump for cue in cues[t] if cue is not None]
             if jumps:
-                (missed if t in not_covered else calm).append(max(jumps))
+                (on_missed if t in not_covered else on_covered).append(max(jumps))
+        if on_missed:
+            missed.append(float(np.quantile(on_missed, 1 - TRIGGER)))
+        if on_covered:
+            calm.append(float(np.quantile(on_covered, CALM)))
     if not missed or not calm:
         return None
-    jump = max(float(np.quantile(missed, 1 - TRIGGER)), float(np.quantile(calm, CALM)))
+    jump = max(float(np.median(missed)), float(np.median(calm)))
     return round(min(max(jump, 0.01), 1.0), 3)

@@ -7,9 +7,10 @@ without the model.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,12 @@ from torch import Tensor
 from sparsity.profile import Router, Windows
 from sparsity.routing import ObjectCues, cue_row, cues_on_host
 from sparsity.select import LOW_RES_STRIDE, TOKEN_STRIDE, WindowGrid, scene_change, window_mass
+from sparsity.window_cues import needed, window_cues
+
+Cues = list[list["ObjectCues | None"]]
+"""By frame and object, ``[T][O]``; None on prompts, as the predictor has none there."""
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,26 +161,58 @@ class Trace:
         there = torch.nn.functional.max_pool2d(flat, step, ceil_mode=True)[:, 0]
         return window_mass(there, self.grid).reshape(*masks.shape[:-2], self.grid.count)
 
-    @lru_cache(maxsize=64)  # noqa: B019 - traces live as long as the calibration
+    @cached_property
+    def _found(self) -> dict[tuple[float, str, Router | None], Cues]:
+        return {}
+
     def cues(
         self, margin_px: float, candidates: Literal["all", "best"], router: Router | None = None
-    ) -> list[list[ObjectCues | None]]:
-        """Each object's cues on each frame, ``[T][O]``; None on prompts, as the predictor has none there."""
-        windows = Windows(margin_px=margin_px, candidates=candidates)
+    ) -> Cues:
+        """Each object's cues on each frame, found once for the same thresholds."""
+        key = (margin_px, candidates, router)
+        if key not in self._found:
+            if router is None:
+                windows = Windows(margin_px=margin_px, candidates=candidates)
+                found = self._each(lambda t, i: self._cue(t, i, windows))
+            else:
+                plain = self.cues(margin_px, candidates)
+                found = self._each(lambda t, i: self._asked(plain[t][i], t, i, router))
+            self._found[key] = found
+        return self._found[key]
+
+    @cached_property
+    def window_cues(self) -> list[list[Tensor | None]]:
+        """What a router reads of each object on each frame, ``[T][O]`` of ``[windows, cues]``; None on prompts."""
+        plain = self.cues(0.0, "best")
+        return self._each(lambda t, i: self._of_windows(plain[t][i], t, i))
+
+    def _each(self, found: Callable[[int, int], Found]) -> list[list[Found | None]]:
         return [
-            [
-                self._cue(t, i, windows, router) if self.tracked[t, i] else None
-                for i in range(self.objects)
-            ]
+            [found(t, i) if self.tracked[t, i] else None for i in range(self.objects)]
             for t in range(len(self.frames))
         ]
 
-    def _cue(self, t: int, i: int, windows: Windows, router: Router | None) -> ObjectCues:
-        saliency = self.saliency[t, i]
-        before = self.best[t - 1, i].float() if t and bool(self.tracked[t - 1, i]) else None
+    def _before(self, t: int, i: int) -> Tensor | None:
+        return self.best[t - 1, i] if t and bool(self.tracked[t - 1, i]) else None
+
+    def _cue(self, t: int, i: int, windows: Windows) -> ObjectCues:
+        saliency, before = self.saliency[t, i], self._before(t, i)
         row = cue_row(
-            self.candidates[t, i].float(), self.best[t, i].float(), before,
-            None if bool(saliency.isnan().any()) else saliency, float(self.score[t, i]), self.grid, windows,
-            router, None if self.token_logits is None else self.token_logits[t, i],
+            self.candidates[t, i].float(), self.best[t, i].float(),
+            None if before is None else before.float(), None if bool(saliency.isnan().any()) else saliency,
+            float(self.score[t, i]), self.grid, windows,
         )  # fmt: skip
         return cues_on_host(row[None])[0]
+
+    def _of_windows(self, cue: ObjectCues | None, t: int, i: int) -> Tensor:
+        assert cue is not None, "tracked frames have cues"
+        logits = None if self.token_logits is None else self.token_logits[t, i]
+        return window_cues(
+            self.candidates[t, i], self.best[t, i], self._before(t, i), logits, cue.score, cue.jump, self.grid
+        )  # fmt: skip
+
+    def _asked(self, cue: ObjectCues | None, t: int, i: int, router: Router) -> ObjectCues:
+        """The same cue with the windows that a router asks for, as `sparsity.routing.cue_row` has it."""
+        of_windows = self.window_cues[t][i]
+        assert cue is not None and of_windows is not None, "tracked frames have cues"
+        return replace(cue, touched=needed(of_windows, router)) if bool(cue.touched.any()) else cue

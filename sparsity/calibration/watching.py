@@ -1,7 +1,8 @@
-"""What is learnt of the model before settings are tried: dense runs of clips, its cost, the time of a run."""
+"""What is learnt of the model before settings are tried: dense runs of clips, a shortcut, its cost, a run's time."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -14,13 +15,17 @@ from tqdm import tqdm
 
 from probes.errors import InputError
 from probes.models import fingerprint
+from sparsity.calibration.adapter import Training
 from sparsity.calibration.capture import capture, load_trace, save_trace
 from sparsity.calibration.cost import Cost, measure_cost
+from sparsity.calibration.fitting import FIT_FRAMES, fit_shortcut, routed_frames
 from sparsity.calibration.recordings import read_traces
 from sparsity.calibration.request import Request
 from sparsity.calibration.runs import shared_predictor
-from sparsity.calibration.search import TESTED, TRIED
+from sparsity.calibration.search import TESTED, TRIED, fewest_windows
+from sparsity.calibration.shortcuts import FITTED
 from sparsity.calibration.traces import Trace
+from sparsity.profile import Shortcut
 from sparsity.runs import write_text
 
 
@@ -96,14 +101,26 @@ def one_model(traces: Sequence[Trace], model: str) -> None:
         )
 
 
-def cost_of(request: Request, name: str, path: Path) -> tuple[Cost, Cost]:
+def shortcut_of(request: Request, traces: Sequence[Trace], folder: Path) -> Shortcut:
+    """The shortcut that was asked for, fitted on the clips of the traces where it has weights."""
+    kind = request.shortcut
+    if kind not in FITTED:
+        return Shortcut.model_validate({"kind": kind})
+    predictor, windows = shared_predictor(request.choice), fewest_windows(traces)
+    folder = folder / hashlib.sha256(windows.model_dump_json().encode()).hexdigest()[:12]
+    names = [trace.name for trace in traces]
+    frames = routed_frames(predictor, request.source, names, windows, folder / "frames", FIT_FRAMES)
+    return fit_shortcut(kind, predictor, frames, folder, Training()).shortcut
+
+
+def cost_of(request: Request, name: str, shortcut: Shortcut, path: Path) -> tuple[Cost, Cost]:
     """Operations and time by windows and keys, measured once."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return Cost(**found["operations"]), Cost(**found["time"])
     except (OSError, ValueError, KeyError, TypeError):
         operations, seconds = measure_cost(
-            shared_predictor(request.choice), request.source.open(name)
+            shared_predictor(request.choice), request.source.open(name), shortcut
         )
         both = {"operations": asdict(operations), "time": asdict(seconds)}
         write_text(path, json.dumps(both, indent=1))

@@ -16,9 +16,11 @@ from sparsity.profile import (
     Guard,
     Memory,
     Profile,
+    Shortcut,
     Windows,
     load_profile,
     parse_profile,
+    save_profile,
 )
 
 shares = st.floats(0.01, 1.0)
@@ -109,3 +111,22 @@ def test_a_missing_file_names_the_built_in_profiles(tmp_path: Path) -> None:
         load_profile(tmp_path / "nothing.json")
     (tmp_path / "p.json").write_text(changed(name="mine"))
     assert load_profile(tmp_path / "p.json").name == "mine"
+
+
+def test_a_profile_and_its_weights_can_be_moved_together(tmp_path: Path) -> None:
+    weights, out, other = tmp_path / "weights.pth", tmp_path / "out", tmp_path / "other"
+    weights.write_bytes(b"weights")
+    out.mkdir()
+    plain = Profile(name="p", windows=Windows())
+    profile = plain.model_copy(update={"shortcut": Shortcut(kind="ridge", file=str(weights))})
+    save_profile(profile, out / "mine.json")
+    out.rename(other)
+    weights.unlink()
+    file = Path(str(load_profile(other / "mine.json").shortcut.file))
+    assert file == other / "mine.shortcut.pth" and file.read_bytes() == b"weights"
+    save_profile(plain, other / "plain.json")
+    assert load_profile(other / "plain.json") == plain
+    assert {f.name for f in other.iterdir()} == {"mine.json", "mine.shortcut.pth", "plain.json"}
+    elsewhere = other / "elsewhere.json"
+    elsewhere.write_text(profile.to_json())
+    assert load_profile(elsewhere).shortcut.file == str(weights), "a whole path stays what it is"

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from probes.errors import InputError
@@ -15,11 +16,12 @@ from sparsity.calibration.calibrate import calibrate
 from sparsity.calibration.clips import ClipSource
 from sparsity.calibration.command import seconds_of_budget
 from sparsity.calibration.request import Request, certifiable
+from sparsity.calibration.runs import shared_predictor
 from sparsity.cli import run
 from sparsity.demo.clips import make_clip
 from sparsity.evaluation.jobs import Spread
 from sparsity.options import ModelChoice
-from sparsity.profile import load_profile
+from sparsity.profile import Guard, Shortcut, load_profile
 
 NAMES = ("smooth", "fast", "occlusion", "static_camera", "distractors", "tiny")
 
@@ -62,6 +64,8 @@ def test_the_profile_states_what_was_found(calibrated):
     assert promise.clips == 4 and promise.confidence == 0.95
     assert promise.mean_loss <= promise.upper_bound <= 50
     assert 0 < promise.expected_keys <= 1 and promise.expected_speedup >= 1
+    assert profile.windows is not None and profile.shortcut.kind == "cached"
+    assert profile.made_by["settings"]["shortcut"] == report["shortcut"] == "cached"
     assert profile.model.startswith("sha256:") and profile.made_by["seed"] == 0
     assert sorted(profile.made_by["clips"]) == sorted(NAMES)
     assert calibrated.with_suffix(".html").read_text().count("plotly-graph-div") >= 3
@@ -118,6 +122,7 @@ def request(folders, *names, **more):
         (("smooth",), {}, "1 clip given; no bound .* give more videos"),
         ((), {"max_drop": 0.0}, "max-drop 0 given"),
         ((), {"confidence": 1.0}, "confidence 1 given"),
+        ((), {"shortcut": "magic"}, "shortcut 'magic' given; expected identity, mean, .* cached"),
         ((), {"target_speedup": 0.9}, "target-speedup 0.9 given"),
     ],
 )
@@ -142,26 +147,79 @@ def test_what_so_many_clips_can_promise_is_said_before_anything_runs():
     assert "takes" not in said(20, target_speedup=1.2)
 
 
+@pytest.fixture(scope="module")
+def routed_speedup(calibrated):
+    """A speed-up that cutting memory alone does not reach."""
+    rows = json.loads(calibrated.with_name("mine.calibration.json").read_text())["replayed"]
+    memory_alone = min(row["cost"] for row in rows if row["windows"] == 1)
+    return 2 / (memory_alone + min(row["cost"] for row in rows))
+
+
+@pytest.fixture(scope="module")
+def fast(calibrated, arguments, routed_speedup, tmp_path_factory):
+    """A profile of one setting that was chosen by its speed, with a shortcut that is fitted."""
+    out = tmp_path_factory.mktemp("fast") / "fast.json"
+    shutil.copytree(calibrated.with_name("mine.json.clips"), out.with_name("fast.json.clips"))
+    asked = ["--shortcut", "ridge", "--budget", "1s", "--target-speedup", str(routed_speedup)]
+    assert run(["calibrate", *arguments, *asked, "--out", str(out)]) == 0
+    return out
+
+
 def test_a_target_speedup_takes_the_surest_that_fast_and_states_its_own_bound(
-    calibrated, arguments, tmp_path, capsys
+    fast, arguments, routed_speedup, tmp_path, monkeypatch, capsys
 ):
-    shutil.copytree(calibrated.with_name("mine.json.clips"), tmp_path / "fast.json.clips")
-    out = tmp_path / "fast.json"
-    quick = ["--budget", "1s"]  # one setting
-    asked = ["calibrate", *arguments, *quick, "--target-speedup", "1.05", "--out", str(out)]
-    assert run(asked) == 0
-    said = capsys.readouterr()
-    assert said.err.index("at best") < said.err.index("settings replayed")
-    promise = load_profile(out).promise
+    promise = load_profile(fast).promise
     assert promise.expected_speedup >= 1.0 and promise.upper_bound not in (50.0, 1.0)
-    report = json.loads((tmp_path / "fast.calibration.json").read_text())
-    assert all(1 / row["cost"] >= 1.05 for row in report["searched"])
-    impossible = [*asked[:-2], "--out", str(tmp_path / "none.json")]
-    impossible[impossible.index("1.05")] = "50"
-    shutil.copytree(tmp_path / "fast.json.clips", tmp_path / "none.json.clips")
-    assert run(impossible) == 2
-    assert "the cheapest setting is" in capsys.readouterr().err
+    report = json.loads(fast.with_name("fast.calibration.json").read_text())
+    assert all(1 / row["cost"] >= routed_speedup for row in report["searched"])
+    shutil.copytree(fast.with_name("fast.json.clips"), tmp_path / "none.json.clips")
+
+    def never(*args, **more):
+        raise AssertionError("something was done again")
+
+    for what in ("runs.run_clip", "watching.capture", "fitting.collect", "fitting.fit_closed"):
+        monkeypatch.setattr(f"sparsity.calibration.{what}", never)
+    asked = ["--shortcut", "ridge", "--budget", "1s", "--target-speedup", "50"]
+    assert run(["calibrate", *arguments, *asked, "--out", str(tmp_path / "none.json")]) == 2
+    said = capsys.readouterr().err
+    assert said.index("at best") < said.index("settings replayed")
+    assert "the cheapest setting is" in said
     assert not (tmp_path / "none.json").exists()
+
+
+def test_a_fitted_shortcut_goes_with_the_profile_and_is_applied(fast, folders, tmp_path):
+    weights = "fast.shortcut.safetensors"
+    for file in (fast, fast.with_name(weights)):
+        shutil.copy(file, tmp_path)
+    profile = load_profile(tmp_path / "fast.json")
+    written = json.loads(fast.read_text())
+    assert written["shortcut"]["kind"] == written["made_by"]["settings"]["shortcut"] == "ridge"
+    assert written["shortcut"]["file"] == weights
+    assert profile.windows is not None and profile.shortcut.file == str(tmp_path / weights)
+    clip = ClipSource(folders / "videos", folders / "masks").open("smooth")
+    predictor = shared_predictor(ModelChoice())
+    found = []
+    for shortcut in (profile.shortcut, profile.shortcut, Shortcut(), Shortcut(kind="cached")):
+        with predictor.use(profile.model_copy(update={"shortcut": shortcut, "guard": Guard()})):
+            state = predictor.init_state(clip.video)
+            for object_id, mask in clip.prompts().items():
+                predictor.add_new_mask(state, 0, object_id, mask)
+            tracked = predictor.propagate_in_video(state, max_frame_num_to_track=3)
+            found.append([logits for _, _, logits in tracked][-1])
+    assert torch.equal(found[0], found[1])
+    assert not any(torch.equal(found[0], other) for other in found[2:])
+    (tmp_path / weights).write_bytes(b"another")
+    with pytest.raises(InputError, match="is not the one the profile was made with"):
+        with predictor.use(load_profile(tmp_path / "fast.json")):
+            pass
+
+
+def test_a_shortcut_of_no_kind_is_refused_in_one_line(arguments, tmp_path, capsys):
+    asked = ["--shortcut", "magic", "--out", str(tmp_path / "none.json")]
+    assert run(["calibrate", *arguments, *asked]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "expected identity, mean, ridge, bottleneck, cached" in said
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20min", 1200), ("1.5h", 5400)])

@@ -14,9 +14,17 @@ from sparsity.calibration.cost import Cost
 from sparsity.calibration.drift import Drift
 from sparsity.calibration.replay import replay_memory, replay_windows
 from sparsity.calibration.router import fit_router
-from sparsity.calibration.search import candidates, frontier, grid
-from sparsity.calibration.thresholds import keep_for, margin_for, mask_only, scene_cut_for
-from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Windows
+from sparsity.calibration.search import candidates, describe, frontier, grid
+from sparsity.calibration.thresholds import (
+    keep_for,
+    margin_for,
+    mask_jump_for,
+    mask_only,
+    scene_cut_for,
+)
+from sparsity.calibration.traces import Trace
+from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Shortcut, Windows
+from sparsity.select import WindowGrid
 from tests.sparsity.calibration.conftest import made
 
 EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
@@ -112,11 +120,14 @@ def test_hundreds_of_settings_replay_in_seconds(traces):
     start = time.process_time()
     drift = Drift(tuple(float(s) for s in range(12)))
     settings = grid(traces, drift)
-    found = candidates(traces, settings, Cost(0.5, 0.3, 0.2), drift)
+    found = candidates(traces, settings, Cost(0.5, 0.3, 0.2), drift, Shortcut(kind="cached"))
     assert len(found) == len(settings) > 100
     assert time.process_time() - start < 20
     refreshed = {c.profile.guard.refresh_every for c in found if c.profile.windows}
     assert refreshed == {None, drift.refresh, 2 * drift.refresh}
+    for c in found:
+        assert c.profile.shortcut.kind == ("cached" if c.profile.windows else "identity")
+        assert ("cached shortcut" in describe(c.profile)) is (c.profile.windows is not None)
     best = frontier(found)
     costs, recalls = [c.cost for c in best], [c.recall for c in best]
     assert costs == sorted(costs) and recalls == sorted(recalls)
@@ -132,6 +143,37 @@ def test_cuts_do_not_raise_the_threshold_that_finds_them(traces):
     assert scene_cut_for([cut, *traces]) == calm < min(cut.change[5], cut.change[9])
     shaken = rough + 0.2 * (torch.arange(len(rough)) % 2)[:, None, None, None]
     assert scene_cut_for([replace(traces[0], thumbnails=shaken)]) > calm
+
+
+def following(name: str, places: list[int]) -> Trace:
+    """Return a trace of one square, 6 elements wide, by the column it is in on each frame."""
+    best = torch.zeros(len(places), 1, 96, 96, dtype=torch.bool)
+    for t, place in enumerate(places):
+        best[t, 0, 40:46, place : place + 6] = True
+    count = len(places)
+    return Trace(
+        name, "sha256:" + "0" * 64, WindowGrid(24, 4), tuple(range(count)), best[:, :, None], best,
+        torch.full((count, 1, 24, 24), torch.nan), torch.ones(count, 1),
+        torch.arange(count)[:, None] > 0, torch.zeros(count, 3, 16, 16), None,
+    )  # fmt: skip
+
+
+def test_a_fast_clip_does_not_switch_the_rule_of_mask_jumps_off():
+    hurry = (22, 23, 24)
+    calm = [following(f"calm {i}", [*range(2, 20), i, 70, *range(71, 80)]) for i in hurry]
+    fast = following("fast", list(range(2, 80, 8)))
+    windows = mask_only(16.0, "best")
+    jump = mask_jump_for([*calm, fast], windows, 0.99)
+    assert jump is not None and 0.3 < jump < 0.9
+    found = [replay_windows(calm[2], windows, guard) for guard in (Guard(), Guard(mask_jump=jump))]
+    leap = 18  # the square hurries on the frame before, and is then far away
+    assert found[0].recall[leap] < 0.99 and found[0].decisions[leap].windows is not None
+    assert [t for t, d in enumerate(found[1].decisions) if d.reason == "mask jump"] == [
+        leap,
+        leap + 1,
+    ]
+    quiet = following("quiet", list(range(2, 30)))
+    assert mask_jump_for([quiet, fast], windows, 0.99) is None, "every frame is covered"
 
 
 def test_a_trace_is_read_back_and_half_a_file_is_not(traces, tmp_path):

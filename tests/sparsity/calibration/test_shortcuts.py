@@ -16,6 +16,8 @@ from probes.errors import InputError
 from sparsity import accelerate
 from sparsity.acceleration.shortcuts import load_shortcut
 from sparsity.calibration.adapter import Training, initial_weights, train_bottleneck
+from sparsity.calibration.clips import ClipSource
+from sparsity.calibration.fitting import fit_shortcut, routed_frames
 from sparsity.calibration.replay import replay_windows
 from sparsity.calibration.routed_frames import (
     RoutedFrame,
@@ -26,6 +28,7 @@ from sparsity.calibration.routed_frames import (
     stage3_output,
 )
 from sparsity.calibration.shortcuts import (
+    FITTED,
     KINDS,
     fit_closed,
     interval,
@@ -152,6 +155,36 @@ def test_training_lowers_the_error_and_touches_nothing_else(demo_predictor, fram
     start = through("bottleneck", initial_weights(channels, 0), tmp_path)
     found = judge_shortcuts(demo_predictor, frames, {"trained": adapter, "start": start})
     assert found["trained"]["remembered"] < found["start"]["remembered"]
+
+
+def test_a_fit_is_kept_and_taken_where_it_is_alike(demo_predictor, tmp_path):
+    source, folder = ClipSource(), tmp_path / "frames"
+    names = source.names(made=1)
+
+    def fit(kind, seed=0):
+        frames = routed_frames(demo_predictor, source, names, BEST, folder, most_frames=8)
+        training = Training(2, 1, seed=seed)
+        return fit_shortcut(kind, demo_predictor, frames, tmp_path / "fitted", training)
+
+    first = {kind: fit(kind) for kind in FITTED}
+    files = [*folder.iterdir(), *(tmp_path / "fitted").iterdir()]
+    written = [file.stat().st_mtime_ns for file in files]
+    assert {kind: fit(kind) for kind in FITTED} == first
+    assert [file.stat().st_mtime_ns for file in files] == written
+    assert len(first["bottleneck"].loss) == 2 and first["mean"].loss == ()
+    assert len({found.shortcut.sha256 for found in first.values()}) == len(FITTED)
+    other = fit("bottleneck", seed=1)
+    assert other.shortcut.sha256 != first["bottleneck"].shortcut.sha256
+    Path(str(other.shortcut.file)).write_bytes(b"half")
+    assert fit("bottleneck", seed=1).shortcut == other.shortcut
+    channels = demo_predictor.image_encoder.trunk.channel_list[1]
+    assert load_shortcut(first["ridge"].shortcut, channels, CPU) is not None
+
+
+def test_nothing_to_fit_on_is_said(demo_predictor, tmp_path):
+    with pytest.raises(InputError, match="shortcut ridge asked for on clips of which no frame is"):
+        fit_shortcut("ridge", demo_predictor, RoutedFrames([]), tmp_path / "none", SHORT)
+    assert not any(tmp_path.iterdir())
 
 
 KILLED = """
