@@ -90,7 +90,8 @@ def drifting(traces: Sequence[Trace], shortcut: Shortcut) -> Profile:
 def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
     """List settings whose thresholds come from the traces' statistics: one for each wanted recall.
 
-    Routing never goes without the guard: its rules cost nothing on frames where they don't act. The learnt
+    Routing never goes without the guard's rules for scene cuts and lost objects, which cost nothing on frames where
+    they don't act; the one for mask jumps acts on most frames of fast clips, so it is tried on and off. The learnt
     router takes part where it keeps fewer windows than the paper's rule on clips it has not seen.
     """
     routed: list[tuple[Windows | None, Guard, Router | None]] = [(None, Guard(), None)]
@@ -104,14 +105,14 @@ def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
         score = score_below_for(traces, alone, recall)
         jump = mask_jump_for(traces, alone, recall)
         widened = alone.model_copy(update={"score_below": score, "saliency_mass": mass[recall]})
-        rules = Guard(mask_jump=jump, scene_cut=cut, score_below=0.0)
-        for windows, refresh in product((alone, widened), refreshes):
-            routed.append((windows, rules.model_copy(update={"refresh_every": refresh}), None))
+        guards = [
+            Guard(mask_jump=rule, scene_cut=cut, score_below=0.0, refresh_every=refresh)
+            for rule, refresh in product((jump, None), refreshes)
+        ]
+        routed += [(windows, guard, None) for windows in (alone, widened) for guard in guards]
         if learnt and which == "best":
             router = fit_router(traces, recall)
-            for refresh in refreshes:
-                ruled = rules.model_copy(update={"refresh_every": refresh})
-                routed.append((mask_only(0.0, which), ruled, router))
+            routed += [(mask_only(0.0, which), guard, router) for guard in guards]
     pruned: list[Memory | None] = [None]
     if all(trace.memory is not None for trace in traces):
         pruned += [Memory(keep=keep_for(traces, share)) for share in MEMORY_SHARES]
