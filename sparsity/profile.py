@@ -296,12 +296,12 @@ BUILTIN = {
         windows=Windows(),
         memory=Memory(),
         shortcut=Shortcut(kind="cached"),
-        guard=Guard(refresh_every=6),
+        guard=Guard(refresh_every=6, scene_cut=0.12, score_below=0.0),
         techniques=_EXACT | dict.fromkeys(REUSING_TECHNIQUES, True),
     ),
 }
 """Profiles by name: bit-equal to stock; the same maths in another order; the paper's settings; and with these, what
-windows gave when they were last computed in place of what is left out, never older than six frames."""
+windows gave when they were last computed in place of what is left out, never older than six frames or a scene cut."""
 
 CALIBRATED = {"demo": Path(__file__).parent / "demo" / "profile.json"}
 """Profiles by name that ``efficient-sam2 calibrate`` made for a model that ships; refused by any other model."""
