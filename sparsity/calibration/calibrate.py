@@ -47,9 +47,6 @@ from sparsity.profile import EXACT_TECHNIQUES, Profile, Promise
 SEARCH_SHARE = 1 / 3
 """Of the clips, those that thresholds and the order of testing come from."""
 
-WORTH = 0.97
-"""Cost above which a setting isn't worth a place among those that are run: it would hold, and save nothing."""
-
 NO_BOUND = float("inf")
 
 
@@ -167,7 +164,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
 def _shortlist(found: list[Candidate], request: Request, tried: int) -> list[Candidate]:
     """Return the settings of a frontier that are run for real."""
     if request.target_speedup is None:
-        return spread_out([c for c in found if c.cost <= WORTH] or found, tried)
+        return spread_out(found, tried)
     fast = [c for c in found if 1 / c.cost >= request.target_speedup]
     if not fast:
         raise InputError(

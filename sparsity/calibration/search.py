@@ -34,6 +34,9 @@ MEMORY_SHARES = (0.02, 0.035, 0.05, 0.07, 0.095)
 
 EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
 
+WORTH = 0.97
+"""Cost above which a setting isn't worth a place among those that are run: it would hold, and save nothing."""
+
 TRIED, TESTED = 6, 4
 """Settings that are run for real on the clips of the search, and on those of the promise."""
 
@@ -189,7 +192,11 @@ def frontier(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def spread_out(found: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Take `count` candidates of a frontier at equal steps of cost, both ends included."""
+    """Take `count` candidates of a frontier at equal steps of cost, both ends included.
+
+    Those that cost more than `WORTH` are left out, unless all do.
+    """
+    found = [c for c in found if c.cost <= WORTH] or found
     if len(found) <= count:
         return list(found)
     costs = np.array([c.cost for c in found])
