@@ -34,7 +34,7 @@ def execute(path: Path, quick: bool = False) -> Any:
     os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")
     try:
         client = NotebookClient(
-            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+            notebook, timeout=600 if quick else 1800, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
         )
         client.execute()
     finally:
