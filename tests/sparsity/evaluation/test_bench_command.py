@@ -78,7 +78,7 @@ def test_without_a_compiler_the_compiled_row_says_why(small: list[str], tmp_path
     out = tmp_path / "result.json"
     options = [*small, "--compile", "--rows", "stock", "--out", str(out)]
     # torch's own patch: monkeypatch would leave the setting deleted for the tests that follow
-    with inductor.config.patch("cpp.cxx", (None, "/nowhere/g++")):
+    with inductor.patch("cpp.cxx", (None, "/nowhere/g++")):
         assert run(["bench", *options]) == 0
     found = load_result(out)
     assert [row.name for row in found.runs] == ["stock", "compiled"]
