@@ -37,9 +37,10 @@ FURTHER: dict[str, Switch] = {
 """Switches by the name of their row."""
 
 
-def further_profiles(base: Profile = BUILTIN["paper"]) -> list[Profile]:
-    """Make a profile of each technique on top of `base`; behind them stands the built-in ``recommended``."""
+def further_profiles() -> list[Profile]:
+    """Make a profile of each technique on top of ``paper``; behind them stands the built-in ``recommended``."""
+    paper = BUILTIN["paper"]
     alone = [
-        switch(base).model_copy(update={"name": f"+ {name}"}) for name, switch in FURTHER.items()
+        switch(paper).model_copy(update={"name": f"+ {name}"}) for name, switch in FURTHER.items()
     ]
     return [*alone, BUILTIN["recommended"]]

@@ -116,7 +116,7 @@ def ladder(further: tuple[Profile, ...] = ()) -> list[Variant]:
     rows = [Variant(STOCK, None), Variant("exact", BUILTIN["exact"])]
     rows += [Variant(name, profile) for name, profile in plain.items()]
     rows.append(Variant("paper", paper))
-    rows += [Variant(profile.name, profile) for profile in further_profiles(paper)]
+    rows += [Variant(profile.name, profile) for profile in further_profiles()]
     return rows + [Variant(p.name, p) for p in further if p.name not in {r.name for r in rows}]
 
 
