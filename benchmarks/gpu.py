@@ -28,7 +28,8 @@ from sparsity.evaluation.environment import environment
 from sparsity.evaluation.routes import fixed_windows
 from sparsity.evaluation.rows import rows
 from sparsity.options import ModelChoice
-from sparsity.profile import BUILTIN, Profile
+from sparsity.profile import Profile
+from sparsity.profiles import BUILTIN
 from sparsity.runs import write_text
 
 HERE = Path(__file__).parent

@@ -24,7 +24,8 @@ from sparsity.evaluation.environment import environment
 from sparsity.evaluation.rows import ratio, times
 from sparsity.evaluation.timing import stage_seconds
 from sparsity.options import ModelChoice
-from sparsity.profile import BUILTIN, Memory, Profile
+from sparsity.profile import Memory, Profile
+from sparsity.profiles import BUILTIN
 from sparsity.runs import write_text
 
 HERE = Path(__file__).parent

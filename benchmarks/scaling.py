@@ -28,7 +28,8 @@ from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, Measu
 from sparsity.evaluation.environment import environment
 from sparsity.evaluation.routes import fixed_windows
 from sparsity.options import ModelChoice
-from sparsity.profile import BUILTIN, Memory, Profile
+from sparsity.profile import Memory, Profile
+from sparsity.profiles import BUILTIN
 from sparsity.runs import write_text
 
 MODEL = "sam2.1-base-plus"

@@ -23,7 +23,8 @@ from probes.models import fingerprint
 from sparsity.calibration.clips import ClipSource
 from sparsity.calibration.runs import run_clip, shared_predictor
 from sparsity.options import ModelChoice
-from sparsity.profile import Guard, Profile, load_profile
+from sparsity.profile import Guard, Profile
+from sparsity.profiles import load_profile
 from sparsity.runs import write_text
 
 NAMES = ("scene_cut", "leave_and_return", "distractors")

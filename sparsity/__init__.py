@@ -14,14 +14,14 @@ if TYPE_CHECKING:
         EfficientSAM2VideoPredictor as EfficientSAM2VideoPredictor,
     )
     from sparsity.profile import Profile as Profile
-    from sparsity.profile import load_profile as load_profile
+    from sparsity.profiles import load_profile as load_profile
 
 _HOME = {
     "EfficientSAM2VideoPredictor": "sparsity.acceleration.predictor",
     "Profile": "sparsity.profile",
     "accelerate": "sparsity.acceleration.build",
     "build_efficient_sam2_video_predictor": "sparsity.acceleration.build",
-    "load_profile": "sparsity.profile",
+    "load_profile": "sparsity.profiles",
 }
 
 __all__ = sorted(_HOME)

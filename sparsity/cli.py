@@ -86,7 +86,7 @@ def segment(
     """Track objects through a video, or each video of a data set: indexed PNG masks, an overlay and a report."""
     from sparsity.evaluation.jobs import Spread
     from sparsity.many_clips import SegmentClip, clips_of, segment_clips
-    from sparsity.profile import load_profile
+    from sparsity.profiles import load_profile
     from sparsity.segment import ModelChoice, Prompt, run_segment
 
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
@@ -156,7 +156,7 @@ def profile_show(
     profile: Annotated[str, typer.Argument(help="a built-in profile's name or a JSON file")],
 ) -> None:
     """Print a profile as JSON, every setting spelled out."""
-    from sparsity.profile import load_profile
+    from sparsity.profiles import load_profile
 
     print(load_profile(profile).to_json())
 
@@ -164,7 +164,7 @@ def profile_show(
 @profile_app.command("list", epilog="Example: efficient-sam2 profile list")
 def profile_list() -> None:
     """Name the built-in profiles, and what each promises."""
-    from sparsity.profile import BUILTIN, CALIBRATED, load_profile
+    from sparsity.profiles import BUILTIN, CALIBRATED, load_profile
 
     for name in (*BUILTIN, *CALIBRATED):
         loaded = load_profile(name)
@@ -179,7 +179,7 @@ def profile_check(
     profile: Annotated[str, typer.Argument(help="a built-in profile's name or a JSON file")],
 ) -> None:
     """Say whether a profile is valid, for which model it was made, and what it promises."""
-    from sparsity.profile import load_profile
+    from sparsity.profiles import load_profile
 
     loaded = load_profile(profile)
     print(f"{loaded.name}: valid, for {loaded.model or 'any model'}")

@@ -32,7 +32,8 @@ from sparsity.evaluation.jobs import Spread
 from sparsity.masks import draw_over
 from sparsity.options import ModelChoice
 from sparsity.overlay import write_video
-from sparsity.profile import Profile, load_profile, save_profile
+from sparsity.profile import Profile
+from sparsity.profiles import load_profile, save_profile
 from sparsity.runs import write_text
 from sparsity.side_by_side import STOCK, Row, Run, compare, track_in_turn
 

@@ -7,10 +7,7 @@ needs pydantic alone; figures and reports read profiles without torch.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -20,12 +17,8 @@ from pydantic import (
     FiniteFloat,
     NonNegativeInt,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
-
-from probes.errors import InputError
-from sparsity.runs import write_text
 
 SCHEMA: Final = "efficient-sam2/profile/1"
 
@@ -114,7 +107,7 @@ class Shortcut(_Strict):
     Attributes
     ----------
     file
-        Weights of a fitted kind; `load_profile` looks for a relative one beside the profile.
+        Weights of a fitted kind; `sparsity.profiles.load_profile` looks for a relative one beside the profile.
     sha256
         Of that file; another one is refused. None accepts any.
     """
@@ -281,92 +274,5 @@ class Profile(_Strict):
         return self.model_copy(update={"shortcut": self.shortcut.model_copy(update={"file": file})})
 
     def to_json(self) -> str:
-        """The profile as the JSON document that `load_profile` reads."""
+        """The profile as the JSON document that `sparsity.profiles.load_profile` reads."""
         return self.model_dump_json(by_alias=True, indent=2, exclude_defaults=False)
-
-
-_EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
-
-BUILTIN = {
-    "dense": Profile(name="dense"),
-    "exact": Profile(name="exact", techniques=_EXACT),
-    "paper": Profile(name="paper", windows=Windows(), memory=Memory(), techniques=_EXACT),
-    "recommended": Profile(
-        name="recommended",
-        windows=Windows(),
-        memory=Memory(),
-        shortcut=Shortcut(kind="cached"),
-        guard=Guard(refresh_every=6, scene_cut=0.12, score_below=0.0),
-        techniques=_EXACT | dict.fromkeys(REUSING_TECHNIQUES, True),
-    ),
-}
-"""Profiles by name: bit-equal to stock; the same maths in another order; the paper's settings; and with these, what
-windows gave when they were last computed in place of what is left out, never older than six frames or a scene cut."""
-
-CALIBRATED = {"demo": Path(__file__).parent / "demo" / "profile.json"}
-"""Profiles by name that ``efficient-sam2 calibrate`` made for a model that ships; refused by any other model."""
-
-
-def load_profile(name: str | Path | Profile) -> Profile:
-    """Return a built-in profile by name, or read one from a JSON file.
-
-    Raises
-    ------
-    InputError
-        The name is unknown and no such file exists, or the document breaks the schema: one line that says
-        which field, what was given and what is expected.
-    """
-    if isinstance(name, Profile):
-        return name
-    if str(name) in BUILTIN:
-        return BUILTIN[str(name)]
-    path = CALIBRATED.get(str(name), Path(name))
-    if not path.is_file():
-        known = ", ".join([*BUILTIN, *CALIBRATED])
-        raise InputError(
-            f"profile {str(name)!r} is neither a file nor a built-in; use one of {known}, or a JSON file"
-        )
-    try:
-        found = parse_profile(path.read_text(encoding="utf-8"))
-        if found.shortcut.file is not None:
-            found = found.with_weights(str(path.parent / found.shortcut.file))
-        return found.model_copy(update={"name": str(name)}) if str(name) in CALIBRATED else found
-    except (InputError, UnicodeDecodeError) as error:
-        raise InputError(f"profile {path}: {error}") from None
-
-
-def save_profile(profile: Profile, path: Path) -> None:
-    """Write a profile, and beside it a copy of its shortcut's weights as ``STEM.shortcut.SUFFIX``.
-
-    The two can be moved together.
-    """
-    if profile.shortcut.file is not None:
-        weights = Path(profile.shortcut.file)
-        beside = path.with_name(f"{path.stem}.shortcut{weights.suffix}")
-        part = beside.with_name(f".{beside.name}.part")
-        shutil.copyfile(weights, part)
-        part.replace(beside)
-        profile = profile.with_weights(beside.name)
-    write_text(path, profile.to_json())
-
-
-def parse_profile(text: str) -> Profile:
-    """Read a profile from JSON text.
-
-    Raises
-    ------
-    InputError
-        The text is no JSON object or breaks the schema.
-    """
-    try:
-        return Profile.model_validate(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"is no JSON ({error.msg} at line {error.lineno}); write one with 'efficient-sam2 calibrate'"
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
-        raise InputError(
-            f"{place} is {first['input']!r}; {first['msg'].lower()}; correct that field"
-        ) from None

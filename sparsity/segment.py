@@ -33,7 +33,8 @@ from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.masks import draw_over, merge_objects, read_mask, write_mask, written_by
 from sparsity.options import ModelChoice as ModelChoice
 from sparsity.overlay import write_video
-from sparsity.profile import Profile, load_profile
+from sparsity.profile import Profile
+from sparsity.profiles import load_profile
 from sparsity.prompt import CheckedPrompt
 from sparsity.prompt import Prompt as Prompt
 from sparsity.runs import RunFolder, stop_after_the_frame, write_text

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from sparsity.profile import BUILTIN, Profile, Shortcut
+from sparsity.profile import Profile, Shortcut
+from sparsity.profiles import BUILTIN
 
 Switch = Callable[[Profile], Profile]
 """From a profile to the same with a technique switched on."""

@@ -19,7 +19,8 @@ from sparsity.acceleration.compiled_predictor import CompiledSAM2VideoPredictor
 from sparsity.acceleration.derived import Derived
 from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
-from sparsity.profile import Profile, load_profile
+from sparsity.profile import Profile
+from sparsity.profiles import load_profile
 
 if TYPE_CHECKING:
     from sparsity.options import ModelChoice

@@ -29,7 +29,8 @@ from sparsity.acceleration.saliency import token_to_image
 from sparsity.acceleration.session import KEY, Session, WindowChooser, new_state
 from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
 from sparsity.acceleration.tracked import Tracked, parts_of_all
-from sparsity.profile import Memory, Profile, load_profile
+from sparsity.profile import Memory, Profile
+from sparsity.profiles import load_profile
 from sparsity.routing import Decision
 
 STOCK_PROFILE = load_profile("dense")

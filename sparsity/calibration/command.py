@@ -103,7 +103,7 @@ def calibrate(
     from sparsity.calibration.clips import ClipSource
     from sparsity.calibration.request import Request
     from sparsity.evaluation.jobs import Spread
-    from sparsity.profile import save_profile
+    from sparsity.profiles import save_profile
     from sparsity.runs import write_text
 
     for file in (out, report):

@@ -18,7 +18,8 @@ from sparsity.calibration.drift import since_dense
 from sparsity.evaluation.quality import agreement, score_masks
 from sparsity.masks import Ids, merge_objects
 from sparsity.options import ModelChoice
-from sparsity.profile import BUILTIN, Profile, parse_profile
+from sparsity.profile import Profile
+from sparsity.profiles import BUILTIN, parse_profile
 
 
 @dataclass(frozen=True)

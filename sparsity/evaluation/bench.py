@@ -26,7 +26,8 @@ from sparsity.acceleration.compiled_predictor import compiled_stock
 from sparsity.evaluation.flops import counted_flops
 from sparsity.evaluation.routes import Route
 from sparsity.evaluation.timing import REST, PeakMemory, seconds_of, stage_seconds
-from sparsity.profile import BUILTIN, Profile
+from sparsity.profile import Profile
+from sparsity.profiles import BUILTIN
 from sparsity.techniques import further_profiles
 
 STOCK = "stock"

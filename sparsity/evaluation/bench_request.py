@@ -32,7 +32,8 @@ from sparsity.evaluation.results import Data, Environment, Model, Quality, Resul
 from sparsity.evaluation.routes import Route, fixed_windows, windows_of_track
 from sparsity.evaluation.rows import rows, stored_quality
 from sparsity.options import ModelChoice
-from sparsity.profile import BUILTIN, Profile, load_profile
+from sparsity.profile import Profile
+from sparsity.profiles import BUILTIN, load_profile
 from sparsity.prompt import Prompt
 
 CLIP_SIZE = (270, 480)

@@ -37,7 +37,8 @@ from sparsity.evaluation.results import (
 )
 from sparsity.masks import merge_objects
 from sparsity.options import ModelChoice
-from sparsity.profile import BUILTIN, Profile, load_profile
+from sparsity.profile import Profile
+from sparsity.profiles import BUILTIN, load_profile
 from sparsity.runs import write_text
 
 DENSE = "dense"

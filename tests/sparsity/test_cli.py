@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sparsity import cli
-from sparsity.profile import load_profile
+from sparsity.profiles import load_profile
 
 MODEL = ("--model", "sam2.1-tiny", "--weights", "random", "--image-size", "256", "--device", "cpu")
 

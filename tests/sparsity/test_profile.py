@@ -10,18 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.errors import InputError
-from sparsity.profile import (
-    BUILTIN,
-    EXACT_TECHNIQUES,
-    Guard,
-    Memory,
-    Profile,
-    Shortcut,
-    Windows,
-    load_profile,
-    parse_profile,
-    save_profile,
-)
+from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Shortcut, Windows
+from sparsity.profiles import BUILTIN, load_profile, parse_profile, save_profile
 
 shares = st.floats(0.01, 1.0)
 

@@ -12,14 +12,8 @@ from sparsity import accelerate
 from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.session import KEY
 from sparsity.acceleration.windows import window_tokens
-from sparsity.profile import (
-    EXACT_TECHNIQUES,
-    Memory,
-    Profile,
-    Shortcut,
-    Windows,
-    parse_profile,
-)
+from sparsity.profile import EXACT_TECHNIQUES, Memory, Profile, Shortcut, Windows
+from sparsity.profiles import parse_profile
 from tests.conftest import make_frames
 from tests.sparsity.acceleration.conftest import LONG, PROMPTS, off_by, track
 

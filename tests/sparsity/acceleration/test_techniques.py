@@ -18,7 +18,8 @@ from sparsity import accelerate
 from sparsity.acceleration.attention import blocked
 from sparsity.acceleration.session import KEY
 from sparsity.acceleration.token_saliency import Watch
-from sparsity.profile import BUILTIN, CALIBRATED_TECHNIQUES, Memory, Profile, parse_profile
+from sparsity.profile import CALIBRATED_TECHNIQUES, Memory, Profile
+from sparsity.profiles import BUILTIN, parse_profile
 from sparsity.techniques import FURTHER, further_profiles
 from tests.conftest import make_frames
 from tests.sparsity.acceleration.conftest import PROMPTS, Run, off_by, step, track

@@ -21,7 +21,8 @@ from sparsity.cli import run
 from sparsity.demo.clips import make_clip
 from sparsity.evaluation.jobs import Spread
 from sparsity.options import ModelChoice
-from sparsity.profile import Guard, Shortcut, load_profile
+from sparsity.profile import Guard, Shortcut
+from sparsity.profiles import load_profile
 
 NAMES = ("smooth", "fast", "occlusion", "static_camera", "distractors", "tiny")
 

@@ -22,7 +22,8 @@ from sparsity.evaluation.bench import (
 )
 from sparsity.evaluation.routes import fixed_windows
 from sparsity.evaluation.timing import REST, STAGES, stage_seconds
-from sparsity.profile import BUILTIN, Memory, Profile
+from sparsity.profile import Memory, Profile
+from sparsity.profiles import BUILTIN
 from sparsity.techniques import further_profiles
 from tests.conftest import make_frames, make_mask
 

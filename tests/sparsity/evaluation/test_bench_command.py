@@ -17,7 +17,7 @@ from sparsity.evaluation.bench import FULL_BANK, UNTIMED
 from sparsity.evaluation.results import Result, load_result, parse_result
 from sparsity.evaluation.rows import ratio, stored_quality, table, times
 from sparsity.masks import write_mask
-from sparsity.profile import load_profile
+from sparsity.profiles import load_profile
 from sparsity.techniques import further_profiles
 from tests.conftest import make_frames, make_mask
 

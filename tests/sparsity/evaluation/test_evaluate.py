@@ -21,7 +21,8 @@ from sparsity.evaluation.quality import agreement, clip_quality, interval, overa
 from sparsity.evaluation.results import load_result
 from sparsity.masks import write_mask
 from sparsity.options import ModelChoice
-from sparsity.profile import BUILTIN, Memory, Profile, Windows
+from sparsity.profile import Memory, Profile, Windows
+from sparsity.profiles import BUILTIN
 
 CLIPS = {"one": ("smooth", 5), "two": ("distractors", 4), "three": ("static_camera", 4)}
 HARSH = Profile(

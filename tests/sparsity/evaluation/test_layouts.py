@@ -17,7 +17,7 @@ from sparsity.evaluation.layouts import clip_names, find_layout, open_clip
 from sparsity.evaluation.quality import clip_quality
 from sparsity.masks import write_mask
 from sparsity.options import ModelChoice
-from sparsity.profile import BUILTIN
+from sparsity.profiles import BUILTIN
 from tests.conftest import make_frames
 
 FRAMES, LATE = 9, 4
