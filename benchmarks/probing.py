@@ -183,7 +183,7 @@ def main() -> None:
             found["cost"] |= cost(large, options.frames, warm=min(8, options.frames - 2))
             found["environment"] = environment(torch.device("cpu"), "float32")
         if options.part != "cost":
-            tell("accuracy takes about 15 minutes on 2 cores at 1024 px")
+            tell("accuracy takes about 5 minutes on 2 cores at 1024 px")
             sites = ["encoder.stage3.*", "memory.*", "decoder.*"]
             found["accuracy"] = {}
             for model, how in (

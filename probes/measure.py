@@ -29,7 +29,7 @@ from probes.mass import (
 from probes.records import SLOTS
 from probes.seam import AttentionCall
 
-QUERY_ROWS = 256
+QUERY_ROWS = 512
 """Query rows, at least, that means over rows are measured from by default: a stratified sample."""
 
 FULL_ROW = 1024
