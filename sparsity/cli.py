@@ -75,7 +75,7 @@ def segment(
     device: Device = None,
     dtype: DType = "auto",
     profile: Annotated[
-        str, typer.Option("--profile", help="dense, exact, paper, demo or a JSON file")
+        str, typer.Option("--profile", help="dense, exact, paper, recommended, demo or a JSON file")
     ] = "paper",
     max_frames: MaxFrames = None,
     clips: ClipList = None,
