@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -23,6 +24,18 @@ def demo_results() -> list[Result]:
     return [result for result in found if trade_offs_of(result)][:1]
 
 
+def _machine() -> str:
+    """Say on what the series of growth were measured."""
+    stamps = [
+        json.loads(path.read_text(encoding="utf-8"))["environment"]
+        for path in sorted((BENCHMARKS / "scaling").glob("*.json"))
+    ]
+    found = [
+        f"{s['threads']} threads of {s['cpu']} ({s['capability']}), {s['dtype']}" for s in stamps
+    ]
+    return " or ".join(dict.fromkeys(found))
+
+
 def speed(theme: ThemeName) -> dict[str, go.Figure]:
     """Draw times, cost against what is computed and, once it is measured, speed against accuracy, by name."""
     large = load_result(TIMES)
@@ -35,8 +48,8 @@ def speed(theme: ThemeName) -> dict[str, go.Figure]:
         ),
         "scaling": draw_scaling(
             load_growth(BENCHMARKS / "scaling"),
-            "SAM 2.1 Base+ at 1024 pixels, one object, two cores of a Xeon, bfloat16; dotted: counted operations, "
-            f"scaled to the first time of stock sam2.{evidence('random')}",
+            f"SAM 2.1 Base+ at 1024 pixels, one object and 6 of 25 windows where they don't vary, {_machine()}; dotted: "
+            f"counted operations, scaled to the first time of stock sam2.{evidence('random')}",
             theme=theme,
         ),
     }

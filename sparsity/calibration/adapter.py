@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,6 +33,9 @@ DROPOUT = 0.1
 SAVE_EVERY = 5
 """Updates between saved states."""
 
+DONE = "done"
+"""Name of the loss and seconds of each update in a saved state, beside the weights' names."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -51,27 +55,37 @@ class Training:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Update:
+    """One step of a training: the mean squared error of its frames, and how long it took."""
+
+    loss: float
+    seconds: float
+
+
 def train_bottleneck(
     predictor: EfficientSAM2VideoPredictor,
     frames: Sequence[RoutedFrame],
     training: Training,
     path: Path,
-) -> Iterator[float]:
+) -> Iterator[Update]:
     """Train update by update, write the weights to `path` at the end; the same start goes on where one was cut off.
 
     Yields
     ------
-    float
-        Mean squared error of the update's frames.
+    Update
+        All of them, those before the cut first.
     """
     weights = initial_weights(frames[0].entry.shape[1], training.seed)
     weights = {name: w.to(predictor.device).requires_grad_() for name, w in weights.items()}
     optimiser = torch.optim.AdamW(weights.values(), lr=training.rate)
     state = path.with_name(f".{path.name}.training")
     stamp = _stamp(predictor, frames, training)
-    begun = _resume(weights, optimiser, state, stamp)
+    done = _resume(weights, optimiser, state, stamp)
+    yield from done
     with _frozen(predictor):
-        for update in range(begun, training.updates):
+        for update in range(len(done), training.updates):
+            start = time.perf_counter()
             falling = (1 + math.cos(math.pi * update / training.updates)) / 2
             optimiser.param_groups[0]["lr"] = training.rate * falling
             optimiser.zero_grad()
@@ -82,9 +96,10 @@ def train_bottleneck(
                 (error / training.batch).backward()
                 loss += error.item() / training.batch
             optimiser.step()
-            if (update + 1) % SAVE_EVERY == 0:
-                _save(weights, optimiser, update + 1, state, stamp)
-            yield loss
+            done.append(Update(loss, time.perf_counter() - start))
+            if len(done) % SAVE_EVERY == 0:
+                _save(weights, optimiser, done, state, stamp)
+            yield done[-1]
     write_shortcut({name: w.detach().cpu() for name, w in weights.items()}, path)
     state.unlink(missing_ok=True)
 
@@ -159,12 +174,13 @@ def _stamp(
 def _save(
     weights: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
-    done: int,
+    done: list[Update],
     path: Path,
     stamp: str,
 ) -> None:
-    """Write weights and moments, whole or not at all."""
-    tensors = {}
+    """Write weights, moments and what was done, whole or not at all."""
+    told = [[update.loss, update.seconds] for update in done]
+    tensors = {DONE: torch.tensor(told, dtype=torch.float64)}
     for name, weight in weights.items():
         tensors[name] = weight.detach()
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -173,7 +189,7 @@ def _save(
     save_file(
         {k: t.cpu().contiguous() for k, t in tensors.items()},
         part,
-        {"stamp": stamp, "done": str(done)},
+        {"stamp": stamp},
     )
     part.replace(path)
 
@@ -183,18 +199,18 @@ def _resume(
     optimiser: torch.optim.Optimizer,
     path: Path,
     stamp: str,
-) -> int:
-    """Take over a saved state; updates that are done, 0 without one."""
+) -> list[Update]:
+    """Take over a saved state; the updates that are done, none without one."""
     try:
         with safe_open(path, "pt") as file:
             if file.metadata()["stamp"] != stamp:
-                return 0
-            done = int(file.metadata()["done"])
+                return []
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        done = [Update(loss, seconds) for loss, seconds in tensors[DONE].tolist()]
     except (OSError, SafetensorError, KeyError, TypeError):
-        return 0
+        return []
     for name, weight in weights.items():
         weight.data.copy_(tensors[name])
         moments = {m: tensors[f"{m}.{name}"].to(weight.device) for m in ("exp_avg", "exp_avg_sq")}
-        optimiser.state[weight] = {"step": torch.tensor(float(done)), **moments}
+        optimiser.state[weight] = {"step": torch.tensor(float(len(done))), **moments}
     return done

@@ -106,18 +106,20 @@ def fit_shortcut(
     settings = {"frames": frames.clips, "training": None if kind in CLOSED else asdict(training)}
     found = _read(notes)
     if found.get("settings") != settings or found.get("sha256") != _digest(path):
-        start = time.perf_counter()
         losses: list[float] = []
         if kind in CLOSED:
+            start = time.perf_counter()
             write_shortcut(fit_closed(kind, frames), path)
+            seconds = time.perf_counter() - start
         else:
             steps = train_bottleneck(predictor, frames, training, path)
-            losses += tqdm(steps, "training", training.updates, unit="update", disable=None)
+            done = list(tqdm(steps, "training", training.updates, unit="update", disable=None))
+            losses, seconds = [u.loss for u in done], sum(u.seconds for u in done)
         tenths = np.array_split(losses, min(10, len(losses))) if losses else []
         found = {
             "settings": settings,
             "sha256": _digest(path),
-            "seconds": round(time.perf_counter() - start, 2),
+            "seconds": round(seconds, 2),
             "loss": [round(float(tenth.mean()), 6) for tenth in tenths],
         }
         write_text(notes, json.dumps(found))

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from probes.errors import InputError
 from sparsity import accelerate
 from sparsity.acceleration.shortcuts import load_shortcut
-from sparsity.calibration.adapter import Training, initial_weights, train_bottleneck
+from sparsity.calibration.adapter import DONE, Training, initial_weights, train_bottleneck
 from sparsity.calibration.clips import ClipSource
 from sparsity.calibration.fitting import fit_shortcut, routed_frames
 from sparsity.calibration.replay import replay_windows
@@ -145,7 +146,8 @@ def test_training_lowers_the_error_and_touches_nothing_else(demo_predictor, fram
     before = {name: p.detach().clone() for name, p in demo_predictor.named_parameters()}
     asked = [p.requires_grad for p in demo_predictor.parameters()]
     path = tmp_path / "adapter.safetensors"
-    losses = list(train_bottleneck(demo_predictor, frames, Training(16, 1, 3e-3), path))
+    steps = train_bottleneck(demo_predictor, frames, Training(16, 1, 3e-3), path)
+    losses = [update.loss for update in steps]
     assert len(losses) == 16 and np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
     assert all(torch.equal(before[name], p) for name, p in demo_predictor.named_parameters())
     assert [p.requires_grad for p in demo_predictor.parameters()] == asked
@@ -207,7 +209,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(demo_predictor, frames, t
     whole, killed, other = (
         tmp_path / f"{name}.safetensors" for name in ("whole", "killed", "other")
     )
-    assert len(list(train_bottleneck(demo_predictor, frames, SHORT, whole))) == 7
+    unbroken = list(train_bottleneck(demo_predictor, frames, SHORT, whole))
+    assert len(unbroken) == 7
     command = [sys.executable, "-c", KILLED, str(frames._places[0][0]), str(killed)]
     root = Path(__file__).parents[3]
     done = subprocess.run(command, cwd=root, capture_output=True, timeout=300)
@@ -215,7 +218,10 @@ def test_a_killed_training_goes_on_to_the_same_weights(demo_predictor, frames, t
     assert not killed.exists()
     state = tmp_path / f".{killed.name}.training"
     state.with_name(f".{other.name}.training").write_bytes(state.read_bytes())
-    assert len(list(train_bottleneck(demo_predictor, frames, SHORT, killed))) == 2
+    before = [tuple(row) for row in load_file(state)[DONE].tolist()]
+    found = list(train_bottleneck(demo_predictor, frames, SHORT, killed))
+    assert [update.loss for update in found] == [update.loss for update in unbroken]
+    assert len(before) == 5 and [(u.loss, u.seconds) for u in found[:5]] == before
     assert killed.read_bytes() == whole.read_bytes()
     steps = train_bottleneck(demo_predictor, frames, replace(SHORT, seed=1), other)
     assert len(list(steps)) == 7, "a state of other settings is not taken over"
@@ -229,7 +235,8 @@ def test_other_models_train_too(dividing_predictor, tmp_path):
     collect(predictor, made("smooth", frames=8), BEST, path)
     frames = RoutedFrames([path])
     assert len(frames)
-    losses = list(train_bottleneck(predictor, frames, Training(3, 1), tmp_path / "w.safetensors"))
+    steps = train_bottleneck(predictor, frames, Training(3, 1), tmp_path / "w.safetensors")
+    losses = [update.loss for update in steps]
     assert len(losses) == 3 and all(np.isfinite(losses))
 
 
