@@ -10,23 +10,20 @@ import torch
 
 from sparsity import accelerate
 from sparsity.profile import Memory, Profile, Windows
-from tests.sparsity.acceleration.conftest import PROMPTS, Prompt, StockRuns, part_of_mask, track
-
-LATER = "different frames"
+from tests.sparsity.acceleration.conftest import (
+    LATER,
+    PROMPTS,
+    Prompt,
+    StockRuns,
+    part_of_mask,
+    track,
+)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PROMPTS if kind != LATER])
 def test_dense_equals_stock(stock: Any, kind: str, long_folder: str, stock_runs: StockRuns) -> None:
     expected = stock_runs(stock, kind)
     assert track(accelerate(stock, "dense"), long_folder, PROMPTS[kind]).equal(expected)
-
-
-def test_dense_equals_stock_where_objects_come_later(
-    demo_predictor: Any, long_folder: str, stock_runs: StockRuns
-) -> None:
-    """On the smaller model alone: it runs in bfloat16, which CPUs without units for it take minutes for."""
-    expected = stock_runs(demo_predictor, LATER)
-    assert track(accelerate(demo_predictor, "dense"), long_folder, PROMPTS[LATER]).equal(expected)
 
 
 @pytest.mark.parametrize("kind", ["mask", "three objects"])
