@@ -86,14 +86,26 @@ def entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1)
 
 
-def normalised_entropy(p: Tensor) -> Tensor:
-    """Entropy over its maximum, ``-Σ p ln p / ln n``: 0 is one key, 1 is uniform. Not comparable across n."""
-    return entropy(p) / math.log(max(2, p.shape[-1]))
+def normalised_entropy(nats: Tensor, keys: int) -> Tensor:
+    """Entropy over its maximum, ``-Σ p ln p / ln n``: 0 is one key, 1 is uniform. Not comparable across n.
+
+    Parameters
+    ----------
+    nats
+        Of rows over so many keys, see `entropy`.
+    """
+    return nats / math.log(max(2, keys))
 
 
-def effective_support(p: Tensor) -> Tensor:
-    """``exp(-Σ p ln p)`` (perplexity), in keys, from 1 to n: among how many keys a row is spread."""
-    return entropy(p).exp()
+def effective_support(nats: Tensor) -> Tensor:
+    """``exp(-Σ p ln p)`` (perplexity), in keys, from 1 to n: among how many keys a row is spread.
+
+    Parameters
+    ----------
+    nats
+        See `entropy`.
+    """
+    return nats.exp()
 
 
 def keys_for_mass(sorted_p: Tensor, share: float = 0.9) -> Tensor:

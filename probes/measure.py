@@ -16,6 +16,7 @@ from probes.keymass import key_mass, key_mass_by_frame
 from probes.mass import (
     descending,
     effective_support,
+    entropy,
     gini,
     grid_positions,
     keys_for_mass,
@@ -32,7 +33,7 @@ from probes.seam import AttentionCall
 QUERY_ROWS = 512
 """Query rows, at least, that means over rows are measured from by default: a stratified sample."""
 
-FULL_ROW = 1024
+FULL_ROW = 512
 """Keys of a row that counts whole: where rows are shorter, proportionally more of them are drawn."""
 
 ROW_STATISTICS = ("entropy", "support", "n90", "gini", "top10", "distance_px", "padding")
@@ -96,17 +97,21 @@ def measure(call: AttentionCall, rows: int | None = QUERY_ROWS, seed: int = 0) -
     if query_at is not None:
         query_at = query_at[drawn]
     sums = {name: q.new_zeros(groups, heads, dtype=torch.float32) for name in ROW_STATISTICS}
+    padded = (tokens < 0).view(groups, 1, 1, -1)
+    some_padded = bool(padded.any())
     for block, p in row_blocks(q, call.k):
         w = weight[..., block]
         ordered = descending(p)
+        nats = entropy(p)
         found = {
-            "entropy": normalised_entropy(p),
-            "support": effective_support(p),
+            "entropy": normalised_entropy(nats, p.shape[-1]),
+            "support": effective_support(nats),
             "n90": keys_for_mass(ordered),
             "gini": gini(ordered),
             "top10": top_mass(ordered),
-            "padding": (p * (tokens < 0).view(groups, 1, 1, -1)).sum(-1),
         }
+        if some_padded:
+            found["padding"] = (p * padded).sum(-1)
         if query_at is not None and key_at is not None:
             near = p[..., : len(key_at)]
             share = near.sum(-1).clamp(min=1e-12)
