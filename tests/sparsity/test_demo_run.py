@@ -27,7 +27,7 @@ def table(text: str) -> dict[str, list[str]]:
 
 def test_the_whole_story_is_told(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = run_demo(out, clips=3)
+    found = run_demo(out)
     rows = table(found.text())
     assert list(rows)[:3] == ["stock", "exact", "paper"] and "calibrated" in rows
     assert rows["stock"][1] == "1.00" and rows["stock"][3] == "100.0"

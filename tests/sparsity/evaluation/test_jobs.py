@@ -148,13 +148,14 @@ def test_a_users_cluster_gives_the_same_and_survives_too(tmp_path: Path, schedul
 
 
 def test_an_interrupted_run_on_a_cluster_goes_on(tmp_path: Path, scheduler: str) -> None:
-    work = Note(tmp_path, seconds=0.3)
+    seconds = 1.0  # a busy machine takes its time to interrupt
+    work = Note(tmp_path, seconds=seconds)
     code = (
         "import pathlib, sys\n"
         "from sparsity.evaluation.jobs import Spread, map_clips\n"
         "from tests.sparsity.evaluation.test_jobs import CLIPS, Note\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        f"map_clips(Note(folder, seconds=0.3), CLIPS, folder / 'out', {{}}, Spread(scheduler={scheduler!r}))\n"
+        f"map_clips(Note(folder, seconds={seconds}), CLIPS, folder / 'out', {{}}, Spread(scheduler={scheduler!r}))\n"
     )
     running = subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL
