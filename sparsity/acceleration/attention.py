@@ -2,7 +2,7 @@
 
 `F.scaled_dot_product_attention` is the fastest on a GPU and on CPUs with matrix units; on other CPUs its
 bfloat16 kernel runs at float32 speed, and products in row blocks are up to four times faster. The first
-large call of each shape class times the candidates on its own tensors; the fused kernel stays unless
+large call of each shape class times the candidates on its own tensors; one of them stays unless
 another one is clearly faster, so that the choice is the same in every process.
 """
 
@@ -89,7 +89,13 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
-def fastest(what: str, candidates: dict[str, Callable[[], Result]], q: Tensor, keys: int) -> Result:
+def fastest(
+    what: str,
+    candidates: dict[str, Callable[[], Result]],
+    q: Tensor,
+    keys: int,
+    clearly: float = CLEARLY,
+) -> Result:
     """Run the formulation that is the fastest for this class of calls; the first one unless another is clearly faster.
 
     A class is what is asked for, device, dtype, thread count and the shapes up to a factor of two.
@@ -104,6 +110,9 @@ def fastest(what: str, candidates: dict[str, Callable[[], Result]], q: Tensor, k
         Queries, ``[..., N, c]``.
     keys
         Number of keys.
+    clearly
+        How many times as fast as the first another must be. Below one it is taken even if it is somewhat slower:
+        for candidates that save operations.
     """
     default = next(iter(candidates))
     small = q.numel() // q.shape[-1] * keys < WORTH_TIMING
@@ -113,8 +122,9 @@ def fastest(what: str, candidates: dict[str, Callable[[], Result]], q: Tensor, k
     key = (what, shape, q.dtype, torch.get_num_threads())
     if key not in _chosen:
         seconds = {name: min(_seconds(run) for _ in range(3)) for name, run in candidates.items()}
+        first = seconds.pop(default)
         best = min(seconds, key=seconds.__getitem__)
-        _chosen[key] = best if seconds[best] * CLEARLY < seconds[default] else default
+        _chosen[key] = best if seconds[best] * clearly < first else default
     return candidates[_chosen[key]]()
 
 

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 Activation = Literal["none", "gelu", "relu"]
 
+FRESH_PAGES = 2**25
+"""Bytes of a result above which glibc's allocator asks the system for new pages each time: a buffer is faster."""
+
 
 @cache
 def onednn_linear(dtype: torch.dtype) -> bool:
@@ -53,7 +56,8 @@ def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
 
     `out` is a buffer that may be written; the result is what is returned.
     """
-    if x.dtype == torch.float32 and x.device.type == "cpu" and onednn_linear(x.dtype):
+    large = out is not None and out.nbytes > FRESH_PAGES
+    if x.dtype == torch.float32 and x.device.type == "cpu" and not large and onednn_linear(x.dtype):
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return torch.mm(x, weight.t(), out=out)
 

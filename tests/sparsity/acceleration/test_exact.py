@@ -222,10 +222,12 @@ def test_a_slower_formulation_is_not_chosen() -> None:
 
         return run
 
-    for name, slow in (("slower", 0.02), ("faster", 0.0)):
+    cases = [("slower", 0.02, 1.5, False), ("faster", 0.0, 1.5, True)]
+    cases += [("saves a little", 0.02, 0.1, True), ("saves in vain", 0.02, 0.9, False)]
+    for name, slow, clearly, taken in cases:
         candidates = {"default": formulation("default", 0.005), name: formulation(name, slow)}
         for _ in range(2):
-            fastest(f"of a test: {name}", candidates, q, 2048)
-        assert ran[-1] == {"slower": "default", "faster": "faster"}[name]
+            fastest(f"of a test: {name}", candidates, q, 2048, clearly)
+        assert ran[-1] == (name if taken else "default")
     fastest("of a test: small", {"default": formulation("default", 0)}, q[:, :, :1], 1)
     assert ran[-1] == "default"
