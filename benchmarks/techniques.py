@@ -27,8 +27,8 @@ QUALITY = {"techniques.json": "training clips", "techniques-dev.json": "DAVIS-de
 SPEED = {
     "demo-float32-default": "demo, float32",
     "tiny-float32-default": "Tiny, float32 (AVX2)",
-    "base-plus-float32-default": "Base+, float32 (AVX2)",
-    "large-float32-default": "Large, float32 (AVX2)",
+    "base-plus-float32-default-compiled": "Base+, float32 (AVX2)",
+    "large-float32-default-compiled": "Large, float32 (AVX2)",
     "large-float32-avx512": "Large, float32 (AVX-512)",
     "large-bfloat16-default": "Large, bfloat16 (AMX)",
     "base-plus-bfloat16-default": "Base+, bfloat16 (AMX)",
