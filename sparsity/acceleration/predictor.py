@@ -53,6 +53,20 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     _derived: Derived
     _shortcut: ShortcutFunction | None
 
+    @classmethod
+    def from_pretrained(cls, model_id: str, **kwargs: Any) -> EfficientSAM2VideoPredictor:
+        """Refuse what sam2 would answer with a stock predictor.
+
+        Raises
+        ------
+        InputError
+            Always; the message says what to write instead.
+        """
+        raise InputError(
+            f"{cls.__name__}.from_pretrained({model_id!r}) was called, and sam2 would return a stock predictor; "
+            f"expected one to accelerate; write accelerate(SAM2VideoPredictor.from_pretrained({model_id!r}))"
+        )
+
     # ------------------------------------------------------------------ profile
 
     @property
@@ -122,7 +136,16 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         history
             ``"full"`` keeps every result, as stock does; ``"bounded"`` drops those that no future frame
             reads, so that memory stays flat however long the video is.
+
+        Raises
+        ------
+        InputError
+            The video can't be opened, or `history` is neither.
         """
+        if history not in ("full", "bounded"):
+            raise InputError(
+                f"history {history!r} given; expected 'full' or 'bounded'; choose one of them"
+            )
         source = open_video(video_path)
         device = self.device
         state = new_state(
