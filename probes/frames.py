@@ -78,6 +78,10 @@ class FolderVideo:
         path = self._files[index]
         try:
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):  # which Pillow would clip to 255
+                    raise InputError(
+                        f"{path} has 16 bits or more a pixel; expected 8 bits a channel; scale it to 0..255"
+                    )
                 return np.array(image.convert("RGB"))
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
             raise InputError(

@@ -102,10 +102,11 @@ def record(
     header = open_header(predictor, settings, folder, model)
     clip = name or (Path(video).stem if isinstance(video, (str, Path)) else "clip")
     digest = _digest(prompts)
-    length = source.num_frames
+    limits = [limit for limit in (max_frames, source.num_frames) if limit is not None]
+    length = min(limits, default=None)
     for info in header.clips:
         if info.name == clip:
-            if info.prompt == digest and (max_frames or length) in (info.frames, None):
+            if info.prompt == digest and length in (info.frames, None):
                 return Recording(folder, header)
             raise InputError(
                 f"clip {clip!r} is in {folder} with another prompt or length; expected a new name or the same "

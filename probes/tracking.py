@@ -86,7 +86,9 @@ def track_and_collect(
             for reverse in (False, True):
                 if reverse and start == 0:
                     continue
-                limit = None if max_frames is None else max_frames - 1 - len(done)
+                # going back begins on a frame that is done
+                left = None if max_frames is None else max_frames - len(done)
+                limit = left if left is None or reverse else left - 1
                 if limit is not None and limit < (1 if reverse else 0):
                     continue
                 for frame, _, _ in predictor.propagate_in_video(state, start, limit, reverse):

@@ -14,6 +14,9 @@ from av.error import FFmpegError
 from probes.errors import InputError
 from probes.frames import KEPT_FRAMES, Pixels, check_index, check_size
 
+VP8_SHOWN = 0x10
+"""Bit of a VP8 packet's first byte that says whether its frame is shown (RFC 6386, 9.1)."""
+
 
 class FileVideo:
     """Frames from a video file; see `probes.video.open_video`.
@@ -70,6 +73,7 @@ class FileVideo:
         with self._open() as container:
             stream = container.streams.video[0]
             promised = stream.frames
+            vp8 = stream.codec_context.name in ("vp8", "libvpx")
             try:
                 for packet in container.demux(stream):
                     if packet.size == 0:
@@ -77,6 +81,8 @@ class FileVideo:
                     time = _stamp(packet)
                     if packet.is_corrupt or time is None:
                         broken += 1
+                        continue
+                    if vp8 and not memoryview(packet)[0] & VP8_SHOWN:
                         continue
                     if packet.is_discard:
                         promised -= 1
@@ -95,6 +101,11 @@ class FileVideo:
         if not times:
             raise InputError(
                 f"{self._label} holds 0 frames; expected at least one; check how it was made"
+            )
+        if doubled := len(times) - len(set(times)):
+            raise InputError(
+                f"{self._label} holds {doubled} frames with the time stamp of another; expected one a frame; "
+                "convert it anew"
             )
         return sorted(times), sorted(keys)
 

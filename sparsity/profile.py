@@ -202,7 +202,7 @@ class Router(_Strict):
 
     cues: tuple[str, ...]
     mean: tuple[FiniteFloat, ...]
-    scale: tuple[FiniteFloat, ...]
+    scale: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
     coefficients: tuple[FiniteFloat, ...]
     intercept: FiniteFloat
     threshold: Annotated[FiniteFloat, Field(ge=0, le=1)]

@@ -47,7 +47,7 @@ SECONDS_BETWEEN_STATES = 30.0
 SHOWN = 6
 """Rescued frames that the summary names."""
 
-_NOT_SAVED = ("images", "cached_features")
+_NOT_SAVED = ("images", "cached_features", "device", "storage_device")
 
 
 @dataclass(frozen=True)

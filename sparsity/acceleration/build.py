@@ -71,7 +71,7 @@ def accelerate(
     accelerated.__dict__.update(_stock=predictor, _seam=Seam(), _derived=Derived())
     accelerated._adopt(load_profile(profile), force)
     accelerated._modules["memory_encoder"] = ChannelsLastMemoryEncoder.sharing(
-        predictor.memory_encoder, lambda: accelerated.profile.technique("memory_encoder")
+        predictor.memory_encoder, accelerated._encodes_memory
     )
     return accelerated
 

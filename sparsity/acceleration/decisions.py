@@ -59,7 +59,9 @@ def _decide(
         if guard.refresh_every is not None and since >= guard.refresh_every:
             return Decision(None, "refresh")
         return Decision(session.chooser(frame), "given")
-    per_object = state["output_dict_per_obj"]
+    results = state["output_dict_per_obj"].items()
+    # an object that was added during this pass has no prompt of its own yet, and waits for the next
+    per_object = {index: own for index, own in results if own["cond_frame_outputs"]}
     if any(frame in outputs["cond_frame_outputs"] for outputs in per_object.values()):
         return Decision(None, "prompt")
     adjacent = frame + 1 if reverse else frame - 1

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
 
 Part = TypeVar("Part")
+
+Stamp = tuple[tuple[int, int], ...]
+"""Tells one set of weights from another in this process."""
+
+
+def weights_stamp(parameters: Iterable[Tensor]) -> Stamp:
+    """Where weights lie and how often they were changed in place; the latter is not counted for inference tensors."""
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
 
 
 class Derived:
@@ -16,11 +25,15 @@ class Derived:
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, torch.dtype, int], Any] = {}
-        self._stamp: tuple[tuple[int, int], ...] = ()
+        self._stamp: Stamp = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: a copy makes its own, as packed weights can't be copied."""
+        return Derived().__dict__
 
     def get(self, part: str, model: SAM2Base, make: Callable[[torch.dtype], Part]) -> Part:
         """A part for the number format of this run; `make` makes it."""
-        stamp = tuple((p.data_ptr(), p._version) for p in model.parameters())
+        stamp = weights_stamp(model.parameters())
         if self._stamp != stamp:
             self._made.clear()
             self._stamp = stamp

@@ -9,6 +9,8 @@ from probes.models import fingerprint
 from sparsity.profile import Profile
 from sparsity.window_cues import CUES
 
+WINDOWED_LAST = "the last block of stage 3 attends inside windows, where SAM 2's sees all tokens"
+
 
 def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
     """Check that a model can have a profile.
@@ -25,6 +27,9 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
         cannot have.
     """
     named = f"profile {profile.name!r}"
+    routed, trunk = profile.windows is not None, model.image_encoder.trunk
+    if routed and trunk.blocks[trunk.stage_ends[2]].window_size > 0:
+        raise InputError(f"{named} routes windows, but {WINDOWED_LAST}; set windows to null")
     if profile.technique("encoder") and (reason := why_not_exact(model)):
         raise InputError(f"{named} asks for the technique 'encoder', but {reason}; switch it off")
     memory = profile.memory
@@ -58,6 +63,8 @@ def why_not_exact(model: SAM2Base) -> str | None:
     spec, ends, pooled = trunk.window_spec, trunk.stage_ends, trunk.q_pool_blocks
     if len(ends) != 4 or pooled != [end + 1 for end in ends[:3]] or tuple(trunk.q_stride) != (2, 2):
         return "the trunk does not have four stages with 2 x 2 pooling between them"
+    if trunk.blocks[ends[2]].window_size > 0:
+        return WINDOWED_LAST
     if any(block <= ends[1] + 1 or block > ends[2] for block in trunk.global_att_blocks):
         return "a global block lies outside stage 3"
     if (

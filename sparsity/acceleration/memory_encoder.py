@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from sam2.modeling.memory_encoder import CXBlock, MemoryEncoder
 from torch import Tensor
 
+from sparsity.acceleration.derived import weights_stamp
 from sparsity.acceleration.linear import Linear
 
 
@@ -31,6 +33,10 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
         shared.__dict__["_packed"] = {}
         return shared
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: all but packed weights, which can't be copied."""
+        return {**self.__dict__, "_packed": {}}
+
     def forward(
         self, pix_feat: Tensor, masks: Tensor, skip_mask_sigmoid: bool = False
     ) -> dict[str, object]:
@@ -49,7 +55,7 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
         return {"vision_features": x, "vision_pos_enc": [self.position_encoding(x).to(x.dtype)]}
 
     def _blocks(self, dtype: torch.dtype) -> list[_FuserBlock]:
-        stamp = tuple((p.data_ptr(), p._version) for p in self.fuser.parameters())
+        stamp = weights_stamp(self.fuser.parameters())
         if self._packed.get(dtype, (None,))[0] != stamp:
             self._packed[dtype] = stamp, [_FuserBlock(block, dtype) for block in self.fuser.layers]
         return self._packed[dtype][1]

@@ -53,6 +53,20 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     _derived: Derived
     _shortcut: ShortcutFunction | None
 
+    @classmethod
+    def from_pretrained(cls, model_id: str, **kwargs: Any) -> EfficientSAM2VideoPredictor:
+        """Refuse what sam2 would answer with a stock predictor.
+
+        Raises
+        ------
+        InputError
+            Always; the message says what to write instead.
+        """
+        raise InputError(
+            f"{cls.__name__}.from_pretrained({model_id!r}) was called, and sam2 would return a stock predictor; "
+            f"expected one to accelerate; write accelerate(SAM2VideoPredictor.from_pretrained({model_id!r}))"
+        )
+
     # ------------------------------------------------------------------ profile
 
     @property
@@ -122,7 +136,16 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         history
             ``"full"`` keeps every result, as stock does; ``"bounded"`` drops those that no future frame
             reads, so that memory stays flat however long the video is.
+
+        Raises
+        ------
+        InputError
+            The video can't be opened, or `history` is neither.
         """
+        if history not in ("full", "bounded"):
+            raise InputError(
+                f"history {history!r} given; expected 'full' or 'bounded'; choose one of them"
+            )
         source = open_video(video_path)
         device = self.device
         state = new_state(
@@ -242,11 +265,10 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             return found[2]
         session.ahead.clear()
         group = [index]
-        if self._profile.technique("batched_objects") and self._own_memory_attention:
+        if self._batches_objects:
+            prompts = {i: outputs["cond_frame_outputs"] for i, outputs in per_object.items()}
             waiting = (
-                i
-                for i in per_object
-                if i > index and frame_idx not in per_object[i]["cond_frame_outputs"]
+                i for i, own in prompts.items() if i > index and own and frame_idx not in own
             )
             group += list(waiting)[: MOST_OBJECTS - 1]
         results = self._track_together(inference_state, session, group, frame_idx, reverse)
@@ -312,11 +334,21 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
 
     # ------------------------------------------------------------------ memory
 
+    def _encodes_memory(self) -> bool:
+        """Whether the memory encoder's rewrite is on."""
+        return self._profile.technique("memory_encoder")
+
     @property
     def _own_memory_attention(self) -> bool:
         """Whether memory attention runs here; else stock's does, one object at a time."""
         wanted = self._profile.memory is not None or self._profile.technique("memory_attention")
         return wanted and self.num_maskmem > 0
+
+    @property
+    def _batches_objects(self) -> bool:
+        """Whether objects are tracked in one pass: not where masks of one batch compete for memory."""
+        wanted = self._profile.technique("batched_objects") and self._own_memory_attention
+        return wanted and not self.non_overlap_masks_for_mem_enc
 
     @property
     def _memory(self) -> Memory:

@@ -144,7 +144,10 @@ class Report:
             "reasons": self.reasons,
             "rescued": self.rescued,
         }
-        return json.dumps({**asdict(self), "summary": summary}, indent=1)
+        document = asdict(self)
+        for frame in document["frames"]:  # ids may be numpy's, or anything that sam2 takes
+            frame["objects"] = {str(i): item for i, item in frame["objects"].items()}
+        return json.dumps({**document, "summary": summary}, indent=1)
 
 
 def _mean(values: list[float]) -> float:

@@ -33,6 +33,10 @@ class LastComputed:
         near = abs(frame - self.frame) <= 1
         return near and version == self.version and parts <= set(self.parts)
 
+    def carry(self, parts: frozenset[str]) -> None:
+        """Drop all other parts: nobody computes them on this frame, and they would look as young as it."""
+        self.parts = {part: found for part, found in self.parts.items() if part in parts}
+
     def complete(self, part: str, places: Tensor | None, *fresh: Tensor) -> tuple[Tensor, ...]:
         """Put fresh rows among those that were computed before.
 

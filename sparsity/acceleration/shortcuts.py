@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ def load_shortcut(
     if shortcut.kind == "cached":
         return None
     if shortcut.kind == "identity":
-        return lambda x: x
+        return _unchanged
     weights = {name: value.to(device) for name, value in _read(shortcut).items()}
     expected = _SHAPES[shortcut.kind](channels)
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -54,11 +55,32 @@ def load_shortcut(
             f"shortcut of a model with {channels} channels in stage 3; use the file made for this model"
         )
     weights = {name: value.float() for name, value in weights.items()}
-    if shortcut.kind == "mean":
-        return lambda x: x + weights["mean"]
-    if shortcut.kind == "ridge":
-        return lambda x: x + F.linear(x, weights["weight"], weights["bias"])
-    return lambda x: bottleneck(x, weights)
+    return _Fitted(_FORMULAS[shortcut.kind], weights)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A shortcut with weights, which follow the tokens to their device, as a model may be moved."""
+
+    formula: Callable[[Tensor, dict[str, Tensor]], Tensor]
+    weights: dict[str, Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for name, weight in self.weights.items():
+            self.weights[name] = weight.to(x.device)
+        return self.formula(x, self.weights)
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def _mean(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    return x + weights["mean"]
+
+
+def _ridge(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    return x + F.linear(x, weights["weight"], weights["bias"])
 
 
 def bottleneck(x: Tensor, weights: dict[str, Tensor], hidden: Tensor | None = None) -> Tensor:
@@ -72,6 +94,8 @@ def bottleneck(x: Tensor, weights: dict[str, Tensor], hidden: Tensor | None = No
         y = y * hidden
     return x + F.linear(y, weights["up_project.weight"], weights["up_project.bias"])
 
+
+_FORMULAS = {"mean": _mean, "ridge": _ridge, "bottleneck": bottleneck}
 
 _SHAPES: dict[str, Callable[[int], dict[str, tuple[int, ...]]]] = {
     "mean": lambda c: {"mean": (c,)},

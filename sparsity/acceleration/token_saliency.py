@@ -83,7 +83,8 @@ class SeenSaliency:
         own = weights[:, self.columns]
         mass = own.sum(-1, dtype=torch.float32)
         counts = self.counts[row : row + len(own)]
-        share = torch.where(mass > 0, counts / mass, 0.0).to(own.dtype)
+        told = mass > torch.finfo(own.dtype).tiny  # of less the inverse may overflow
+        share = torch.where(told, counts / mass, 0.0).to(own.dtype)
         self.total += torch.mv(own.t(), share)
 
     def result(self) -> Tensor:

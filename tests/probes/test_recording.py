@@ -196,6 +196,23 @@ def test_prompts_in_the_middle_are_tracked_both_ways(
     assert clip.reverse.tolist() == [False] * 3 + [True] * 3
 
 
+@pytest.mark.parametrize("most", [6, 20])
+def test_frames_are_recorded_up_to_the_limit_in_both_directions(
+    demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray, tmp_path: Path, most: int
+) -> None:
+    def prompts(predictor: Any, state: dict[str, Any]) -> None:
+        predictor.add_new_mask(state, 5, 1, clip_mask)
+
+    options = {"out": tmp_path / "x.recording", "statistics": "decoder.final.*", "max_frames": most}
+    recording = record(demo_stock, clip_frames, prompts, **options)
+    frames = [5, 6, 7, 4, 3, 2, 1, 0][:most]
+    assert recording.clip("clip").frame.tolist() == frames
+    again = record(demo_stock, clip_frames, prompts, **options)
+    assert [info.frames for info in again.header.clips] == [len(frames)]
+    with pytest.raises(InputError, match="another prompt or length"):
+        record(demo_stock, clip_frames, prompts, **{**options, "max_frames": 4})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

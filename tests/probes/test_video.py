@@ -118,6 +118,45 @@ def test_video_files_by_index_in_any_order(tmp_path: Path, name: str, codec: str
     assert [index_of(source.frame(i)) for i in order] == order
 
 
+def with_one_more_packet(path: Path, source: Path, shown: bool) -> Path:
+    """Copy a VP8 file; packet 6 comes twice, the second time hidden (RFC 6386, 9.1), or shown at the same time."""
+    with av.open(str(source)) as given, av.open(str(path), "w") as container:
+        stream = given.streams.video[0]
+        into = container.add_stream_from_template(stream)
+        packets = [packet for packet in given.demux(stream) if packet.size]
+        copies = [(bytes(packet), packet.pts, packet) for packet in packets]
+        data, pts, packet = copies[6]
+        hidden = bytes([data[0] & ~0x10]) + data[1:], pts + 1, packet
+        copies.insert(7, (data, pts, packet) if shown else hidden)
+        for data, pts, packet in copies:
+            copy = av.Packet(data)
+            copy.pts = copy.dts = pts
+            copy.time_base, copy.stream = packet.time_base, into
+            copy.is_keyframe = packet.is_keyframe
+            container.mux(copy)
+    return path
+
+
+def test_packets_that_show_no_frame_are_not_counted(tmp_path: Path) -> None:
+    """VP8 refers to frames that are never shown, which WebM keeps as packets of their own."""
+    plain = write_file(tmp_path / "plain.webm", numbered_frames(12), "libvpx")
+    path = with_one_more_packet(tmp_path / "hidden.webm", plain, shown=False)
+    with av.open(str(path)) as container:
+        played = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    source = open_video(path)
+    assert source.num_frames == len(played) == 12
+    for i in (*range(12), 5, 8, 2):
+        assert np.array_equal(source.frame(i), played[i])
+    assert not np.array_equal(played[6], played[7])
+
+
+def test_two_frames_of_one_time_are_refused(tmp_path: Path) -> None:
+    plain = write_file(tmp_path / "plain.webm", numbered_frames(12), "libvpx")
+    twice = with_one_more_packet(tmp_path / "twice.webm", plain, shown=True)
+    assert "1 frames with the time stamp of another" in _refusal(twice)
+    assert open_video(plain).num_frames == 12
+
+
 def test_reading_on_decodes_each_frame_once(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_video(mp4)
     seeks: list[int] = []
@@ -249,6 +288,15 @@ def test_frames_of_several_sizes_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     Image.new("RGB", (8, 6)).save(tmp_path / "1.png")
     assert "1.png is 8x6; expected 8x8" in _refusal(tmp_path)
+
+
+def test_pictures_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+    """Pillow would clip them: what is brighter than 255 of 65535 would come out white."""
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / "0.png")
+    assert "0.png has 16 bits or more a pixel; expected 8 bits a channel" in _refusal(tmp_path)
+    Image.fromarray((deep // 257).astype(np.uint8)).save(tmp_path / "0.png")
+    assert open_video(tmp_path).frame(0).max() == 255
 
 
 def test_a_broken_or_doubled_picture_is_refused(tmp_path: Path) -> None:

@@ -56,6 +56,9 @@ def test_the_calibrated_profile_comes_along_and_is_bound_to_a_model(tmp_path: Pa
 
 GOOD = json.loads(Profile(name="p", windows=Windows(), memory=Memory()).to_json())
 
+ROUTER = {"cues": ["x"], "mean": [0.0], "scale": [1.0], "coefficients": [1.0]}
+ROUTER |= {"intercept": 0.0, "threshold": 0.5}
+
 
 def changed(**changes: object) -> str:
     return json.dumps({**GOOD, **changes})
@@ -76,6 +79,8 @@ def changed(**changes: object) -> str:
         (changed(techniques={"magic": True}), "magic"),
         (changed(shortcut={"kind": "ridge"}), "shortcut.file"),
         (changed(shortcut={"kind": "identity", "file": "x"}), "takes no file"),
+        (changed(router=ROUTER | {"scale": [0.0]}), "router.scale.0 is 0.0"),
+        (changed(router=ROUTER | {"mean": [0.0, 1.0]}), "must have the same length"),
         (changed(model="abc"), "model is 'abc'"),
         (changed(name=""), "name is ''"),
         (changed(schema="efficient-sam2/profile/2"), "schema"),
@@ -94,6 +99,7 @@ def test_bad_documents_are_refused_in_one_line(text: str, said: str) -> None:
 
 def test_the_unchanged_document_is_accepted() -> None:
     assert parse_profile(changed()).name == "p"
+    assert parse_profile(changed(router=ROUTER)).router is not None
 
 
 def test_a_missing_file_names_the_built_in_profiles(tmp_path: Path) -> None:

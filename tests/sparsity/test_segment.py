@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from probes.errors import InputError
@@ -165,6 +166,11 @@ def test_an_interrupted_run_goes_on_to_the_same_masks(
         with pytest.raises(KeyboardInterrupt):
             _run(clip_folder, out, mask_file, frame=frame)
     assert len(_masks(out)) == 5
+    saved = torch.load(out / "state.pt", weights_only=False)["state"]
+    assert "obj_ids" in saved
+    assert not any(isinstance(value, torch.device) for value in saved.values()), (
+        "it may go on elsewhere"
+    )
     assert not (out / "report.json").exists()
     assert not list(out.rglob("*.part"))
     early = {p: p.stat().st_mtime_ns for p in (out / "masks").iterdir()}

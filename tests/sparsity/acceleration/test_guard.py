@@ -14,7 +14,7 @@ from probes.errors import InputError
 from probes.models import fingerprint
 from sparsity import accelerate, build_efficient_sam2_video_predictor
 from sparsity.profile import Guard, Memory, Profile, Windows
-from tests.conftest import make_frames
+from tests.conftest import make_frames, make_mask
 from tests.sparsity.acceleration.conftest import PROMPTS, Run, track
 
 
@@ -76,6 +76,16 @@ def test_the_report_counts_dense_frames_as_whole(demo_predictor: Any, long_folde
     assert set(report.scores(1)) == set(range(12))
 
 
+def test_the_report_is_written_whatever_ids_are(demo_predictor: Any, long_folder: str) -> None:
+    fast = accelerate(demo_predictor, "paper")
+    state = fast.init_state(long_folder)
+    for object_id in (*np.unique(np.array([0, 3, 7]))[1:], "dog"):  # numpy's own integers
+        fast.add_new_mask(state, 0, object_id, make_mask(0))
+    list(fast.propagate_in_video(state, max_frame_num_to_track=1))
+    document = json.loads(fast.report(state).to_json())
+    assert [list(item["objects"]) for item in document["frames"]] == [["3", "7", "dog"]] * 2
+
+
 def test_bounded_history_keeps_what_can_be_read(demo_predictor: Any) -> None:
     frames = make_frames(26)
     fast = accelerate(demo_predictor, "paper")
@@ -89,7 +99,6 @@ def test_bounded_history_keeps_what_can_be_read(demo_predictor: Any) -> None:
 
 
 def test_bounded_history_in_reverse(demo_predictor: Any) -> None:
-    from tests.conftest import make_mask
     from tests.sparsity.acceleration.conftest import Prompt
 
     frames = make_frames(22)
@@ -125,6 +134,18 @@ def test_keep_per_layer_must_fit_the_model(demo_predictor: Any) -> None:
     tokens = fast.sam_image_embedding_size**2
     spared = [(item.keys_total - used) / item.pruned_frames for used in item.keys_used]
     assert spared == [tokens - int(keep * tokens) for keep in (0.05, 0.1, 0.2, 0.4)]
+
+
+def test_a_trunk_without_a_global_block_at_the_end_of_stage_3_is_refused() -> None:
+    """What windows leave out meets the rest there; with windows it would be computed as another block."""
+    stock = build_predictor("demo", image_size=256, device="cpu")
+    trunk = stock.image_encoder.trunk
+    assert accelerate(stock, "exact").profile.name == "exact"
+    trunk.blocks[trunk.stage_ends[2]].window_size = 4
+    for profile in ("exact", Profile(name="windows alone", windows=Windows())):
+        with pytest.raises(InputError, match="last block of stage 3 attends inside windows"):
+            accelerate(stock, profile)
+    assert accelerate(stock, Profile(name="keys alone", memory=Memory())).profile.windows is None
 
 
 def test_other_predictors_are_refused(demo_predictor: Any) -> None:

@@ -309,6 +309,40 @@ def test_an_object_added_late_takes_part(fast: Any, long_folder: str) -> None:
     assert pruned_objects(frames[11]) == {1, 9}
 
 
+@pytest.mark.parametrize("profile", ["exact", "paper"])
+def test_an_object_added_during_a_pass_waits_for_the_next(
+    demo_predictor: Any, long_folder: str, profile: str
+) -> None:
+    """The pass under way goes on as if it were not there, like stock's, which counts its objects once."""
+    fast = accelerate(demo_predictor, profile)
+    expected = track(fast, long_folder, PROMPTS["mask"])
+    state, found = fast.init_state(long_folder), {}
+    PROMPTS["mask"][0].give(fast, state)
+    for frame, ids, logits in fast.propagate_in_video(state):
+        assert ids == [1]
+        found[frame] = logits.clone()
+        if frame == 4:
+            Prompt(4, 9, points=((110, 20),)).give(fast, state)
+    assert all(torch.equal(found[f], expected.logits[f]) for f in expected.logits)
+    reasons = [[item.reason for item in fast.report(s).frames] for s in (state, expected.state)]
+    assert reasons[0] == reasons[1]
+    after = run(fast, state, start_frame_idx=4)
+    assert all(len(logits) == 2 for logits in after.values())
+
+
+def test_masks_in_memory_do_not_compete(demo_predictor: Any, long_folder: str) -> None:
+    """Stock encodes one object at a time, so that its constraint on masks in memory does nothing."""
+    stock = build_predictor("demo", image_size=256, device="cpu")
+    stock.non_overlap_masks_for_mem_enc = True
+    prompts = (Prompt(0, 1, make_mask(0)), Prompt(0, 2, make_mask(3)))
+    runs = [
+        track(p, long_folder, prompts, max_frame_num_to_track=4)
+        for p in (stock, accelerate(stock, "exact"))
+    ]
+    assert off_by(runs[1].logits[4], runs[0].logits[4]) <= 1e-3
+    assert off_by(runs[0].logits[4].flip(0), runs[0].logits[4]) > 1e-2
+
+
 def test_several_objects_share_windows_and_features(fast: Any, stock_runs: StockRuns) -> None:
     """Item 22: all objects of a pass see the features of the one image; the windows are the union's."""
     stock = fast._stock

@@ -92,6 +92,17 @@ def routed_frame(stock: Any, shortcut: Shortcut, windows: tuple[int, ...]) -> Te
     return step(fast, state, 2)
 
 
+def test_weights_follow_a_model_to_its_device(shortcut_folder: Path) -> None:
+    path = shortcut_folder / "adapter.safetensors"
+    save_file(dict(bottleneck(64)), path)
+    function = load_shortcut(Shortcut(kind="bottleneck", file=str(path)), 64, CPU)
+    assert function is not None
+    x = torch.randn(5, 64)
+    assert not torch.equal(function(x), x)
+    moved = function(x.to("meta"))
+    assert (moved.device.type, moved.shape) == ("meta", x.shape)
+
+
 def test_shortcuts_change_what_is_not_computed_and_nothing_else(
     demo_predictor: Any, shortcut_folder: Path
 ) -> None:

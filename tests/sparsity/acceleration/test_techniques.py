@@ -160,6 +160,23 @@ def test_what_is_reused_must_be_of_the_adjacent_frame(demo: Any, name: str) -> N
     assert reasons == ["nothing cached", "given", "nothing cached"]
 
 
+@pytest.mark.parametrize("name", ["+ stage 4 reused", "+ cached shortcut"])
+def test_what_another_profile_left_behind_is_not_reused(demo: Any, name: str) -> None:
+    """Frames that were routed without it between then and now would let it look young."""
+    found = {}
+    for between in ("paper", technique(name)):
+        fast = accelerate(demo, technique(name))
+        state = fast.init_state(make_frames(6))
+        fast.choose_windows(state, lambda frame: SOME if frame > 1 else None)
+        PROMPTS["mask"][0].give(fast, state)
+        list(fast.propagate_in_video(state, max_frame_num_to_track=2))
+        with fast.use(between):
+            list(fast.propagate_in_video(state, 3, max_frame_num_to_track=1))
+        list(fast.propagate_in_video(state, 5))
+        found[str(between)] = [item.reason for item in fast.report(state).frames[2:]]
+    assert list(found.values()) == [["given"] * 3 + ["nothing cached"], ["given"] * 4]
+
+
 def test_what_is_reused_must_be_of_the_same_weights_and_number_format() -> None:
     stock = build_predictor("demo", image_size=256, device="cpu")
     fast = accelerate(stock, technique("+ stage 4 reused"))
@@ -254,6 +271,20 @@ def test_saliency_read_off_the_weights_is_that_of_own_products(
         torch.testing.assert_close(frame.result(), saliency, rtol=1e-4, atol=1e-6)
     if tokens > 2:
         assert not torch.allclose(expected[0], expected[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_give_a_frame_next_to_nothing_do_not_count(dtype: torch.dtype) -> None:
+    tokens, faint = 8, 1e-40 if dtype != torch.float16 else 6e-8
+    weights = torch.zeros(2, tokens, dtype=dtype)
+    weights[0, 2] = faint
+    weights[1, :2] = torch.tensor([0.25, 0.75])
+    (seen,) = Watch((0,), tokens, 2, 0).seen(weights)
+    seen.see(weights, 0)
+    torch.testing.assert_close(seen.result(), torch.tensor([0.25, 0.75, 0, 0, 0, 0, 0, 0]))
+    weights[0, 2] = 1.0
+    seen.see(weights, 0)
+    assert int(seen.result().argmax()) == 1 and float(seen.result()[2]) > 0
 
 
 def test_given_windows_are_refreshed_like_found_ones(demo: Any) -> None:

@@ -1,0 +1,83 @@
+"""A predictor that is copied, pickled, moved, or made where others would not make it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+from probes import build_predictor
+from probes.errors import InputError
+from sparsity import EfficientSAM2VideoPredictor, accelerate
+from tests.sparsity.acceleration.conftest import LONG, PROMPTS, StockRuns, off_by, step, track
+
+
+def pickled(predictor: Any) -> Any:
+    """A copy as another process gets it."""
+    return pickle.loads(pickle.dumps(predictor))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_a_copy_stands_alone(
+    demo_predictor: Any, long_folder: str, copied: Callable[[Any], Any], stock_runs: StockRuns
+) -> None:
+    fast = accelerate(demo_predictor, "paper")
+    expected = track(fast, long_folder, PROMPTS["mask"])  # weights are packed now
+    other = copied(fast)
+    assert track(other, long_folder, PROMPTS["mask"]).equal(expected)
+    with other.use(None):
+        found = track(other, long_folder, PROMPTS["mask"])
+    assert found.equal(stock_runs(demo_predictor, "mask")) and not found.equal(expected)
+    with torch.no_grad():
+        other.memory_attention.layers[0].linear2.weight.mul_(0.5)
+    assert not track(other, long_folder, PROMPTS["mask"]).equal(expected)
+    assert track(fast, long_folder, PROMPTS["mask"]).equal(expected)
+    same = other._stock.memory_attention.layers[0].linear2.weight
+    assert same is other.memory_attention.layers[0].linear2.weight
+
+
+@pytest.mark.parametrize("profile", ["exact", "recommended"])
+def test_a_copied_state_goes_on_alike(demo_predictor: Any, long_folder: str, profile: str) -> None:
+    fast = accelerate(demo_predictor, profile)
+    run = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=6)
+    stored = io.BytesIO()
+    torch.save(run.state, stored)
+    stored.seek(0)
+    copies = [copy.deepcopy(run.state), torch.load(stored, weights_only=False), run.state]
+    found = [{f: v.clone() for f, _, v in fast.propagate_in_video(state, 7)} for state in copies]
+    for frame in range(7, LONG):
+        assert all(torch.equal(other[frame], found[-1][frame]) for other in found)
+    assert not torch.equal(found[0][7], found[0][8])
+
+
+def test_made_and_run_under_inference_mode(long_folder: str) -> None:
+    """Parameters made there count no changes."""
+    with torch.inference_mode():
+        stock = build_predictor("demo", image_size=256, device="cpu")
+        assert stock.maskmem_tpos_enc.is_inference()
+        fast = accelerate(stock, "exact")
+        run = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=3)
+        found, expected = (step(p, run.state, 3) for p in (fast, stock))
+    assert off_by(found, expected) <= 1e-4
+    assert off_by(run.logits[2], run.logits[3]) > 1e-3
+
+
+def test_from_pretrained_does_not_return_a_stock_predictor() -> None:
+    with pytest.raises(
+        InputError, match=r"accelerate\(SAM2VideoPredictor.from_pretrained\('a/b'\)\)"
+    ):
+        EfficientSAM2VideoPredictor.from_pretrained("a/b")
+    assert EfficientSAM2VideoPredictor.from_pretrained != SAM2VideoPredictor.from_pretrained
+
+
+def test_a_history_of_no_kind_is_refused(demo_predictor: Any, long_folder: str) -> None:
+    fast = accelerate(demo_predictor, "exact")
+    with pytest.raises(InputError, match="history 'bound' given; expected 'full' or 'bounded'"):
+        fast.init_state(long_folder, history="bound")
+    assert fast.init_state(long_folder, history="bounded")["num_frames"] == LONG
