@@ -234,7 +234,9 @@ def test_an_object_keeps_its_colour_when_others_leave() -> None:
 
 
 def test_a_caption_is_text_and_never_markup() -> None:
-    figure = figures.draw_breadth([figures.Breadth("memory.layer0.cross", 0.5)], "score < 5, J&F > 0")
+    figure = figures.draw_breadth(
+        [figures.Breadth("memory.layer0.cross", 0.5)], "score < 5, J&F > 0"
+    )
     (caption,) = [note.text for note in figure.layout.annotations if note.name == "caption"]
     assert caption == "score &lt; 5, J&amp;F &gt; 0"
 
