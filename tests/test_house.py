@@ -70,6 +70,12 @@ def test_files_that_a_page_links_to_exist(page: str) -> None:
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    links = set(re.findall(r"\]\((?!http)([^)#]+)", README))
+    pages = {page for page in PAGES if re.fullmatch(r"docs/[^/]+\.md|sparsity/.*", page)}
+    assert len(pages) >= 6 and pages - links == set()
+
+
 def _readme_commands() -> list[list[str]]:
     text = README.replace("\\\n", " ")
     return [line.split() for line in re.findall(r"^efficient-sam2 .*$", text, re.M)]
