@@ -25,10 +25,11 @@ from PIL import Image
 
 from probes.keymass import key_mass
 from probes.mass import sample_queries
-from probes.measure import QUERY_ROWS, measure, slot_shares
+from probes.measure import measure, slot_shares
 from probes.models import build_predictor
 from probes.observing import AttentionCall, observe
 from probes.recording import begin_video
+from probes.records import QUERY_ROWS
 from probes.streaming import AttentionStatistics
 from probes.video import open_video
 from sparsity.evaluation.environment import environment

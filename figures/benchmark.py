@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 
 from figures.style import evidence
 from figures.times import draw_times, times_of
@@ -55,7 +55,7 @@ def write_bench_report(result: Result, path: Path) -> None:
         figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False})
         for index, figure in enumerate(bench_figures(result))
     ]
-    loader = Environment(loader=PackageLoader("figures"), autoescape=select_autoescape())
+    loader = Environment(loader=PackageLoader("figures"), autoescape=True)
     notes = list(dict.fromkeys(run.why for run in result.runs if run.why))
     page = loader.get_template("bench.html.j2").render(
         figures=parts,

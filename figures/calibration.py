@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from plotly.subplots import make_subplots
 
 from figures.style import THEMES, ThemeName, finish
@@ -169,7 +169,7 @@ def write_report(report: Report, path: Path, evidence: str = "") -> None:
         figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False})
         for index, figure in enumerate(figures)
     ]
-    loader = Environment(loader=PackageLoader("figures"), autoescape=select_autoescape())
+    loader = Environment(loader=PackageLoader("figures"), autoescape=True)
     page = loader.get_template("calibration.html.j2").render(
         figures=parts, promise=report["profile"]["promise"], said=report["said"],
         certifiable=report["certifiable"], tested=report["tested"], profile=report["profile"],

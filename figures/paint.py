@@ -76,10 +76,11 @@ def outline(picture: Picture, mask: ArrayLike, shade: str = OBJECTS[0], thick: i
 
 
 def outline_all(picture: Picture, masks: ArrayLike, thick: int = 2) -> Picture:
-    """Draw each object of an indexed mask ``[H, W]`` (ids 1, 2, …) in its colour."""
+    """Draw each object of an indexed mask ``[H, W]`` (ids 1, 2, …) in its colour, whoever else is there."""
     indexed = np.asarray(masks)
-    for n, identity in enumerate(np.unique(indexed[indexed > 0])):
-        picture = outline(picture, indexed == identity, OBJECTS[n % len(OBJECTS)], thick)
+    for identity in np.unique(indexed[indexed > 0]):
+        shade = OBJECTS[(int(identity) - 1) % len(OBJECTS)]
+        picture = outline(picture, indexed == identity, shade, thick)
     return picture
 
 
@@ -123,14 +124,15 @@ def data_uris_within(pictures: Sequence[Picture], budget: int) -> list[str]:
     InputError
         They don't fit even at 64 pixels' width.
     """
-    while pictures and pictures[0].shape[1] >= 64:
+    while True:
         for quality in (85, 70, 55, 45):
             found = [data_uri(picture, quality) for picture in pictures]
             if sum(map(len, found)) <= budget:
                 return found
-        pictures = [shrink(picture, picture.shape[1] * 3 // 4) for picture in pictures]
-    if not pictures:
-        return []
+        width = pictures[0].shape[1] * 3 // 4
+        if width < 64:
+            break
+        pictures = [shrink(picture, width) for picture in pictures]
     raise InputError(
         f"{len(pictures)} frames don't fit into {budget} bytes; expected fewer frames; take every second one"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
 from figures import calibration
@@ -75,7 +75,7 @@ def write_story(
         ]
         for name, drawn in _figures(story, recording, report, evidence).items()
     }
-    loader = Environment(loader=PackageLoader("figures"), autoescape=select_autoescape())
+    loader = Environment(loader=PackageLoader("figures"), autoescape=True)
     page = loader.get_template("story.html.j2").render(
         plotly=get_plotlyjs(), figures=parts, story=story, report=report,
         profile=report["profile"], evidence=evidence,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
 import plotly.graph_objects as go
@@ -119,7 +120,7 @@ def finish(
         margin={"l": left, "r": right, "t": top, "b": below + 14 + LINE_HEIGHT * len(lines)},
     )
     figure.add_annotation(
-        text="<br>".join(lines),
+        text="<br>".join(escape(line, quote=False) for line in lines),
         name="caption",
         x=0,
         y=0,

@@ -130,7 +130,8 @@ class MemorySaliency:
         `SIMILARITIES` between first recollection and now.
     recall, joint_recall, oracle_recall
         Mass recall for each of `KEEP_SHARES`, by the first recollection's tokens of conditional and of joint
-        mass, and by tokens chosen now.
+        mass, and by tokens chosen now. These and `similarity` are NaN for a frame that was tracked in the other
+        direction: in this one it was never the newest, when tokens are chosen.
     """
 
     entry: MemoryFrame
@@ -165,8 +166,9 @@ class MemoryConsistency:
             for i, entry in enumerate(layout.frames):
                 key = (object_id, call.site, entry.frame, call.moment.reverse)
                 now = conditional[i]
-                first = self._first.setdefault(key, now)
-                entries.append(_compare(entry, first is now, first, now, joint[i]))
+                if entry.newest or entry.conditioning:
+                    self._first.setdefault(key, now)
+                entries.append(_compare(entry, self._first.get(key), now, joint[i]))
             found.append(entries)
             self._forget(object_id, call, {entry.frame for entry in layout.frames})
         return found
@@ -184,8 +186,12 @@ class MemoryConsistency:
 
 
 def _compare(
-    entry: MemoryFrame, is_first: bool, first: Tensor, now: Tensor, joint: Tensor
+    entry: MemoryFrame, first: Tensor | None, now: Tensor, joint: Tensor
 ) -> MemorySaliency:
+    if first is None:
+        nothing = now.new_full((len(KEEP_SHARES),), math.nan)
+        unlike = now.new_full((len(SIMILARITIES),), math.nan)
+        return MemorySaliency(entry, False, now, unlike, nothing, nothing, nothing)
     similarity = torch.stack(
         [
             cosine(first, now),
@@ -195,4 +201,4 @@ def _compare(
         ]
     )
     recalls = mass_recall(first, now), mass_recall(first, joint), mass_recall(now, now)
-    return MemorySaliency(entry, is_first, now, similarity, *recalls)
+    return MemorySaliency(entry, first is now, now, similarity, *recalls)

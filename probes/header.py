@@ -25,6 +25,9 @@ STATISTICS = (
 )
 """Statistics per site and head, in the order of the last axis; `probes.mass` defines them."""
 
+QUERY_ROWS = 512
+"""Query rows, at least, that means over rows are measured from by default: a stratified sample."""
+
 KEEP_SHARES = (
     *(0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125),
     *(0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),

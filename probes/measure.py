@@ -27,11 +27,8 @@ from probes.mass import (
     top_mass,
     window_slots,
 )
-from probes.records import SLOTS
+from probes.records import QUERY_ROWS, SLOTS
 from probes.seam import AttentionCall
-
-QUERY_ROWS = 512
-"""Query rows, at least, that means over rows are measured from by default: a stratified sample."""
 
 FULL_ROW = 512
 """Keys of a row that counts whole: where rows are shorter, proportionally more of them are drawn."""

@@ -96,10 +96,12 @@ def build_predictor(
     Raises
     ------
     InputError
-        The name, size, configuration or checkpoint can't be used, or the installed ``sam2`` is another
+        The name, size, seed, configuration or checkpoint can't be used, or the installed ``sam2`` is another
         package than the expected one.
     """
     check_sam2()
+    if not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed {seed} given; expected a whole number of 64 bits; choose another")
     path = _config_file(name, config)
     state = _weights(name, checkpoint, weights)
     settings = _settings(path, image_size, apply_postprocessing, vos_optimized)

@@ -17,12 +17,11 @@ from safetensors.numpy import save
 
 from probes.collector import Collector
 from probes.errors import InputError
-from probes.measure import QUERY_ROWS
 from probes.rawrows import row_forms
 from probes.recording_files import add_shards, open_header
 from probes.recording_files import extend_recording as extend_recording
 from probes.recording_files import merge_recordings as merge_recordings
-from probes.records import ClipInfo, Recording, Settings
+from probes.records import QUERY_ROWS, ClipInfo, Recording, Settings
 from probes.sites import attention_sites, find_sites
 from probes.tracking import Prompts as Prompts
 from probes.tracking import begin_video as begin_video

@@ -31,7 +31,7 @@ def open_header(predictor: Any, settings: Settings, folder: Path, name: str) -> 
     Raises
     ------
     InputError
-        The folder holds something else, or a recording of another model or settings.
+        The folder holds something else, a recording of another model or settings, or can't be made.
     """
     model = ModelInfo(
         name=name,
@@ -52,6 +52,11 @@ def open_header(predictor: Any, settings: Settings, folder: Path, name: str) -> 
         return header
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} holds other files; expected a new folder; choose another")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InputError(
+            f"{folder} can't be made, as {there} can't be written into; expected a new folder; choose another"
+        )
     versions = {package: version(package) for package in ("efficient-sam2", "sam2", "torch")}
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Header(

@@ -19,6 +19,7 @@ from probes.clips import read_shard as read_shard
 from probes.errors import InputError
 from probes.header import HEADER as HEADER
 from probes.header import KEEP_SHARES as KEEP_SHARES
+from probes.header import QUERY_ROWS as QUERY_ROWS
 from probes.header import SCHEMA as SCHEMA
 from probes.header import SLOTS as SLOTS
 from probes.header import STATISTICS as STATISTICS

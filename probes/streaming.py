@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from probes.mass import foreground_lift
-from probes.measure import QUERY_ROWS as QUERY_ROWS
 from probes.measure import ROW_STATISTICS as ROW_STATISTICS
 from probes.measure import CallStatistics as CallStatistics
 from probes.measure import measure as measure
 from probes.measure import slot_shares as slot_shares
+from probes.records import QUERY_ROWS
 from probes.seam import AttentionCall
 
 

@@ -133,7 +133,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", help="folder for the page, the overlay and the report")
     ] = Path("demo-output"),
-    clips: Annotated[int, typer.Option("--clips", help="made clips to calibrate on")] = 5,
+    clips: Annotated[int, typer.Option("--clips", min=5, help="made clips to calibrate on")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """Probe, calibrate and track made clips; a table and a page of figures."""

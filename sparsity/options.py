@@ -111,7 +111,7 @@ class ModelChoice:
             )
         try:
             device = torch.device(self.device) if self.device else None
-            torch.empty(0, device=device)
+            torch.zeros(1, device=device).cpu()  # some hold no numbers, such as meta
         except (RuntimeError, AssertionError) as error:
             raise InputError(
                 f"device {self.device!r} can't be used ({str(error).splitlines()[0][:100]}); expected cpu "

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from probes.header import QUERY_ROWS
 from sparsity.options import (
     Box,
     Checkpoint,
@@ -46,7 +47,7 @@ def probe(
     ] = None,
     query_rows: Annotated[
         int, typer.Option("--query-rows", min=1, help="query rows measured, at least")
-    ] = 256,
+    ] = QUERY_ROWS,
     clips: ClipList = None,
     max_frames: MaxFrames = None,
     model: Model = "demo",

@@ -56,9 +56,24 @@ def test_the_first_line_says_whose_work_it_is() -> None:
     assert "not affiliated with the authors" in first
 
 
-def test_files_named_in_the_readme_exist() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)", README) + re.findall(r'src="([^"]+)"', README)
-    assert [link for link in links if not (ROOT / link).exists()] == []
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "notebooks/*.md", "sparsity/demo/*.md")
+    for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_links_to_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!http)([^)#]+)", text) + re.findall(r'src="([^"]+)"', text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    links = set(re.findall(r"\]\((?!http)([^)#]+)", README))
+    pages = {page for page in PAGES if re.fullmatch(r"docs/[^/]+\.md|sparsity/.*", page)}
+    assert len(pages) >= 6 and pages - links == set()
 
 
 def _readme_commands() -> list[list[str]]:

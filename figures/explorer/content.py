@@ -54,7 +54,7 @@ def explorer_content(
     Raises
     ------
     InputError
-        Several clips and no name, no such clip, or no attention rows in the recording.
+        Several clips and no name, no such clip, no attention rows in the recording, or a video that ends too soon.
     """
     header = recording.header
     if name is None:
@@ -131,13 +131,23 @@ def _pictures(
         if frames is None:
             picture = _thumbnail(clip.thumbnail[t], tall)
         else:
-            picture = shrink(frames[int(index)], 640)
+            picture = shrink(_frame(frames, int(index)), 640)
         rows = np.flatnonzero(clip.row_frame == index)
         masks = np.zeros(best.shape[1:], np.uint8)
         for i in rows:
             masks[best[i]] = sorted(set(clip.row_object.tolist())).index(clip.row_object[i]) + 1
         drawn.append(outline_all(picture, masks))
     return data_uris_within(drawn, PICTURES_BUDGET)
+
+
+def _frame(frames: NDArray[Any] | Mapping[int, ArrayLike], index: int) -> ArrayLike:
+    try:
+        return frames[index]
+    except LookupError:
+        raise InputError(
+            f"the video given has no frame {index}, which was recorded; expected the recorded video; give that "
+            "one, or none"
+        ) from None
 
 
 def _thumbnail(values: NDArray[np.float32], tall: float) -> NDArray[np.uint8]:

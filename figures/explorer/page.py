@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from html import escape
 from pathlib import Path
 
 from jinja2 import Environment
@@ -27,7 +28,7 @@ def write_page(content: Content, out: Path) -> Path:
         (HERE / "page.html").read_text(encoding="utf-8")
     )
     text = template.render(
-        title=content.meta["title"].replace("<", "&lt;"),
+        title=escape(content.meta["title"]),
         paper=THEMES[content.meta["theme"]].paper,
         meta=_safe(content.meta),
         rows=_safe(rows),

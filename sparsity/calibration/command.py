@@ -83,7 +83,9 @@ def calibrate(
     report: Annotated[
         Path | None, typer.Option("--report", help="HTML file that shows what was found")
     ] = None,
-    split_seed: Annotated[int, typer.Option("--split-seed", help="of the split of the clips")] = 0,
+    split_seed: Annotated[
+        int, typer.Option("--split-seed", min=0, help="of the split of the clips")
+    ] = 0,
     jobs: Jobs = 0,
     scheduler: Scheduler = None,
     model: Model = "demo",

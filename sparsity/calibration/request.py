@@ -84,7 +84,7 @@ class Request:
             raise InputError(
                 f"confidence {self.confidence:g} given; expected 0.5 to below 1, such as 0.95; change it"
             )
-        if self.target_speedup is not None and self.target_speedup <= 1:
+        if self.target_speedup is not None and not 1 < self.target_speedup < math.inf:
             raise InputError(
                 f"target-speedup {self.target_speedup:g} given; expected a number above 1; change it"
             )

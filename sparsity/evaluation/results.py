@@ -223,7 +223,7 @@ def parse_result(text: str, source: str = "result") -> Result:
         ) from None
 
 
-def load_result(path: Path) -> Result:
+def load_result(path: str | Path) -> Result:
     """Read a result file.
 
     Raises
@@ -232,7 +232,7 @@ def load_result(path: Path) -> Result:
         See `parse_result`; or the file can't be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise InputError(

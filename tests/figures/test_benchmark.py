@@ -67,6 +67,17 @@ def test_the_page_says_what_it_is_evidence_of(tmp_path: Path, trained: bool, wor
     assert [file.name for file in tmp_path.iterdir()] == ["bench.html"]
 
 
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    plain = result(False)
+    named = plain.runs[1].model_copy(update={"name": "<i>a & b</i>"})
+    write_bench_report(
+        plain.model_copy(update={"runs": [plain.runs[0], named]}), tmp_path / "bench.html"
+    )
+    page = (tmp_path / "bench.html").read_text(encoding="utf-8")
+    assert "<td>&lt;i&gt;a &amp; b&lt;/i&gt;</td>" in page
+    assert "<td>stock</td>" in page and "<i>a" not in page
+
+
 def test_conditions_name_machine_and_dtype() -> None:
     said = conditions(result(False))
     assert "a CPU, 2 threads" in said and "bfloat16" in said and "allocator default" in said

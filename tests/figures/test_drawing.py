@@ -13,6 +13,7 @@ import figures
 from figures.attention import lift
 from figures.concentration import gini, top_mass
 from figures.heat import even_shares
+from figures.paint import data_uris_within, outline_all
 from figures.player import BUDGET
 from figures.style import DEMO, THEMES, evidence
 from probes.errors import InputError
@@ -220,6 +221,31 @@ def test_frames_of_a_player_differ() -> None:
     assert figure.frames[0].data[0].source == figure.data[0].source
     assert figure.frames[1].data[0].source != figure.data[0].source
     assert "reason 2" in figure.frames[2].layout.annotations[0].text
+
+
+def test_an_object_keeps_its_colour_when_others_leave() -> None:
+    frame, mask = np.full((90, 160, 3), 90, np.uint8), np.zeros((90, 160), int)
+    mask[20:60, 90:140] = 2
+    alone = outline_all(frame, mask)
+    mask[20:60, 20:70] = 1
+    together = outline_all(frame, mask)
+    assert np.array_equal(alone[:, 80:], together[:, 80:])
+    assert not np.array_equal(together[:, :80], together[:, 80:])
+
+
+def test_a_caption_is_text_and_never_markup() -> None:
+    figure = figures.draw_breadth(
+        [figures.Breadth("memory.layer0.cross", 0.5)], "score < 5, J&F > 0"
+    )
+    (caption,) = [note.text for note in figure.layout.annotations if note.name == "caption"]
+    assert caption == "score &lt; 5, J&amp;F &gt; 0"
+
+
+def test_small_pictures_are_drawn_and_too_many_refused() -> None:
+    small = np.full((24, 32, 3), 90, np.uint8)
+    assert len(data_uris_within([small] * 3, 10_000)) == 3
+    with pytest.raises(InputError, match="3 frames don't fit"):
+        data_uris_within([small] * 3, 100)
 
 
 def test_evidence_says_what_a_model_can_show() -> None:

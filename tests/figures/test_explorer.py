@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from figures.explorer.content import explorer_content
 from figures.explorer.page import write_page
@@ -147,21 +149,37 @@ def test_the_command_writes_one_offline_page(
         (["--out", "nowhere/page.html"], "no folder"),
         (["--out", "page.html", "--clip", "other"], "clip 'other'"),
         (["--out", "page.html", "--video", "absent.mp4"], "absent.mp4"),
+        (["--out", "page.html", "--video", "SHORT"], "has no frame 2, which was recorded"),
     ],
 )
 def test_bad_requests_leave_nothing_behind(
     recording: Recording,
+    frames: np.ndarray,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["explore", str(recording.path), *arguments]) == 2
+    short = tmp_path_factory.mktemp("short")
+    for t in range(2):
+        Image.fromarray(frames[t]).save(short / f"{t}.png")
+    given = [str(short) if word == "SHORT" else word for word in arguments]
+    assert run(["explore", str(recording.path), *given]) == 2
     said = capsys.readouterr().err
     assert words in said and len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_title_is_text_and_never_markup(recording: Recording, tmp_path: Path) -> None:
+    content = explorer_content(recording, None, None, "light")
+    for name, said in (("<b>R&D</b>", "&lt;b&gt;R&amp;D&lt;/b&gt;"), ("bear", "bear")):
+        page = write_page(
+            replace(content, meta=content.meta | {"title": name}), tmp_path / "p.html"
+        )
+        assert f"<title>{said}</title>" in page.read_text(encoding="utf-8")
 
 
 def test_a_recording_without_rows_is_refused(tmp_path: Path) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import figures
 from figures.gallery.__main__ import BUDGET, HERE
-from figures.gallery.speed import demo_results, speed
+from figures.gallery.speed import BENCHMARKS, demo_results, speed
+from probes import build_predictor, record
+from sparsity.overlay import write_video
+from tests.conftest import make_frames, make_mask
 
 ROOT = HERE.parents[1]
 
@@ -25,6 +31,32 @@ def test_the_pages_show_every_picture_and_no_other() -> None:
     unmeasured = set() if demo_results() else {"speed-accuracy"}
     assert shown("README.md") | shown("docs/gallery.md") == there | unmeasured
     assert shown("README.md") != shown("docs/gallery.md")
+
+
+def test_the_lines_of_the_page_draw_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    first, *blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    frames, mask = make_frames(10), make_mask()
+    windows = np.eye(4, dtype=bool)
+    names = {
+        "mask": mask,
+        "frame": frames[8],
+        "frames": frames,
+        "shown": [figures.RoutedFrame(frames[0], mask, windows, "routed")],
+        "window_share": 0.25,
+        "build_predictor": lambda _: build_predictor("demo", image_size=256, device="cpu"),
+        "record": record,
+    }
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "clip.mp4", frames, None)
+    shutil.copyfile(BENCHMARKS / "speed" / "demo-float32-default.json", "speed.json")
+    exec(re.sub("from probes import .*", "", first), names)
+    for block in blocks:
+        if "trade_offs_of" not in block:  # of a measurement with quality, which notebook 06 makes
+            exec(block, names)
+    assert len(blocks) >= 8
 
 
 def test_pictures_are_small() -> None:

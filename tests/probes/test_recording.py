@@ -194,6 +194,13 @@ def test_prompts_in_the_middle_are_tracked_both_ways(
     clip = recording.clip("clip")
     assert clip.frame.tolist() == [3, 4, 5, 2, 1, 0]
     assert clip.reverse.tolist() == [False] * 3 + [True] * 3
+    last = clip.row(0, 1)
+    assert clip.memory_frame[last].tolist() == [3, -1, 5, 4, -1, 2, 1]
+    # frames 4 and 5 were tracked forward: going back, no tokens of theirs were chosen when they were newest
+    for found in (clip.recall, clip.joint_recall, clip.oracle_recall, clip.similarity):
+        assert np.isnan(found[last][:, 2:4]).all() and np.isfinite(found[last][:, [0, 5, 6]]).all()
+    assert (clip.slot_share[last][:, [0, 2, 3, 5, 6]] > 0).all()
+    assert np.isfinite(clip.recall[clip.row(5, 1)][:, 6]).all()
 
 
 @pytest.mark.parametrize("most", [6, 20])

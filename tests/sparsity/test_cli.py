@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sparsity import cli
+from sparsity.calibration.request import FEWEST_CLIPS
 from sparsity.profiles import load_profile
 
 MODEL = ("--model", "sam2.1-tiny", "--weights", "random", "--image-size", "256", "--device", "cpu")
@@ -66,6 +67,8 @@ def _bad_inputs(tmp: Path, clip: Path, mask: Path) -> dict[str, tuple[list[str],
         "max frames": ([*good, "--max-frames", "0"], "max-frames"),
         "unknown model": ([*good[:3], "--model", "sam9"], "expected one of"),
         "unknown device": ([*good, "--device", "toaster"], "device 'toaster'"),
+        "device without numbers": ([*good[:-1], "meta"], "device 'meta'"),
+        "seed": ([*good, "--seed", "9" * 20], "64 bits"),
         "unknown dtype": ([*good, "--dtype", "int4"], "dtype 'int4'"),
         "no checkpoint": ([*good[:3], "--checkpoint", "no.pt", "--model", "sam2.1-tiny"], "no.pt"),
         "image size": ([*good[:-3], "250"], "multiple of 32"),
@@ -141,6 +144,33 @@ def test_profiles_are_shown_and_checked(tmp_path: Path, capsys: pytest.CaptureFi
 def test_fetch_refuses_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["fetch", "sam3"]) == 2
     assert "sam2.1-tiny" in capsys.readouterr().err
+
+
+def test_the_demo_says_how_many_clips_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert cli.run(["demo", "--out", str(out), "--clips", str(FEWEST_CLIPS - 1)]) == 2
+    said = capsys.readouterr().err
+    assert f"--clips': Input should be greater than or equal to {FEWEST_CLIPS}" in said
+    assert len(said.splitlines()) == 1 and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--target-speedup", "nan"], "target-speedup nan given"),
+        (["--target-speedup", "inf"], "target-speedup inf given"),
+        (["--split-seed", "-1"], "--split-seed"),
+    ],
+)
+def test_calibrate_refuses_numbers_that_mean_nothing(
+    tmp_path: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["calibrate", "--made", "5", "--out", str(tmp_path / "c.json"), *words]) == 2
+    said = capsys.readouterr().err
+    assert expected in said and len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("words", [[], ["profile"]], ids=["command", "group"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from probes.recording import record
 from probes.records import load_recording
 from sparsity.cli import run
 from sparsity.masks import write_mask
@@ -46,6 +48,28 @@ def test_a_clip_is_recorded(
     recording = load_recording(out)
     assert recording.header.model.name == "demo"
     assert recording.clip(recording.names[0]).frame.tolist() == [0, 1, 2]
+
+
+def test_rows_are_measured_from_as_many_queries_as_python_takes(
+    tmp_path: Path, clip_folder: Path, prompt: str
+) -> None:
+    out = tmp_path / "clip.recording"
+    words = ["probe", str(clip_folder), "--prompt", prompt, "--max-frames", "1"]
+    assert run([*words, "--sites", "memory.*", "--out", str(out)]) == 0
+    settings = load_recording(out).header.settings
+    assert settings.query_rows == signature(record).parameters["query_rows"].default
+    fewer = tmp_path / "fewer.recording"
+    assert run([*words, "--sites", "memory.*", "--out", str(fewer), "--query-rows", "9"]) == 0
+    assert load_recording(fewer).header.settings.query_rows == 9
+
+
+def test_a_place_that_cannot_be_written_is_named_before_tracking(
+    tmp_path: Path, clip_folder: Path, prompt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["probe", str(clip_folder), "--prompt", prompt, "--out", f"{prompt}/inside/r"]
+    assert run(words) == 2
+    said = capsys.readouterr().err  # a run under way would show a bar
+    assert f"{prompt} can't be written into" in said and said.count("\n") == 1
 
 
 def test_a_data_set_is_recorded_and_gone_on_with(tmp_path: Path, data_set: Path) -> None:
