@@ -72,7 +72,7 @@ def _decide(
         extras = outputs["non_cond_frame_outputs"].get(adjacent, {}).get(KEY)
         cues[index] = extras.cues if extras is not None and extras.windows == windows else None
     change = 0.0
-    if guard.scene_cut is not None:
+    if guard.scene_cut is not None and None not in cues.values():
         change = _scene_change(state, session, frame, adjacent)
     return decide(FrameCues(cues, change, since), windows, guard)
 

@@ -149,6 +149,19 @@ def test_a_start_far_from_any_result_is_dense(fast: Any, long_folder: str) -> No
     assert next_to_it.windows is not None
 
 
+def test_a_start_at_either_end_of_the_video(demo_predictor: Any, long_folder: str) -> None:
+    """There is no frame before the first and none behind the last whose picture could be compared."""
+    fast = accelerate(demo_predictor, "recommended")
+    state = fast.init_state(long_folder)
+    Prompt(3, 1, make_mask(3)).give(fast, state)
+    ahead = run(fast, state, start_frame_idx=0, max_frame_num_to_track=1)
+    back = run(fast, state, start_frame_idx=LONG - 1, max_frame_num_to_track=1, reverse=True)
+    assert (list(ahead), list(back)) == ([0, 1], [LONG - 1, LONG - 2])
+    reasons = [item.reason for item in fast.report(state).frames]
+    assert reasons[::2] == ["no adjacent result"] * 2
+    assert not set(reasons[1::2]) & {"no adjacent result"}
+
+
 def test_clicks_after_a_click_and_mixed_prompts(fast: Any, long_folder: str) -> None:
     """Item 4: one candidate mask here, three there."""
     state = fast.init_state(long_folder)
