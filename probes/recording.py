@@ -92,7 +92,8 @@ def record(
     Raises
     ------
     InputError
-        The predictor is not stock, a pattern matches nothing, or the folder holds another recording.
+        The predictor is not stock, a pattern matches nothing, `rows` match no site that has some, or the folder holds
+        another recording.
     """
     check_stock(predictor)
     source = open_video(video)
@@ -161,6 +162,12 @@ def _settings(
     shown = [
         s for s in shown if s.kind in ("global", "cross", "token_to_image") or s.part == "memory"
     ]
+    if rows and not shown:
+        wanted = rows if isinstance(rows, str) else ", ".join(rows)
+        raise InputError(
+            f"rows of {wanted} name none whose attention rows are stored; expected global blocks, memory or "
+            "token-to-image sites; choose such as '*.global' or 'memory.*.cross'"
+        )
     grid = predictor.sam_image_embedding_size
     side = min(ROW_SIDE, grid)
     at = [(2 * i + 1) * grid // (2 * side) for i in range(side)]

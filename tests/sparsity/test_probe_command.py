@@ -90,6 +90,7 @@ def test_a_data_set_is_recorded_and_gone_on_with(tmp_path: Path, data_set: Path)
         ([], "without a prompt"),
         (["--box", "1,1,50,50", "--sites", "nowhere"], "no attention site matches 'nowhere'"),
         (["--box", "1,1,500,50"], "box"),
+        (["--box", "1,1,50,50", "--rows", "*.window"], "name none whose attention rows are stored"),
     ],
 )
 def test_bad_input_is_one_line(
