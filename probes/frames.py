@@ -42,7 +42,8 @@ def natural_key(name: str) -> tuple[Any, ...]:
 
 def _frame_files(folder: Path) -> list[Path]:
     """Return the picture files of `folder` in playing order; as numbers where all names are numbers."""
-    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    shown = (p for p in folder.iterdir() if not p.name.startswith("."))  # not ._00000.jpg
+    files = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     if not files:
         raise InputError(
             f"{folder} holds no frames; expected files that end in {', '.join(IMAGE_SUFFIXES)}; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from probes.records import Recording
 from probes.video import open_video
 from sparsity.acceleration.build import shared_stock
 from sparsity.calibration.clips import ClipSource, video_file
-from sparsity.evaluation.jobs import Spread, Summary, map_clips
-from sparsity.evaluation.layouts import clip_names, find_layout, open_clip
+from sparsity.evaluation.jobs import Spread, Summary, map_clips, result_file
+from sparsity.evaluation.layouts import clip_folders, clip_names, listed_names, open_clip
 from sparsity.options import ModelChoice
 from sparsity.profile import Profile
 from sparsity.prompt import CheckedPrompt, Prompt
+from sparsity.runs import listing
 from sparsity.segment import run_segment
 
 
@@ -52,8 +54,15 @@ class Clips:
         """
         if self.prompts is None:
             return clip_names(self.root, listed)
-        only = None if listed is None else listed.read_text(encoding="utf-8").split()
+        only = None if listed is None else listed_names(listed)
         return ClipSource(self.root, self.prompts).names(only=only)
+
+    def listings(self, names: list[str]) -> dict[str, str]:
+        """By clip: another text where its video or masks were changed."""
+        if self.prompts is None:
+            return {name: listing(*clip_folders(self.root, name)) for name in names}
+        source = ClipSource(self.root, self.prompts)
+        return {name: source.listing(name) for name in names}
 
     def open(self, name: str) -> tuple[Path, ClipPrompt]:
         """Return a clip's video and prompts.
@@ -67,7 +76,7 @@ class Clips:
             clip = open_clip(self.root, name)
             frames = sorted(set(clip.starts.values()))
             checked = tuple(CheckedPrompt(frame, masks=clip.prompts(frame)) for frame in frames)
-            return self.root / find_layout(self.root).frames / name, ClipPrompt(checked)
+            return clip_folders(self.root, name)[0], ClipPrompt(checked)
         video = video_file(self.root, name)
         mask = ClipSource(self.root, self.prompts).prompt_of(name)[0]
         return video, ClipPrompt((Prompt(mask).check(open_video(video)),))
@@ -139,7 +148,11 @@ def segment_clips(
     parts = _beside(work.out)
     settings = {**_model(work.choice), "max_frames": work.max_frames}
     settings["profile"] = work.profile.model_dump(mode="json", by_alias=True)
-    summary = map_clips(work, names, parts, settings, spread or Spread())
+    for name in names:
+        if not (work.out / name).is_dir():  # somebody removed what was done
+            result_file(parts, name).unlink(missing_ok=True)
+    contents = work.clips.listings(names)
+    summary = map_clips(work, names, parts, settings, spread or Spread(), contents)
     summary.check()
     shutil.rmtree(parts)
     return summary
@@ -209,7 +222,8 @@ def record_clips(
         work.into(out, name)  # refuses what differs
     left = [name for name in names if name not in held]
     stamp = {**_model(choice), **settings, "max_frames": max_frames}
-    summary = map_clips(work, left, work.parts, stamp, spread or Spread())
+    contents = clips.listings(left)
+    summary = map_clips(work, left, work.parts, stamp, spread or Spread(), contents)
     summary.check()
     recording = extend_recording(out, [work.parts / part for part in summary.results.values()])
     shutil.rmtree(work.parts)
@@ -227,6 +241,8 @@ def _model(choice: ModelChoice) -> dict[str, Any]:
         "model": fingerprint(model),
         "size": model.image_size,
         "dtype": choice.number_format(model.device.type),
+        "device": model.device.type,
+        "made_by": version("efficient-sam2"),
     }
 
 

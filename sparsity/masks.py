@@ -75,7 +75,7 @@ def written_by(path: Path, settings_hash: str) -> bool:
 
 
 def read_mask(path: Path) -> Ids:
-    """Read ids from an indexed PNG, or from a grey one (two values: one object, id 1).
+    """Read ids from an indexed PNG, or from a grey one (0 and 255 alone: one object, id 1).
 
     Raises
     ------
@@ -101,7 +101,7 @@ def read_mask(path: Path) -> Ids:
     ids = values.astype(np.uint8)
     if mode == "P":
         return np.where(ids == VOID, 0, ids).astype(np.uint8)
-    return (ids > 0).astype(np.uint8) if len(np.unique(ids)) <= 2 else ids
+    return (ids > 0).astype(np.uint8) if set(np.unique(ids).tolist()) <= {0, VOID} else ids
 
 
 def draw_over(frame: Ids, ids: Ids) -> Ids:

@@ -102,8 +102,30 @@ def stop_after_the_frame() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def files_of(*places: Path) -> dict[str, Path]:
+    """Files and those in folders, by a name that says where; hidden ones, which systems leave behind, apart."""
+    found = {}
+    for number, place in enumerate(places):
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            inside = path.relative_to(place if place.is_dir() else place.parent)
+            if path.is_file() and not any(part.startswith(".") for part in inside.parts):
+                found[f"{number}/{inside}"] = path
+    return found
+
+
+def listing(*places: Path) -> str:
+    """Hash of names, sizes and times of `files_of`: another one where a video or a mask was changed."""
+    files = [(n, f.stat().st_size, f.stat().st_mtime_ns) for n, f in files_of(*places).items()]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def part_of(path: Path) -> Path:
+    """Return a temporary name beside `path`, of this process alone: two that write the same file don't meet."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is whole or absent."""
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, path)

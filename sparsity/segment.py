@@ -10,7 +10,6 @@ whole files that carry the hash of the same settings are trusted.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -37,7 +36,7 @@ from sparsity.profile import Profile
 from sparsity.profiles import load_profile
 from sparsity.prompt import CheckedPrompt
 from sparsity.prompt import Prompt as Prompt
-from sparsity.runs import RunFolder, stop_after_the_frame, write_text
+from sparsity.runs import RunFolder, listing, stop_after_the_frame, write_text
 
 SCHEMA = "efficient-sam2/segment/1"
 
@@ -145,11 +144,8 @@ def _settings(
     max_frames: int | None,
 ) -> dict[str, Any]:
     """Return everything that decides what the masks will be."""
-    path = Path(video)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    listing = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     return {
-        "video": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+        "video": listing(Path(video)),
         "frames": source.num_frames,
         "size": [source.height, source.width],
         "prompt": prompt.digest(),

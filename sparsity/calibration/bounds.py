@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,9 +26,10 @@ from probes.errors import InputError
 POINTS = 100.0
 """The most that a video can lose."""
 
-BETTING_FROM = 100
-"""Number of videos from which betting is the tighter of the two certain bounds. Fixed by the number alone, so
-that no bound is picked after the losses are seen."""
+BETTING_FROM, BETTING_ABOVE = 100, 2.5
+"""Number of videos, and multiple of `smallest_certifiable` that is accepted, from which betting is the tighter of the
+two certain bounds; nearer to the least it certifies nothing. Fixed by these alone, so that no bound is picked after the
+losses are seen."""
 
 CERTAIN = {False: "Hoeffding-Bentkus", True: "Waudby-Smith and Ramdas"}
 APPROXIMATE = "Student t and BCa, the larger (approximate)"
@@ -97,10 +99,14 @@ def videos_needed(max_drop: float, confidence: float) -> int:
     >>> videos_needed(1.0, 0.9)
     230
     """
+    if max_drop >= POINTS:
+        return 1
     return math.ceil(math.log(1 - confidence) / math.log(1 - max_drop / POINTS))
 
 
-def certain_bound(losses: NDArray[np.floating], confidence: float) -> Bound:
+def certain_bound(
+    losses: NDArray[np.floating], confidence: float, max_drop: float = math.inf
+) -> Bound:
     """Bound the mean loss with nothing assumed but that a video loses at most 100 points.
 
     Parameters
@@ -109,6 +115,8 @@ def certain_bound(losses: NDArray[np.floating], confidence: float) -> Bound:
         Points per video, ``[n]``. A gain counts as no loss, which can only raise the bound.
     confidence
         In (0, 1).
+    max_drop
+        The loss that the bound is held against, in points; with the number of videos it decides on the method.
 
     References
     ----------
@@ -117,7 +125,8 @@ def certain_bound(losses: NDArray[np.floating], confidence: float) -> Bound:
     """
     x = _checked(losses)
     risks = np.clip(x / POINTS, 0, 1)
-    betting = len(x) >= BETTING_FROM
+    least = smallest_certifiable(len(x), confidence)
+    betting = len(x) >= BETTING_FROM and max_drop >= BETTING_ABOVE * least
     upper = (_betting if betting else _hoeffding_bentkus)(risks, 1 - confidence)
     return Bound(float(x.mean()), POINTS * upper, confidence, CERTAIN[betting], len(x))
 
@@ -170,7 +179,9 @@ def bound(
     kind = kind or kind_for(len(losses), confidence, max_drop)
     if kind == "expectation":
         return expected_bound(losses)
-    return (certain_bound if kind == "certain" else approximate_bound)(losses, confidence)
+    if kind == "certain":
+        return certain_bound(losses, confidence, max_drop)
+    return approximate_bound(losses, confidence)
 
 
 def _checked(losses: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -209,5 +220,10 @@ def _betting(risks: NDArray[np.float64], delta: float) -> float:
     d (1 - ln d) at most: the level given to it is the d for which that is `delta`.
     """
     level = optimize.brentq(lambda d: d * (1 - math.log(d)) - delta, 1e-15, delta)
-    columns = np.repeat(risks[:, None], len(_GRID), axis=1)
-    return float(get_r_hat_plus(columns, _GRID, "rcps", "wsr", level, 0.25)[1][0])
+
+    def rejected(rate: float) -> bool:
+        found = get_r_hat_plus(risks[:, None], np.array([rate]), "rcps", "wsr", level, 0.25)
+        return bool(found[1][0] == rate)
+
+    # one rate at a time: together they would take the square of their number for each video
+    return float([*_GRID, 1.0][bisect_left(_GRID, True, key=rejected)])

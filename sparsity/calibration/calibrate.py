@@ -189,7 +189,9 @@ def _run(
     """
     work = Runs(request.source, request.choice, tuple(profile.to_json() for profile in profiles))
     placeless = [p.model_dump_json(by_alias=True, exclude={"shortcut": {"file"}}) for p in profiles]
-    summary = map_clips(work, names, folder, {**stamp, "profiles": placeless}, spread)
+    contents = {name: request.source.listing(name) for name in names}
+    settings = {**stamp, "profiles": placeless}
+    summary = map_clips(work, names, folder, settings, spread, contents)
     summary.check()
     if outcomes is not None:
         outcomes.update(summary.results)

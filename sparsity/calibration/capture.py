@@ -26,6 +26,7 @@ from sparsity.acceleration.token_saliency import token_saliency
 from sparsity.calibration.clips import CalibrationClip
 from sparsity.calibration.traces import MemoryTrace, Trace, recall_curve
 from sparsity.profile import EXACT_TECHNIQUES, Profile, Windows
+from sparsity.runs import part_of
 from sparsity.select import WindowGrid, thumbnail
 from sparsity.window_cues import token_logits
 
@@ -194,7 +195,7 @@ def save_trace(trace: Trace, path: Path) -> None:
         about["ages"] = trace.memory.ages
         for key in _MEMORY:
             tensors[f"memory.{key}"] = torch.from_numpy(getattr(trace.memory, key))
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     save_file(tensors, part, {"trace": json.dumps(about)})
     os.replace(part, path)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.errors import InputError
+from probes.frames import natural_key
 from probes.video import VideoSource, open_video
 from sparsity.demo.clips import CLIP_NAMES, make_clip
 from sparsity.masks import VOID, Ids, read_mask
+from sparsity.runs import listing
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 
@@ -83,13 +87,16 @@ class ClipSource:
                 raise InputError(
                     f"videos {self.videos} given; expected a folder of videos; check the path"
                 )
-            names = sorted(
-                {
-                    p.stem if p.is_file() else p.name
-                    for p in self.videos.iterdir()
-                    if p.is_dir() or p.suffix.lower() in VIDEO_SUFFIXES
-                }
-            )
+            shown = [p for p in self.videos.iterdir() if not p.name.startswith(".")]
+            files = [p for p in shown if _is_video(p) and p.is_file()]
+            names = sorted({p.name for p in shown if p.is_dir()} | {p.stem for p in files})
+            count = Counter(p.stem for p in files)
+            twins = sorted(p.name for p in files if count[p.stem] > 1)
+            if twins:
+                raise InputError(
+                    f"{self.videos} holds {' and '.join(twins[:2])}; expected videos of different names, suffix "
+                    "apart; rename one"
+                )
             if not names:
                 raise InputError(
                     f"{self.videos} holds no videos; expected folders of frames or video files; check the path"
@@ -100,7 +107,7 @@ class ClipSource:
                 raise InputError(
                     f"clip {missing[0]!r} listed; {self.videos} has {len(names)} others; correct the list"
                 )
-            names = only
+            names = list(dict.fromkeys(only))
         for name in names:
             self.prompt_of(name)
         return names + [made_name(index) for index in range(made)]
@@ -156,13 +163,21 @@ class ClipSource:
                 "its first frame; add --prompts"
             )
         single, folder = self.prompts / f"{name}.png", self.prompts / name
-        found = [single] if single.is_file() else sorted(folder.glob("*.png"))
+        masks = sorted(folder.glob("[!.]*.png"), key=lambda path: natural_key(path.stem))
+        found = [single] if single.is_file() else masks
         if not found:
             raise InputError(
                 f"{self.prompts} has neither {name}.png nor a folder {name} of masks; expected a prompt for "
                 "each video; add it or leave the video out"
             )
         return found
+
+    def listing(self, name: str) -> str:
+        """Return another text where a clip's video or masks were changed."""
+        if MADE.fullmatch(name):
+            return name
+        assert self.videos is not None, "a clip that isn't made comes from a folder"
+        return listing(video_file(self.videos, name), *self.prompt_of(name))
 
     @staticmethod
     def _ids(path: Path, video: Any) -> Ids:
@@ -178,8 +193,15 @@ class ClipSource:
 def video_file(videos: Path, name: str) -> Path:
     """Return a video of a folder by its name: a folder of frames, or a video file."""
     folder = videos / name
-    files = (videos / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES)
-    return folder if folder.is_dir() else next((f for f in files if f.is_file()), folder)
+    if folder.is_dir():
+        return folder
+    usual = (videos / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES)
+    others = (p for p in videos.iterdir() if p.stem == name and _is_video(p))  # .MP4
+    return next((f for f in chain(usual, others) if f.is_file()), folder)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def made_name(index: int) -> str:

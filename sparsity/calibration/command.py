@@ -105,6 +105,7 @@ def calibrate(
     from sparsity.calibration.clips import ClipSource
     from sparsity.calibration.request import Request
     from sparsity.evaluation.jobs import Spread
+    from sparsity.evaluation.layouts import listed_names
     from sparsity.profiles import save_profile
     from sparsity.runs import write_text
 
@@ -113,10 +114,12 @@ def calibrate(
             raise InputError(
                 f"{file} exists; expected a new file; choose another, or --force to replace it"
             )
+    if report is not None and not report.parent.is_dir():
+        raise InputError(f"{report} given; {report.parent} is no folder; make it first")
     seconds = None if budget is None else seconds_of_budget(budget)
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
     source = ClipSource(videos, prompts)
-    only = None if clips is None else clips.read_text(encoding="utf-8").split()
+    only = None if clips is None else listed_names(clips)
     spread = Spread(jobs, scheduler, gpu=device is not None and device.startswith("cuda"))
     request = Request(
         source,

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from probes.errors import InputError
 from sparsity.calibration.bounds import (
     BoundKind,
+    certain_bound,
     kind_for,
-    smallest_certifiable,
     smallest_expected,
     videos_needed,
 )
@@ -99,7 +101,7 @@ def certifiable(request: Request, count: int) -> str:
             f"{count} clips for the promise can state a mean loss of {smallest_expected(count):.1f} points in "
             "expectation at best (conformal risk control: on average over calibrations, not with a probability)."
         )
-    least = smallest_certifiable(count, request.confidence)
+    least = certain_bound(np.zeros(count), request.confidence, wanted).upper
     said = (
         f"{count} clips for the promise can certify a mean loss of {least:.1f} points at "
         f"{request.confidence:.0%} at best"

@@ -30,6 +30,7 @@ from sparsity.acceleration.shortcuts import ShortcutFunction
 from sparsity.acceleration.windows import window_tokens
 from sparsity.calibration.clips import CalibrationClip
 from sparsity.profile import Profile, Router, Shortcut, Windows
+from sparsity.runs import part_of
 
 EVERY = 3
 """Frames between those that are kept, as the authors train (method 3.3)."""
@@ -157,7 +158,7 @@ def collect(
         with _watched(predictor, state, found):
             for _ in predictor.propagate_in_video(state, max_frame_num_to_track=most_frames):
                 pass
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     tensors = {
         f"{i}.{name}": getattr(frame, name).cpu().contiguous()
         for i, frame in enumerate(found)

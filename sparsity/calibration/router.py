@@ -20,6 +20,9 @@ from sparsity.window_cues import CUES, MASK_CUES
 
 PAPER = Windows()
 
+FEWEST_FRAMES = 3
+"""A prompt, a frame that gives cues, and one that needs windows."""
+
 INVERSE_PENALTY = 0.1
 """Of the logistic regression, over rows of which every clip has as many."""
 
@@ -106,6 +109,18 @@ class Verdict:
     def saved(self) -> float:
         """Share of the paper's windows that the router leaves out at equal recall; negative when it keeps more."""
         return float(1 - self.router[:, 0].mean() / self.paper[:, 0].mean())
+
+
+def learnable(traces: Sequence[Trace]) -> bool:
+    """Whether `judge` can fit: whichever clip is left out, the others have windows that are needed, and some that aren't."""
+    if any(len(trace.frames) < FEWEST_FRAMES for trace in traces):
+        return False
+    needs = [e.need[e.seen].ravel() for e in (examples(trace, MASK_CUES) for trace in traces)]
+    for left_out in range(len(needs)):
+        others = [need for i, need in enumerate(needs) if i != left_out]
+        if not any(need.any() for need in others) or all(need.all() for need in others):
+            return False
+    return True
 
 
 def fit_router(traces: Sequence[Trace], recall: float) -> Router:

@@ -13,7 +13,7 @@ from sparsity.calibration.bounds import approximate_bound
 from sparsity.calibration.cost import Cost
 from sparsity.calibration.drift import Drift
 from sparsity.calibration.replay import keep_per_layer, replay_memory, replay_windows
-from sparsity.calibration.router import fit_router, judge
+from sparsity.calibration.router import fit_router, judge, learnable
 from sparsity.calibration.thresholds import (
     keep_for,
     margin_for,
@@ -101,7 +101,7 @@ def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
     cut = scene_cut_for(traces)
     refreshes = [None] if drift.refresh is None else [None, 2 * drift.refresh, drift.refresh]
     mass = {recall: saliency_mass_for(traces, recall) for recall in WINDOW_RECALLS}
-    learnt = judge(traces).saved > 0
+    learnt = learnable(traces) and judge(traces).saved > 0
     for which, recall in product(("best", "all"), WINDOW_RECALLS):
         margin = margin_for(traces, which, recall)
         alone = mask_only(margin, which)

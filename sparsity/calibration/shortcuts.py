@@ -18,6 +18,7 @@ from torch import Tensor
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.shortcuts import ShortcutFunction
 from sparsity.calibration.routed_frames import RoutedFrame, remembering, stage3_output
+from sparsity.runs import part_of
 
 CLOSED = ("mean", "ridge")
 FITTED = (*CLOSED, "bottleneck")
@@ -68,7 +69,7 @@ def fit_closed(kind: str, frames: Iterable[RoutedFrame]) -> dict[str, Tensor]:
 
 def write_shortcut(weights: dict[str, Tensor], path: Path) -> None:
     """Write fitted weights; the file is whole or absent."""
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     save_file({name: value.contiguous() for name, value in weights.items()}, part)
     part.replace(path)
 

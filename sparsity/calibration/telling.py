@@ -71,12 +71,12 @@ def recall(traces: Sequence[Trace]) -> dict[str, Any]:
     memories = [t.memory for t in traces if t.memory is not None]
     if not memories:
         return {}
-    curve = np.mean([m.curve for m in memories], axis=0)  # [layers, ages, tokens]
+    curve = np.mean([m.curve[:, [0, -1]] for m in memories], axis=0)  # [layers, 2, tokens]
     tokens = curve.shape[-1]
     picked = np.unique(np.geomspace(1, tokens, 40).astype(int))
     return {
         "share": (picked / tokens).tolist(),
-        "ages": [memories[0].ages[0], memories[0].ages[-1]],
-        "layers": curve[:, [0, -1]][:, :, picked - 1].tolist(),
+        "ages": [min(m.ages[0] for m in memories), max(m.ages[-1] for m in memories)],
+        "layers": curve[:, :, picked - 1].tolist(),
         "exposure": np.mean([m.exposure for m in memories], axis=0).tolist(),
     }

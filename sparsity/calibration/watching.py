@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from probes.errors import InputError
 from probes.models import fingerprint
+from sparsity.acceleration.encoder import window_grid
 from sparsity.calibration.adapter import Training
 from sparsity.calibration.capture import capture, load_trace, save_trace
 from sparsity.calibration.cost import Cost, measure_cost
@@ -27,6 +28,7 @@ from sparsity.calibration.shortcuts import FITTED
 from sparsity.calibration.traces import Trace
 from sparsity.profile import Shortcut
 from sparsity.runs import write_text
+from sparsity.select import TOKEN_STRIDE, WindowGrid
 
 
 def say(text: str) -> None:
@@ -41,11 +43,12 @@ def watch(request: Request, names: Sequence[str], folder: Path) -> list[Trace]:
     traces = []
     recorded = {t.name: t for path in request.recordings for t in read_traces(path)}
     one_model([*recorded.values()], fingerprint(predictor))
+    one_size([*recorded.values()], window_grid(predictor))
     for name in tqdm(names, desc="watching", unit="clip", disable=None):
         if name in recorded:
             traces.append(checked(recorded[name]))
             continue
-        path = folder / f"{name}.safetensors"
+        path = folder / f"{name}.{request.source.listing(name)[:12]}.safetensors"
         trace = load_trace(path)
         if trace is None:
             with request.choice.autocast(predictor.device.type):
@@ -101,14 +104,32 @@ def one_model(traces: Sequence[Trace], model: str) -> None:
         )
 
 
+def one_size(traces: Sequence[Trace], grid: WindowGrid) -> None:
+    """Hold that all traces are of the image size whose windows `grid` is.
+
+    Raises
+    ------
+    InputError
+        One is of another size.
+    """
+    for trace in traces:
+        if trace.grid != grid:
+            sides = [g.tokens * TOKEN_STRIDE for g in (trace.grid, grid)]
+            raise InputError(
+                f"clip {trace.name} was recorded at {sides[0]} pixels; the model to calibrate takes {sides[1]}; "
+                "record it so, or give that --image-size"
+            )
+
+
 def shortcut_of(request: Request, traces: Sequence[Trace], folder: Path) -> Shortcut:
     """The shortcut that was asked for, fitted on the clips of the traces where it has weights."""
     kind = request.shortcut
     if kind not in FITTED:
         return Shortcut.model_validate({"kind": kind})
     predictor, windows = shared_predictor(request.choice), fewest_windows(traces)
-    folder = folder / hashlib.sha256(windows.model_dump_json().encode()).hexdigest()[:12]
     names = [trace.name for trace in traces]
+    decides = [windows.model_dump_json(), *(request.source.listing(name) for name in names)]
+    folder = folder / hashlib.sha256("".join(decides).encode()).hexdigest()[:12]
     frames = routed_frames(predictor, request.source, names, windows, folder / "frames", FIT_FRAMES)
     return fit_shortcut(kind, predictor, frames, folder, Training()).shortcut
 
@@ -119,9 +140,9 @@ def cost_of(request: Request, name: str, shortcut: Shortcut, path: Path) -> tupl
         found = json.loads(path.read_text(encoding="utf-8"))
         return Cost(**found["operations"]), Cost(**found["time"])
     except (OSError, ValueError, KeyError, TypeError):
-        operations, seconds = measure_cost(
-            shared_predictor(request.choice), request.source.open(name), shortcut
-        )
+        predictor = shared_predictor(request.choice)
+        with request.choice.autocast(predictor.device.type):
+            operations, seconds = measure_cost(predictor, request.source.open(name), shortcut)
         both = {"operations": asdict(operations), "time": asdict(seconds)}
         write_text(path, json.dumps(both, indent=1))
         return operations, seconds
@@ -133,19 +154,21 @@ def afford(
     """How many settings are tried and tested; measured once on the first clip where there is a budget."""
     if request.budget is None:
         return TRIED, TESTED
-    path = folder / f"budget-{request.budget:g}.json"
+    path = folder / "seconds-a-clip.json"
     try:
-        tried, tested = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        one = float(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        predictor = shared_predictor(request.choice)
         start = time.perf_counter()
-        capture(shared_predictor(request.choice), request.source.open(search[0]))
+        with request.choice.autocast(predictor.device.type):
+            capture(predictor, request.source.open(search[0]))
         one = time.perf_counter() - start
-        affordable = [
-            (m, -(-m // 2))
-            for m in range(2, 3 * TRIED)
-            if one * (len(search) * (m + 1) + len(promised) * (-(-m // 2) + 1)) <= request.budget
-        ]
-        tried, tested = affordable[-1] if affordable else (1, 1)
-        write_text(path, json.dumps([tried, tested]))
+        write_text(path, json.dumps(one))
+    affordable = [
+        (m, -(-m // 2))
+        for m in range(2, 3 * TRIED)
+        if one * (len(search) * (m + 1) + len(promised) * (-(-m // 2) + 1)) <= request.budget
+    ]
+    tried, tested = affordable[-1] if affordable else (1, 1)
     say(f"The budget allows {tried} settings to be tried and {tested} to be tested.")
     return tried, tested

@@ -141,7 +141,7 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
             return (
                 route.said.capitalize() + ": their quality is not that of the profile's own routes"
             )
-        return stored_quality(stored, dtype, model.fingerprint)(variant)
+        return stored_quality(stored, dtype, model)(variant)
 
     made = rows(variants, measured, len(material.objects), quality)
     return Result(
@@ -191,6 +191,13 @@ def _explain(run: Run, others: list[Run]) -> Run:
 
 def _variants(request: Request, profiles: tuple[Profile, ...]) -> list[Variant]:
     every = ladder(profiles)
+    for profile in profiles:
+        rows_of = [variant.profile for variant in every if variant.name == profile.name]
+        if rows_of != [profile]:
+            raise InputError(
+                f"a profile of the name {profile.name!r} given, which another row has; expected different names; "
+                "rename it"
+            )
     known = [variant.name for variant in every]
     strange = [name for name in request.rows if name not in known]
     if strange or (request.rows and STOCK not in request.rows):

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.report import Report
 from sparsity.evaluation.environment import environment
 from sparsity.evaluation.jobs import Spread, map_clips
-from sparsity.evaluation.layouts import AnnotatedClip, Masks, clip_names, open_clip
+from sparsity.evaluation.layouts import (
+    AnnotatedClip,
+    Masks,
+    clip_folders,
+    clip_names,
+    open_clip,
+)
 from sparsity.evaluation.quality import clip_quality, overall
 from sparsity.evaluation.results import (
     ClipQuality,
@@ -39,7 +46,7 @@ from sparsity.masks import merge_objects
 from sparsity.options import ModelChoice
 from sparsity.profile import Profile
 from sparsity.profiles import BUILTIN, load_profile
-from sparsity.runs import write_text
+from sparsity.runs import files_of, listing, write_text
 
 DENSE = "dense"
 """Name of the run that the others are compared with."""
@@ -234,18 +241,21 @@ def evaluate(
             "profiles": [p.model_dump(mode="json", by_alias=True) for p in wanted],
         },
     )
+    places = {clip.name: clip_folders(root, clip.name) for clip in clips}
     if out.exists() and not force:
-        return _same(out, model, data)
+        return _same(out, model, data, places)
     settings = {
         "root": str(root.resolve()),
         "model": model.fingerprint,
         "size": model.image_size,
+        "device": predictor.device.type,
+        "made_by": version("efficient-sam2"),
         **data.settings,
     }
+    contents = {clip: listing(*folders) for clip, folders in places.items()}
     parts = out.with_name(f"{out.name}.clips")
-    summary = map_clips(
-        ClipWork(root, choice, wanted, force), data.clips, parts, settings, spread or Spread()
-    )
+    work = ClipWork(root, choice, wanted, force)
+    summary = map_clips(work, data.clips, parts, settings, spread or Spread(), contents)
     summary.check()
     found = {
         clip: {run: ClipQuality.model_validate(quality) for run, quality in runs.items()}
@@ -257,7 +267,7 @@ def evaluate(
         schema="efficient-sam2/result/1", environment=machine, model=model, data=data, runs=runs
     )
     write_text(out, result.to_json())
-    shutil.rmtree(parts)
+    shutil.rmtree(parts, ignore_errors=True)  # another process may be at the same
     return result
 
 
@@ -282,7 +292,7 @@ def _run(profile: Profile, found: dict[str, dict[str, ClipQuality]]) -> Run:
 
 
 def _different(profiles: list[Profile]) -> tuple[Profile, ...]:
-    """Return the profiles beside dense, refusing two of one name."""
+    """Return the profiles beside dense, refusing two of one name and another one of that name."""
     names = [p.name for p in profiles]
     for name in names:
         if names.count(name) > 1:
@@ -290,17 +300,30 @@ def _different(profiles: list[Profile]) -> tuple[Profile, ...]:
                 f"{names.count(name)} profiles of the name {name!r} given; expected different names; "
                 "rename one"
             )
+    if any(p.name == DENSE and p != BUILTIN[DENSE] for p in profiles):
+        raise InputError(
+            f"a profile of the name {DENSE!r} given that isn't the built-in one; expected another name, as that run "
+            "is what the others are compared with; rename it"
+        )
     return tuple(p for p in profiles if p.name != DENSE)
 
 
-def _same(out: Path, model: Model, data: Data) -> Result:
-    """Return the result that is there, if it is of the same model, clips and settings."""
+def _same(out: Path, model: Model, data: Data, places: dict[str, tuple[Path, Path]]) -> Result:
+    """Return the result that is there, if it is of the same model, clips and settings, and of these files."""
     result = load_result(out)
     if result.model != model or result.data != data:
         raise InputError(
             f"{out} holds another result; expected one of the same model, clips and profiles, or a new "
             "file; choose another --out, or --force to replace it"
         )
+    made = out.stat().st_mtime
+    for clip, folders in places.items():
+        newer = [f for f in files_of(*folders).values() if f.stat().st_mtime > made]
+        if newer:
+            raise InputError(
+                f"{out} is older than {newer[0]} of clip {clip}; expected a result of the clips as they are; "
+                "choose another --out, or --force to make it again"
+            )
     return result
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -118,7 +118,12 @@ class Summary:
 
 
 def map_clips(
-    work: Work, clips: list[str], folder: Path, settings: dict[str, Any], spread: Spread
+    work: Work,
+    clips: list[str],
+    folder: Path,
+    settings: dict[str, Any],
+    spread: Spread,
+    contents: Mapping[str, str] | None = None,
 ) -> Summary:
     """Work on every clip once.
 
@@ -134,6 +139,8 @@ def map_clips(
         Everything that decides the results. A file with other settings is made anew.
     spread
         Where to work.
+    contents
+        By clip: another text where the clip itself was changed, see `sparsity.runs.listing`.
 
     Returns
     -------
@@ -145,10 +152,11 @@ def map_clips(
     InputError
         The scheduler doesn't answer. What is wrong with single clips stands in the summary.
     """
-    stamp = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    known = contents or {}
+    stamps = {clip: _stamp({**settings, "content": known.get(clip)}) for clip in clips}
     folder.mkdir(parents=True, exist_ok=True)
     summary = Summary()
-    found = {clip: _read(_file(folder, clip), stamp) for clip in clips}
+    found = {clip: _read(result_file(folder, clip), stamps[clip]) for clip in clips}
     summary.resumed = [clip for clip in clips if found[clip] is not None]
     left = [clip for clip in clips if found[clip] is None]
     with tqdm(
@@ -159,10 +167,9 @@ def map_clips(
             if why is not None:
                 summary.failed[clip] = why
                 continue
-            write_text(
-                _file(folder, clip), json.dumps({"settings": stamp, "clip": clip, "result": result})
-            )
-            found[clip] = {"result": result}
+            found[clip] = {"settings": stamps[clip], "clip": clip, "result": result}
+            folder.mkdir(parents=True, exist_ok=True)  # another process may be done with the same
+            write_text(result_file(folder, clip), json.dumps(found[clip]))
     summary.results = {clip: entry["result"] for clip, entry in found.items() if entry is not None}
     return summary
 
@@ -191,22 +198,39 @@ def _on_cluster(
     topic = f"efficient-sam2-{uuid4().hex}"
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     announced = any("GPU" in worker.get("resources", {}) for worker in workers)
-    futures = client.map(
-        _Task(work, _threads(spread), topic, bool(spread.jobs)),
-        clips,
-        key=[f"{topic}-{clip}" for clip in clips],
-        resources={"GPU": 1} if spread.gpu and announced else None,
-        pure=False,
-    )
+    resources = {"GPU": 1} if spread.gpu and announced else None
+    task = _Task(work, _threads(spread), topic, bool(spread.jobs))
+    keys = [f"{topic}-{clip}" for clip in clips]
+    futures = client.map(task, clips, key=keys, resources=resources, pure=False)
     clip_of = dict(zip((future.key for future in futures), clips, strict=True))
+    again: set[str] = set()
     try:
-        for future in as_completed(futures):
-            yield _outcome(clip_of[future.key], future.result)
+        for future in (done := as_completed(futures)):
+            clip = clip_of[future.key]
+            if clip not in again and _only_waited(client, topic, clip, future):
+                again.add(clip)
+                key = f"again-{future.key}"
+                futures.append(client.submit(task, clip, key=key, resources=resources, pure=False))
+                clip_of[key] = clip
+                done.add(futures[-1])
+                continue
+            yield _outcome(clip, future.result)
             future.release()
     finally:
         client.cancel(futures, force=True)
         begun = Counter(clip for _, clip in client.get_events(topic))
         summary.retried = {clip: begun[clip] - 1 for clip in clips if begun[clip] > 1}
+
+
+def _only_waited(client: Client, topic: str, clip: str, future: Any) -> bool:
+    """Whether Dask gave a clip up that waited where another one killed workers: it blames all that a worker holds."""
+    from distributed import KilledWorker
+
+    error = future.exception() if future.status == "error" else None
+    if not isinstance(error, KilledWorker):
+        return False
+    begun = sum(each == clip for _, each in client.get_events(topic))
+    return begun <= error.allowed_failures
 
 
 def _outcome(clip: str, result: Callable[[], Any]) -> Outcome:
@@ -285,7 +309,12 @@ def _client(spread: Spread) -> Iterator[Client]:
         yield client
 
 
-def _file(folder: Path, clip: str) -> Path:
+def _stamp(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def result_file(folder: Path, clip: str) -> Path:
+    """Where the result of a clip lies."""
     return folder / f"{quote(clip, safe=' ')}.json"
 
 

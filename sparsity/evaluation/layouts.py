@@ -151,13 +151,10 @@ def clip_names(root: Path, listed: Path | None = None) -> list[str]:
         `root` is of no known layout, or there is no such list, or no such clip.
     """
     frames = root / find_layout(root).frames
-    known = sorted(p.name for p in frames.iterdir() if p.is_dir())
-    if listed is None:
-        names = known
-    else:
-        names = list(dict.fromkeys(_lines(listed)))
-    if not names:
-        raise InputError(f"{listed or frames} names no clip; expected one or more; check the path")
+    known = sorted(p.name for p in frames.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not known:
+        raise InputError(f"{frames} holds no clip; expected one or more; check the path")
+    names = known if listed is None else listed_names(listed)
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, 3) or known[:3]
@@ -213,7 +210,7 @@ def _annotations(folder: Path, names: list[str], layout: Layout) -> dict[int, di
         folders = {0: folder}
     found: dict[int, dict[int, Path]] = {}
     for object_id, pictures in folders.items():
-        for path in sorted(pictures.glob("*.png")):
+        for path in sorted(pictures.glob("[!.]*.png")):
             if path.stem not in frames:
                 raise InputError(
                     f"{path} is of no frame of clip {folder.name}; expected names of its frames such as "
@@ -260,10 +257,27 @@ def _wrong_size(path: Path, found: tuple[int, ...], wanted: tuple[int, int]) -> 
     )
 
 
-def _lines(path: Path) -> list[str]:
+def clip_folders(root: Path, name: str) -> tuple[Path, Path]:
+    """Return where the frames and the annotations of a clip lie."""
+    layout = find_layout(root)
+    return root / layout.frames / name, root / layout.annotations / name
+
+
+def listed_names(path: Path) -> list[str]:
+    """Read the names of clips, one a line, each taken once.
+
+    Raises
+    ------
+    InputError
+        The file can't be read, or names no clip.
+    """
     try:
-        return path.read_text(encoding="utf-8").split()
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError):
         raise InputError(
             f"list of clips {path} can't be read; expected a text file with a name a line; check the path"
         ) from None
+    names = list(dict.fromkeys(filter(None, lines)))
+    if not names:
+        raise InputError(f"{path} names no clip; expected one a line; add them, or leave it out")
+    return names

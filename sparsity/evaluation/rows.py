@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from sparsity.evaluation.bench import STOCK, Measured, Variant
-from sparsity.evaluation.results import Quality, Ratio, Result, Run, Times
+from sparsity.evaluation.results import Model, Quality, Ratio, Result, Run, Times
 
 SPREAD = (10, 90)
 """Percentiles of the frame-by-frame ratios that a row's ``low`` and ``high`` are."""
@@ -80,20 +81,21 @@ def rows(
     return made
 
 
-def stored_quality(
-    stored: Result, dtype: str, fingerprint: str
-) -> Callable[[Variant], Quality | str]:
+def stored_quality(stored: Result, dtype: str, model: Model) -> Callable[[Variant], Quality | str]:
     """Look rows' quality up in the result of an evaluation.
 
-    Only a run with the same profile, of the same model in the same number format, says something about a
-    row; for stock also the dense run, whose masks are equal.
+    Only a run with the same profile, of the same model at the same size in the same number format, says something
+    about a row; for stock also the dense run, whose masks are equal.
     """
-    same_model = stored.model.fingerprint == fingerprint
+    same_model = stored.model.fingerprint == model.fingerprint
+    same_size = stored.model.image_size == model.image_size
     same_dtype = stored.environment.dtype == dtype
 
     def look_up(variant: Variant) -> Quality | str:
         if not same_model:
             return "the stored quality is of another model"
+        if not same_size:
+            return f"the stored quality is at {stored.model.image_size} pixels"
         if not same_dtype:
             return f"the stored quality is of {stored.environment.dtype}"
         for run in stored.runs:
@@ -109,8 +111,17 @@ def _same(run: Run, variant: Variant) -> bool:
         return run.name in SAME_MASKS[STOCK]
     if run.profile is None:
         return False
-    ours = variant.profile.model_dump(mode="json", by_alias=True)
-    return {**run.profile, "name": ""} == {**ours, "name": ""}
+    return _deciding(run.profile) == _deciding(
+        variant.profile.model_dump(mode="json", by_alias=True)
+    )
+
+
+def _deciding(profile: dict[str, Any]) -> dict[str, Any]:
+    """What of a profile decides masks: neither its name nor where its weights lie, where their hash is known."""
+    shortcut = dict(profile.get("shortcut", {}))
+    if shortcut.get("sha256"):
+        shortcut.pop("file", None)
+    return {**profile, "name": "", "shortcut": shortcut}
 
 
 def table(result: Result) -> str:

@@ -90,6 +90,36 @@ def test_a_broken_clip_costs_itself_and_is_made_up_for(
     assert masks(out) == masks(segmented)
 
 
+def test_what_was_removed_or_changed_between_two_starts_is_made_again(
+    root: Path, model: list[str], segmented: Path, tmp_path: Path, capsys: Any
+) -> None:
+    mine, out = tmp_path / "my set", tmp_path / "out"
+    shutil.copytree(root, mine)
+    broken = mine / "Annotations" / "480p" / "two" / "00001.png"
+    broken.write_bytes(b"")
+    (tmp_path / "list.txt").write_text("one\r\n\r\ntwo\r\none\r\n")
+    command = ["segment", str(mine), *model, "--out", str(out)]
+    assert run([*command, "--clips", str(tmp_path / "list.txt")]) == 2
+    assert "1 of 2 clips failed, first two" in capsys.readouterr().err
+    shutil.copy(root / "Annotations" / "480p" / "two" / "00001.png", broken)
+    shutil.rmtree(out / "one")
+    assert run(command) == 0
+    assert capsys.readouterr().out == "3 clips done\n"
+    assert masks(out) == masks(segmented)
+
+
+def test_a_list_without_names_is_refused(
+    root: Path, model: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "list.txt").write_text("\n")
+    shutil.copytree(root / "Annotations" / "480p", tmp_path / "prompts")
+    videos = [str(root / "JPEGImages" / "480p"), "--prompt", str(tmp_path / "prompts")]
+    options = ["--clips", str(tmp_path / "list.txt"), "--out", str(tmp_path / "out")]
+    for given in (videos, [str(root)]):
+        assert run(["segment", *given, *model, *options]) == 2
+        assert "list.txt names no clip" in capsys.readouterr().err
+
+
 def test_a_folder_of_videos_with_a_folder_of_masks(
     root: Path, model: list[str], segmented: Path, tmp_path: Path
 ) -> None:

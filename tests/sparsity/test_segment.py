@@ -238,6 +238,10 @@ def test_masks_are_read_by_kind(tmp_path: Path) -> None:
     assert read_mask(tmp_path / "grey.png").tolist() == [[0, 1]]
     Image.fromarray(np.array([[0, 3, 5]], np.uint8)).save(tmp_path / "ids.png")
     assert read_mask(tmp_path / "ids.png").tolist() == [[0, 3, 5]]
+    Image.fromarray(np.array([[0, 5]], np.uint8)).save(tmp_path / "left.png")
+    assert read_mask(tmp_path / "left.png").tolist() == [[0, 5]], "where object 3 is gone"
+    Image.new("1", (2, 1), 1).save(tmp_path / "bits.png")
+    assert read_mask(tmp_path / "bits.png").tolist() == [[1, 1]]
     write_mask(tmp_path / "void.png", np.array([[0, 2, 255]], np.uint8), "")
     assert read_mask(tmp_path / "void.png").tolist() == [[0, 2, 0]]
     Image.new("RGB", (2, 2)).save(tmp_path / "rgb.png")

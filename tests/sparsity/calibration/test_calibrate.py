@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 from PIL import Image
 
 from probes.errors import InputError
-from sparsity.calibration.bounds import approximate_bound
+from sparsity.calibration.bounds import approximate_bound, certain_bound
 from sparsity.calibration.calibrate import calibrate
-from sparsity.calibration.clips import ClipSource
+from sparsity.calibration.clips import ClipSource, video_file
 from sparsity.calibration.command import seconds_of_budget
 from sparsity.calibration.request import Request, certifiable
 from sparsity.calibration.runs import shared_predictor
@@ -92,6 +93,40 @@ def test_a_second_start_repeats_no_clip_and_finds_the_same(
     assert "promise" in capsys.readouterr().out
 
 
+def test_a_clip_that_was_changed_is_watched_and_run_again(
+    calibrated, folders, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "mine.json"
+    shutil.copytree(calibrated.with_name("mine.json.clips"), out.with_name("mine.json.clips"))
+    shutil.copytree(folders, tmp_path / "set")
+    given = ["--videos", str(tmp_path / "set/videos"), "--prompts", str(tmp_path / "set/masks")]
+    asked = ["calibrate", *given, "--image-size", str(SMALL.image_size), "--max-drop", "50"]
+    seen = []
+
+    def again(predictor, clip, *args):
+        seen.append(clip.name)
+        raise InputError("was begun again")
+
+    monkeypatch.setattr("sparsity.calibration.runs.run_clip", again)
+    monkeypatch.setattr("sparsity.calibration.watching.capture", again)
+    assert run([*asked, "--out", str(out)]) == 0 and not seen
+    parts = json.loads(out.with_name("mine.calibration.json").read_text())["clips"]
+    for name in (parts["promise"][0], parts["search"][0]):
+        mask = tmp_path / "set/masks" / name / "00003.png"
+        os.utime(mask, (0, mask.stat().st_mtime + 1))
+        assert run([*asked, "--out", str(out), "--force"]) == 2
+    assert seen == [parts["promise"][0], parts["search"][0]]
+
+
+def test_a_report_that_has_nowhere_to_go_is_refused_before_any_work(arguments, tmp_path, capsys):
+    asked = ["--out", str(tmp_path / "p.json"), "--report", str(tmp_path / "nowhere" / "p.html")]
+    assert run(["calibrate", *arguments, *asked]) == 2
+    assert "nowhere is no folder" in capsys.readouterr().err
+    assert run(["calibrate", *arguments, "--clips", str(tmp_path / "no.txt"), *asked[:2]]) == 2
+    assert "no.txt can't be read" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_profile_is_shown_and_checked_with_its_promise(calibrated, capsys):
     assert run(["profile", "check", str(calibrated)]) == 0
     said = capsys.readouterr().out
@@ -149,6 +184,10 @@ def test_what_so_many_clips_can_promise_is_said_before_anything_runs():
     assert "whatever the videos are" in said(20, max_drop=14.0)
     assert "approximate" in said(20, max_drop=14.0, bound="approximate")
     assert "4.8 points in expectation" in said(20, bound="expectation")
+    assert "takes 1 clips" in said(20, max_drop=100.0, bound="approximate")
+    assert "1.0 points at 95% at best, whatever" in said(299)
+    lossless = certain_bound(np.zeros(299), 0.95).upper
+    assert f"a mean loss of {lossless:.1f} points" in said(299, target_speedup=1.2)
     assert "takes" not in said(20, target_speedup=1.2)
 
 
@@ -254,3 +293,33 @@ def test_a_prompt_alone_gives_no_truth(folders, tmp_path):
     assert ClipSource(folders / "videos", tmp_path).open("smooth").truth is None
     labelled = ClipSource(folders / "videos", folders / "masks").open("smooth")
     assert labelled.truth is not None and len(labelled.truth) == 10
+
+
+def test_names_are_those_of_videos_each_once(folders, tmp_path):
+    prompt = (folders / "masks" / "smooth" / "00000.png").read_bytes()
+    for name in ("GX01.MP4", "b.mov", "._b.mov", ".DS_Store", "notes.txt"):
+        (tmp_path / name).write_bytes(b"\0")
+    for name in ("c", ".cache"):
+        (tmp_path / name).mkdir()
+    for name in ("GX01", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(prompt)
+    source = ClipSource(tmp_path, tmp_path)
+    assert source.names() == ["GX01", "b", "c"]
+    assert video_file(tmp_path, "GX01") == tmp_path / "GX01.MP4"
+    assert video_file(tmp_path, "b") == tmp_path / "b.mov"
+    assert source.names(1, only=["c", "b", "c"]) == ["c", "b", "made-smooth-100"]
+    (tmp_path / "b.mp4").write_bytes(b"\0")
+    with pytest.raises(InputError, match=r"holds b.mov and b.mp4; expected videos of different"):
+        source.names()
+
+
+def test_masks_go_with_frames_in_playing_order(folders, tmp_path):
+    for kind in ("videos", "masks"):
+        (tmp_path / kind / "clip").mkdir(parents=True)
+        for t, file in enumerate(sorted((folders / kind / "smooth").iterdir())):
+            shutil.copy(file, tmp_path / kind / "clip" / f"frame{t + 5}{file.suffix}")
+    (tmp_path / "masks" / "clip" / "._frame5.png").write_bytes(b"\0")
+    renamed = ClipSource(tmp_path / "videos", tmp_path / "masks").open("clip").truth
+    plain = ClipSource(folders / "videos", folders / "masks").open("smooth").truth
+    assert np.array_equal(renamed, plain)
+    assert not np.array_equal(renamed, plain[::-1])

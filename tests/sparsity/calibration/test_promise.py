@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapie.risk_control import FWERFixedSequenceTesting
+from mapie.risk_control.methods import get_r_hat_plus
+from scipy import optimize
 
 from probes.errors import InputError
 from sparsity.calibration.bounds import (
     APPROXIMATE,
+    POINTS,
     approximate_bound,
     bound,
     certain_bound,
@@ -41,15 +44,30 @@ def test_more_confidence_and_more_loss_raise_a_certain_bound(x):
     assert certain_bound(x, 0.9).upper <= certain_bound(x + 1, 0.9).upper + 1e-6
 
 
-@pytest.mark.parametrize("videos", [2, 8, 45, 99])
-def test_zero_loss_gives_what_so_many_videos_can_certify(videos):
-    found = certain_bound(np.zeros(videos), 0.9).upper
-    assert found == pytest.approx(smallest_certifiable(videos, 0.9), abs=1e-4)
-    assert certain_bound(np.ones(videos), 0.9).upper > found
+@pytest.mark.parametrize("videos", [2, 8, 45, 99, 100, 299, 2000])
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
+def test_zero_loss_gives_what_so_many_videos_can_certify(videos, confidence):
+    least = smallest_certifiable(videos, confidence)
+    found = certain_bound(np.zeros(videos), confidence, least).upper
+    assert found == pytest.approx(least, abs=1e-4)
+    assert certain_bound(np.ones(videos), confidence, least).upper > found
+    for accepted in np.geomspace(1.001 * least, POINTS, 20):
+        assert certain_bound(np.zeros(videos), confidence, accepted).upper <= accepted
+
+
+def test_many_videos_are_bound_as_the_library_does_it_but_in_little_memory():
+    risks = np.random.default_rng(0).exponential(1, 120) / 100
+    level = optimize.brentq(lambda d: d * (1 - np.log(d)) - 0.1, 1e-15, 0.1)
+    rates = np.geomspace(1e-4, 1.0, 200)
+    columns = np.repeat(risks[:, None], 200, 1)
+    whole = get_r_hat_plus(columns, rates, "rcps", "wsr", level, 0.25)[1][0]
+    assert certain_bound(100 * risks, 0.9).upper == pytest.approx(100 * whole)
+    assert 0 < certain_bound(np.zeros(50_000), 0.9).upper < 0.02
 
 
 def test_the_number_of_videos_needed_is_the_smallest_that_does():
     assert videos_needed(5.0, 0.9) == 45 and videos_needed(1.0, 0.9) == 230
+    assert videos_needed(100.0, 0.9) == 1
     for drop in (0.5, 3.0, 20.0):
         n = videos_needed(drop, 0.95)
         assert smallest_certifiable(n, 0.95) <= drop < smallest_certifiable(n - 1, 0.95)
@@ -83,10 +101,12 @@ def test_the_expected_bound_adds_one_video_that_loses_everything():
     assert expected_bound(np.array([10.0] * 9)).upper == pytest.approx(19.0)
 
 
-def test_which_bound_is_stated_depends_on_the_number_of_videos_alone():
+def test_which_bound_is_stated_depends_on_the_number_of_videos_and_the_level_alone():
     assert bound(np.zeros(45), 0.9, 5.0).method == "Hoeffding-Bentkus"
     assert bound(np.zeros(44), 0.9, 5.0).method == APPROXIMATE
-    assert bound(np.zeros(230), 0.9, 1.0).method == "Waudby-Smith and Ramdas"
+    assert bound(np.zeros(230), 0.9, 1.0).method == "Hoeffding-Bentkus"
+    assert bound(np.zeros(230), 0.9, 5.0).method == "Waudby-Smith and Ramdas"
+    assert choose(np.zeros((230, 1)), [0], [1], 0.9, 1.0).index == 0, "as many as are said to do"
 
 
 @settings(deadline=None, max_examples=30)

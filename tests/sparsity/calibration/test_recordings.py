@@ -12,9 +12,11 @@ from probes import record
 from probes.errors import InputError
 from sparsity.calibration.recordings import read_traces
 from sparsity.calibration.replay import replay_memory, replay_windows
+from sparsity.calibration.telling import recall
 from sparsity.calibration.thresholds import mask_only
-from sparsity.calibration.watching import checked, one_model
+from sparsity.calibration.watching import checked, one_model, one_size
 from sparsity.profile import Guard, Memory, Windows
+from sparsity.select import WindowGrid
 from tests.sparsity.calibration.conftest import made
 
 
@@ -58,6 +60,22 @@ def test_recordings_of_different_models_are_refused(traces):
     with pytest.raises(InputError, match="the model to calibrate is"):
         one_model([other], traces[1].model)
     one_model(traces, traces[0].model)
+
+
+def test_recordings_of_another_size_are_refused(traces):
+    side = traces[0].grid.tokens * 16
+    one_size(traces, traces[0].grid)
+    with pytest.raises(InputError, match=f"was recorded at {side} pixels; the model to .* 1024;"):
+        one_size(traces, WindowGrid(64, 14))
+
+
+def test_recall_is_told_of_clips_of_any_length(traces):
+    memory = traces[0].memory
+    short = replace(memory, curve=memory.curve[:, :2], ages=memory.ages[:2])
+    told = recall([traces[0], replace(traces[1], memory=short)])
+    assert told["ages"] == [memory.ages[0], memory.ages[-1]]
+    means = (memory.curve[:, [0, -1]] + memory.curve[:, [0, 1]])[:, :, 0] / 2
+    assert np.array(told["layers"])[:, :, 0] == pytest.approx(means)
 
 
 def test_an_empty_mask_track_is_refused(traces):

@@ -6,14 +6,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from probes.errors import InputError
 from sparsity import accelerate
+from sparsity.calibration.drift import Drift
 from sparsity.calibration.replay import replay_windows
-from sparsity.calibration.router import PAPER, examples, fit_router, judge, names_of_cues
+from sparsity.calibration.router import (
+    PAPER,
+    examples,
+    fit_router,
+    judge,
+    learnable,
+    names_of_cues,
+)
+from sparsity.calibration.search import grid
 from sparsity.calibration.thresholds import mask_only
 from sparsity.profile import Guard, Profile, Windows
 from sparsity.window_cues import CUES, MASK_CUES
+
+COLUMNS = ("candidates", "best", "saliency", "score", "tracked", "thumbnails")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +71,22 @@ def test_a_replay_with_the_router_keeps_what_was_promised(traces):
     replays = [replay_windows(trace, *rules, router) for trace in traces]
     assert np.mean([r.recall[1:].mean() for r in replays]) >= 0.97
     assert len(examples(traces[0]).cues) == len(replays[0].kept) - 1
+
+
+def test_a_router_is_learnt_only_where_windows_differ(traces):
+    close = replace(traces[0], best=torch.ones_like(traces[0].best))
+    gone = replace(traces[0], best=torch.zeros_like(traces[0].best))
+    short = replace(
+        traces[0],
+        frames=traces[0].frames[:2],
+        **{k: getattr(traces[0], k)[:2] for k in (*COLUMNS, "token_logits")},
+    )
+    assert learnable(traces[:2]) and learnable([*traces[:2], close, gone])
+    assert not any(learnable([traces[1], other]) for other in (close, gone, short))
+    assert not learnable(traces[:1])
+    drift = Drift(())
+    assert any(setting.router for setting in grid(traces, drift))
+    assert not any(setting.router for setting in grid([traces[1], close], drift))
 
 
 def test_a_router_of_unknown_cues_is_refused(dividing_predictor, traces):

@@ -13,10 +13,11 @@ from PIL import Image
 from torch._inductor import config as inductor
 
 from sparsity.cli import run
-from sparsity.evaluation.bench import FULL_BANK, UNTIMED
+from sparsity.evaluation.bench import FULL_BANK, UNTIMED, Variant
 from sparsity.evaluation.results import Result, load_result, parse_result
 from sparsity.evaluation.rows import ratio, stored_quality, table, times
 from sparsity.masks import write_mask
+from sparsity.profile import Profile, Shortcut, Windows
 from sparsity.profiles import load_profile
 from sparsity.techniques import further_profiles
 from tests.conftest import make_frames, make_mask
@@ -119,14 +120,43 @@ def test_quality_is_that_of_the_same_profile_model_and_dtype(result: Result) -> 
     from sparsity.evaluation.bench import ladder
 
     variants = {variant.name: variant for variant in ladder()}
-    look_up = stored_quality(stored(result), "float32", result.model.fingerprint)
+    model = result.model
+    look_up = stored_quality(stored(result), "float32", model)
     assert look_up(variants["stock"]).j_and_f == 80.0  # type: ignore[union-attr]
     assert look_up(variants["paper"]).j_and_f == 79.0  # type: ignore[union-attr]
     assert look_up(variants["SWR"]) == "not in the stored quality"
-    other = stored_quality(stored(result, dtype="bfloat16"), "float32", result.model.fingerprint)
+    other = stored_quality(stored(result, dtype="bfloat16"), "float32", model)
     assert other(variants["paper"]) == "the stored quality is of bfloat16"
-    other = stored_quality(stored(result), "float32", "sha256:" + 64 * "0")
+    another = model.model_copy(update={"fingerprint": "sha256:" + 64 * "0"})
+    other = stored_quality(stored(result), "float32", another)
     assert other(variants["paper"]) == "the stored quality is of another model"
+    larger = model.model_copy(update={"image_size": 2 * model.image_size})
+    other = stored_quality(stored(result), "float32", larger)
+    said = f"the stored quality is at {model.image_size} pixels"
+    assert other(variants["paper"]) == other(variants["stock"]) == said
+
+
+def test_quality_is_found_wherever_the_weights_of_a_shortcut_lie(result: Result) -> None:
+    def fitted(folder: str, digit: str) -> Profile:
+        shortcut = Shortcut(kind="mean", file=f"{folder}/w.safetensors", sha256=64 * digit)
+        return Profile(name=folder, windows=Windows(), shortcut=shortcut)
+
+    document = json.loads(stored(result).to_json())
+    document["runs"][1]["profile"] = fitted("here", "a").model_dump(mode="json", by_alias=True)
+    look_up = stored_quality(parse_result(json.dumps(document)), "float32", result.model)
+    assert look_up(Variant("row", fitted("there", "a"))).j_and_f == 79.0  # type: ignore[union-attr]
+    assert look_up(Variant("row", fitted("here", "b"))) == "not in the stored quality"
+
+
+def test_a_profile_that_has_the_name_of_another_row_is_refused(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = load_profile("paper").model_copy(update={"windows": Windows(margin_px=32.0)})
+    for name in ("paper", "stock", "mine"):
+        (tmp_path / f"{name}.json").write_text(mine.model_copy(update={"name": name}).to_json())
+        twice = ["--profile", str(tmp_path / f"{name}.json")] * (2 if name == "mine" else 1)
+        assert run(["bench", *small, *twice, "--out", str(tmp_path / "out.json")]) == 2
+        assert f"a profile of the name {name!r} given" in capsys.readouterr().err
 
 
 def test_a_video_is_tracked_by_its_own_prompt(small: list[str], tmp_path: Path) -> None:

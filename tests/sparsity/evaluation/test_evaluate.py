@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +198,22 @@ def test_an_evaluation_goes_on_where_it_stopped(root, tmp_path, capsys):
     assert "--force" in capsys.readouterr().err and out.read_bytes() == before
 
 
+def test_a_clip_that_was_changed_is_not_told_the_old_result(root, tmp_path, capsys):
+    mine, out = tmp_path / "set", tmp_path / "result.json"
+    shutil.copytree(root, mine)
+    choice = ModelChoice("sam2.1-tiny", weights="random", image_size=256, device="cpu")
+    listed = tmp_path / "list.txt"
+    listed.write_text("three\n")
+    before = evaluate(mine, choice, out, listed=listed)
+    assert evaluate(mine, choice, out, listed=listed) == before
+    annotation = mine / "Annotations/480p/three/00002.png"
+    write_mask(annotation, np.ones((96, 128), np.uint8), "")
+    os.utime(annotation, ns=(0, out.stat().st_mtime_ns + 10**9))
+    with pytest.raises(InputError, match=r"is older than .*00002.png of clip three; .* --force"):
+        evaluate(mine, choice, out, listed=listed)
+    assert evaluate(mine, choice, out, listed=listed, force=True) != before
+
+
 def test_random_weights_are_called_random(root, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("one\n")
@@ -220,6 +238,9 @@ def _spoilt(root: Path, tmp: Path, what: str) -> list[str]:
         listed.write_text("\n")
     elif what == "profile":
         words += ["--profile", "nonsense"]
+    elif what == "named dense":
+        (tmp / "mine.json").write_text(HARSH.model_copy(update={"name": "dense"}).to_json())
+        words += ["--profile", str(tmp / "mine.json")]
     elif what == "twice":
         words += ["--profile", "paper", "--profile", "paper"]
     else:
@@ -256,6 +277,7 @@ def _spoilt(root: Path, tmp: Path, what: str) -> list[str]:
         ("empty list", "names no clip"),
         ("profile", "neither a file nor a built-in"),
         ("twice", "2 profiles of the name 'paper' given"),
+        ("named dense", "a profile of the name 'dense' given that isn't the built-in one"),
         ("missing", "00001.png is missing, one of 1 annotations of clip one"),
         ("size", "00001.png is 12x10; its frame is 128x96"),
         ("no object", "00000.png is empty"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,10 +26,11 @@ CLIPS = [f"clip {i}" for i in range(6)]
 
 @dataclass(frozen=True)
 class Note:
-    """Notes down every start; dies over the clip `deadly` the first time."""
+    """Notes down every start; dies over the clip `deadly` the first time, over `fatal` every time."""
 
     log: Path
     deadly: str = ""
+    fatal: str = ""
     broken: str = ""
     seconds: float = 0.0
 
@@ -41,10 +43,24 @@ class Note:
         if clip == self.deadly and not (self.log / "died").exists():
             (self.log / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if clip == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
         return {"letters": len(clip), "last": clip[-1]}
 
     def starts(self) -> list[str]:
         return (self.log / "starts").read_text().splitlines()
+
+
+@dataclass(frozen=True)
+class Removing:
+    """Removes the folder in the middle, as another process does that has finished."""
+
+    folder: Path
+
+    def __call__(self, clip: str) -> str:
+        if clip == "clip 4":
+            shutil.rmtree(self.folder)
+        return clip
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +125,22 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
     assert len(work.starts()) == 2 * len(CLIPS)
 
 
+def test_a_clip_that_was_changed_is_done_again_and_no_other(tmp_path: Path) -> None:
+    work = Note(tmp_path)
+    for number, left in (("1", CLIPS), ("2", ["clip 3"]), ("2", [])):
+        contents = dict.fromkeys(CLIPS, "1") | {"clip 3": number}
+        before = len(work.starts()) if number == "2" else 0
+        map_clips(work, CLIPS, tmp_path / "out", {}, Spread(), contents)
+        assert work.starts()[before:] == left
+
+
+def test_a_folder_that_another_process_is_done_with_is_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = map_clips(Removing(out), CLIPS, out, {}, Spread())
+    assert list(summary.results) == CLIPS
+    assert sorted(file.name for file in out.iterdir()) == ["clip 4.json", "clip 5.json"]
+
+
 def test_a_broken_clip_does_not_cost_the_others(tmp_path: Path) -> None:
     summary = map_clips(Note(tmp_path, broken="clip 2"), CLIPS, tmp_path / "out", {}, Spread())
     assert list(summary.results) == [clip for clip in CLIPS if clip != "clip 2"]
@@ -128,6 +160,16 @@ def test_a_killed_worker_is_replaced_and_the_summary_says_so(tmp_path: Path) -> 
     assert summary.retried["clip 2"] == 1
     assert "clip 2 was begun again 1 times: its worker died" in summary.text()
     assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_a_clip_that_kills_every_worker_does_not_cost_those_that_wait_beside_it(
+    tmp_path: Path,
+) -> None:
+    work = Note(tmp_path, fatal="clip 0", seconds=0.1)
+    summary = map_clips(work, CLIPS[:2], tmp_path / "out", {}, Spread(jobs=1))
+    assert list(summary.results) == ["clip 1"]
+    assert list(summary.failed) == ["clip 0"] and "KilledWorker" in summary.failed["clip 0"]
+    assert work.starts().count("clip 0") == 4 and work.starts().count("clip 1") == 1
 
 
 def test_a_users_cluster_gives_the_same_and_survives_too(tmp_path: Path, scheduler: str) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from probes.errors import InputError
 from sparsity.acceleration.build import accelerate
 from sparsity.evaluation.evaluate import evaluate, evaluate_clip, track
-from sparsity.evaluation.layouts import clip_names, find_layout, open_clip
+from sparsity.evaluation.layouts import clip_names, find_layout, listed_names, open_clip
 from sparsity.evaluation.quality import clip_quality
 from sparsity.masks import write_mask
 from sparsity.options import ModelChoice
@@ -182,3 +182,31 @@ def test_broken_data_is_refused(youtube: Path, tmp_path: Path, what: str, words:
     spoil(root, what)
     with pytest.raises(InputError, match=words):
         open_clip(root, "clip")
+
+
+def test_files_that_a_system_hides_are_no_clips_frames_or_masks(
+    youtube: Path, sav: Path, tmp_path: Path
+) -> None:
+    for root, masks in ((youtube, "Annotations/clip"), (sav, "Annotations_6fps/clip/000")):
+        copy = tmp_path / root.name
+        shutil.copytree(root, copy)
+        frames = find_layout(copy).frames
+        (copy / frames / ".ipynb_checkpoints").mkdir()
+        for place in (copy, copy / frames, copy / frames / "clip", copy / masks):
+            (place / ".DS_Store").write_bytes(b"\0")
+        (copy / frames / "clip" / "._00000.jpg").write_bytes(b"\0")
+        (copy / masks / "._00000.png").write_bytes(b"\0")
+        assert clip_names(copy) == ["clip"]
+        clip = open_clip(copy, "clip")
+        assert clip.num_frames == FRAMES and len(clip.annotations) == 5
+
+
+def test_a_list_has_a_name_a_line(tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_bytes("\ufeffmy clip\r\n\r\nb\r\nmy clip\r\n".encode())
+    assert listed_names(listed) == ["my clip", "b"]
+    listed.write_text(" \n\n")
+    with pytest.raises(InputError, match=r"list.txt names no clip"):
+        listed_names(listed)
+    with pytest.raises(InputError, match="can't be read"):
+        listed_names(tmp_path / "nothing.txt")
