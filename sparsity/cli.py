@@ -203,7 +203,7 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"{error}; expected a file or folder that can be used; choose another")
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; the same command goes on with what is not finished", file=sys.stderr)
         return 130
     return status if isinstance(status, int) else 0
 

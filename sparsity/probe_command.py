@@ -89,9 +89,9 @@ def probe(
             many, choice, out, listed=clips, spread=spread, max_frames=max_frames, **settings
         )
     else:
-        source = open_video(video)
+        source, place = open_video(video), Path(video).resolve()
         recording = record(
-            predictor, source, given.check(source).give_to, out=out, name=Path(video).stem,
+            predictor, source, given.check(source).give_to, out=out, name=place.name if place.is_dir() else place.stem,
             max_frames=max_frames, progress=True, **settings,
         )  # fmt: skip
     frames = sum(info.frames for info in recording.header.clips)

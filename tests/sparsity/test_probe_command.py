@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from inspect import signature
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def test_rows_are_measured_from_as_many_queries_as_python_takes(
     fewer = tmp_path / "fewer.recording"
     assert run([*words, "--sites", "memory.*", "--out", str(fewer), "--query-rows", "9"]) == 0
     assert load_recording(fewer).header.settings.query_rows == 9
+
+
+def test_a_folder_of_frames_gives_its_whole_name(
+    tmp_path: Path, clip_folder: Path, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = tmp_path / "clip.2"
+    frames.mkdir()
+    shutil.copy(clip_folder / "00000.jpg", frames)
+    monkeypatch.chdir(frames)
+    for video in (str(frames), "."):
+        out = tmp_path / f"{len(video)}.recording"
+        assert run(["probe", video, "--prompt", prompt, "--out", str(out)]) == 0
+        assert load_recording(out).names == ["clip.2"]
 
 
 def test_a_place_that_cannot_be_written_is_named_before_tracking(
