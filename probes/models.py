@@ -45,6 +45,9 @@ _SAM2_FILES = {
     "modeling/backbones/hieradet.py": "03785581ca304d0451ae0df7a08ee0bf1e1dbe66fad285066e6b9ffc0d88d64f",
 }
 
+LARGEST_SIDE = 4096
+"""Pixels: global attention, which grows with the fourth power, takes 256 times what it takes at 1024."""
+
 # What sam2's own builder adds to a configuration (sam2/build_sam.py:118).
 _POSTPROCESSING = {
     "sam_mask_decoder_extra_args.dynamic_multimask_via_stability": True,
@@ -234,10 +237,11 @@ def _settings(path: Path, image_size: int | None, postprocessing: bool, compiled
     if postprocessing:
         changes |= _POSTPROCESSING
     if image_size is not None:
-        if image_size <= 0 or image_size % step:
+        nearest = min(max(step, round(image_size / step) * step), LARGEST_SIDE // step * step)
+        if image_size != nearest:
             raise InputError(
-                f"image_size is {image_size}; expected a positive multiple of {step} for this model; "
-                f"the nearest is {max(step, round(image_size / step) * step)}"
+                f"image_size is {image_size}; expected a multiple of {step} for this model, {LARGEST_SIDE} at most; "
+                f"the nearest is {nearest}"
             )
         changes["image_size"] = image_size
     for key, value in changes.items():

@@ -119,6 +119,22 @@ def listing(*places: Path) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
+def check_new_file(path: Path, force: bool) -> None:
+    """Look at the place of a file before the work that it is for.
+
+    Raises
+    ------
+    InputError
+        It is a folder, or a file that is there, which only `force` replaces.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected a file; add a name")
+    if path.exists() and not force:
+        raise InputError(
+            f"{path} exists; expected a new file; choose another name, or --force to replace it"
+        )
+
+
 def part_of(path: Path) -> Path:
     """Return a temporary name beside `path`, of this process alone: two that write the same file don't meet."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")

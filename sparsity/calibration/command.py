@@ -107,13 +107,10 @@ def calibrate(
     from sparsity.evaluation.jobs import Spread
     from sparsity.evaluation.layouts import listed_names
     from sparsity.profiles import save_profile
-    from sparsity.runs import write_text
+    from sparsity.runs import check_new_file, write_text
 
-    for file in (out, report):
-        if file is not None and file.exists() and not force:
-            raise InputError(
-                f"{file} exists; expected a new file; choose another, or --force to replace it"
-            )
+    for file in filter(None, (out, report)):
+        check_new_file(file, force)
     if report is not None and not report.parent.is_dir():
         raise InputError(f"{report} given; {report.parent} is no folder; make it first")
     seconds = None if budget is None else seconds_of_budget(budget)

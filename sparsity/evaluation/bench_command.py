@@ -76,13 +76,10 @@ def bench(
     from figures.benchmark import write_bench_report
     from sparsity.evaluation.bench_request import Request, run_bench
     from sparsity.evaluation.rows import table
-    from sparsity.runs import write_text
+    from sparsity.runs import check_new_file, write_text
 
     for file in filter(None, (out, report)):
-        if file.exists() and not force:
-            raise InputError(
-                f"{file} exists; expected a new file; choose another name, or --force to replace it"
-            )
+        check_new_file(file, force)
         if not file.parent.is_dir():
             raise InputError(f"{file} given; {file.parent} is no folder; make it first")
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)

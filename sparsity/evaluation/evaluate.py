@@ -46,7 +46,7 @@ from sparsity.masks import merge_objects
 from sparsity.options import ModelChoice
 from sparsity.profile import Profile
 from sparsity.profiles import BUILTIN, load_profile
-from sparsity.runs import files_of, listing, write_text
+from sparsity.runs import check_new_file, files_of, listing, write_text
 
 DENSE = "dense"
 """Name of the run that the others are compared with."""
@@ -217,6 +217,7 @@ def evaluate(
     InputError
         Something given can't be used, or a clip failed.
     """
+    check_new_file(out, force=True)
     clips = [open_clip(root, name) for name in clip_names(root, listed)]
     wanted = _different([load_profile(p) for p in profiles])
     predictor = shared_predictor(choice)
@@ -242,7 +243,7 @@ def evaluate(
         },
     )
     places = {clip.name: clip_folders(root, clip.name) for clip in clips}
-    if out.exists() and not force:
+    if out.is_file() and not force:
         return _same(out, model, data, places)
     settings = {
         "root": str(root.resolve()),

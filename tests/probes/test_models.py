@@ -181,6 +181,10 @@ def test_an_unreadable_checkpoint_is_refused(tmp_path: Path, content: Any, messa
         ({"name": "sam2.1-tiny", "weights": "zero"}, "weights='zero'"),
         ({"name": "sam2.1-tiny", "weights": "random", "checkpoint": "a.pt"}, "drop one"),
         ({"name": "sam2.1-tiny", "weights": "random", "image_size": 250}, "multiple of 32 .* 256"),
+        (
+            {"name": "sam2.1-tiny", "weights": "random", "image_size": 1024000},
+            "4096 at most; the nearest is 4096",
+        ),
         ({"name": "sam2.1-tiny", "weights": "random", "image_size": 0}, "nearest is 32"),
     ],
 )

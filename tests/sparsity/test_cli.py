@@ -106,6 +106,18 @@ def test_a_place_that_cannot_be_written_is_named(
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["bench", "calibrate", "evaluate DATA"])
+def test_a_folder_in_place_of_a_result_is_named_before_the_work(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command.split()
+    assert cli.run([*words, "--out", str(tmp_path), "--force"]) == 2
+    assert f"{tmp_path} is a folder; expected a file" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    assert cli.run([*words, "--out", str(tmp_path / "new.json"), "--profile", "none-such"]) == 2
+    assert "is a folder" not in capsys.readouterr().err
+
+
 def test_the_same_command_with_good_input_works(
     tmp_path: Path, clip_folder: Path, first_mask: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
