@@ -104,13 +104,12 @@ def stop_after_the_frame() -> Iterator[list[int]]:
 
 def files_of(*places: Path) -> dict[str, Path]:
     """Files and those in folders, by a name that says where; hidden ones, which systems leave behind, apart."""
-    found = {}
-    for number, place in enumerate(places):
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            inside = path.relative_to(place if place.is_dir() else place.parent)
-            if path.is_file() and not any(part.startswith(".") for part in inside.parts):
-                found[f"{number}/{inside}"] = path
-    return found
+    return {
+        f"{number}/{path.name}": path
+        for number, place in enumerate(places)
+        for path in (sorted(place.iterdir()) if place.is_dir() else [place])
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def listing(*places: Path) -> str:

@@ -309,7 +309,7 @@ def _different(profiles: list[Profile]) -> tuple[Profile, ...]:
     return tuple(p for p in profiles if p.name != DENSE)
 
 
-def _same(out: Path, model: Model, data: Data, places: dict[str, tuple[Path, Path]]) -> Result:
+def _same(out: Path, model: Model, data: Data, places: dict[str, tuple[Path, ...]]) -> Result:
     """Return the result that is there, if it is of the same model, clips and settings, and of these files."""
     result = load_result(out)
     if result.model != model or result.data != data:

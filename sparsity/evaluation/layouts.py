@@ -257,10 +257,12 @@ def _wrong_size(path: Path, found: tuple[int, ...], wanted: tuple[int, int]) -> 
     )
 
 
-def clip_folders(root: Path, name: str) -> tuple[Path, Path]:
-    """Return where the frames and the annotations of a clip lie."""
+def clip_folders(root: Path, name: str) -> tuple[Path, ...]:
+    """Return where the frames and the annotations of a clip lie, the frames first."""
     layout = find_layout(root)
-    return root / layout.frames / name, root / layout.annotations / name
+    annotations = root / layout.annotations / name
+    each = sorted(p for p in annotations.glob("*") if p.is_dir()) if layout.layered else []
+    return root / layout.frames / name, annotations, *each
 
 
 def listed_names(path: Path) -> list[str]:

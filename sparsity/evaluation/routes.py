@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from probes.errors import InputError
+from probes.frames import natural_key
 from sparsity.masks import read_mask
 from sparsity.select import LOW_RES_STRIDE, WindowGrid, windows_of_mask
 
@@ -78,7 +79,7 @@ def windows_of_track(folder: Path, grid: WindowGrid, image_size: int, margin_px:
     InputError
         The folder has no masks.
     """
-    files = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    files = sorted(folder.glob("[!.]*.png"), key=lambda file: natural_key(file.stem))
     if not files:
         raise InputError(
             f"routes {folder} given; expected a folder of PNG masks, one a frame; name one"

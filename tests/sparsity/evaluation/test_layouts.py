@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,18 @@ from PIL import Image
 from probes.errors import InputError
 from sparsity.acceleration.build import accelerate
 from sparsity.evaluation.evaluate import evaluate, evaluate_clip, track
-from sparsity.evaluation.layouts import clip_names, find_layout, listed_names, open_clip
+from sparsity.evaluation.layouts import (
+    clip_folders,
+    clip_names,
+    find_layout,
+    listed_names,
+    open_clip,
+)
 from sparsity.evaluation.quality import clip_quality
 from sparsity.masks import write_mask
 from sparsity.options import ModelChoice
 from sparsity.profiles import BUILTIN
+from sparsity.runs import listing
 from tests.conftest import make_frames
 
 FRAMES, LATE = 9, 4
@@ -199,6 +207,27 @@ def test_files_that_a_system_hides_are_no_clips_frames_or_masks(
         assert clip_names(copy) == ["clip"]
         clip = open_clip(copy, "clip")
         assert clip.num_frames == FRAMES and len(clip.annotations) == 5
+
+
+def test_a_changed_frame_or_mask_changes_the_listing_of_its_clip(
+    youtube: Path, sav: Path, tmp_path: Path
+) -> None:
+    for root, masks in ((youtube, "Annotations/clip"), (sav, "Annotations_6fps/clip/001")):
+        copy = tmp_path / root.name
+        shutil.copytree(root, copy)
+        before = listing(*clip_folders(copy, "clip"))
+        assert before == listing(*clip_folders(root, "clip"))
+        frames = clip_folders(copy, "clip")[0]
+        (frames / "out").mkdir()
+        for stray in (frames / "out" / "00000.png", frames / ".DS_Store"):
+            stray.write_bytes(b"of another program")
+            assert listing(*clip_folders(copy, "clip")) == before
+        for file in (frames / "00003.jpg", copy / masks / "00004.png"):
+            mended = file.stat().st_mtime_ns + 10**9
+            os.utime(file, ns=(0, mended))
+            assert listing(*clip_folders(copy, "clip")) != before
+            os.utime(file, ns=(0, mended - 10**9))
+            assert listing(*clip_folders(copy, "clip")) == before
 
 
 def test_a_list_has_a_name_a_line(tmp_path: Path) -> None:

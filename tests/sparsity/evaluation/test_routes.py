@@ -48,7 +48,8 @@ def test_a_mask_track_routes_the_frame_after(tmp_path: Path) -> None:
         ids = np.zeros((96, 128), np.uint8)
         if t < 2:
             ids[2:10, 90 * t + 2 : 90 * t + 8] = 1
-        write_mask(tmp_path / f"{t:05d}.png", ids, "")
+        write_mask(tmp_path / f"mask{t + 9}.png", ids, "")  # 10 follows 9
+    (tmp_path / "._mask9.png").write_bytes(b"")
     route = windows_of_track(tmp_path, LARGE, 1024, margin_px=0)
     assert route.choose(0) is None
     assert route.choose(1) == (0,)
