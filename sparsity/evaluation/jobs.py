@@ -9,65 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
 
 from tqdm import tqdm
 
 from probes.errors import InputError
+from sparsity.evaluation.spread import Spread as Spread
+from sparsity.evaluation.spread import Work, outcomes
 from sparsity.runs import write_text
-
-if TYPE_CHECKING:
-    from distributed import Client
-
-Work = Callable[[str], Any]
-"""From a clip's name to its result, which JSON can hold; picklable, the same for the same name."""
-
-SECONDS_TO_CONNECT = 10
-
-_one_at_a_time = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Where clips are worked on: in this process unless something else is said.
-
-    Attributes
-    ----------
-    jobs
-        Local worker processes to start; 0 for none.
-    scheduler
-        Address of a Dask scheduler, such as ``tcp://10.0.0.5:8786``.
-    threads
-        Of torch in each process. Numbers are equal to the last digit only for equal threads. None leaves
-        this process and a cluster's workers as they are, and shares the cores among local workers.
-    gpu
-        Whether a clip occupies a GPU.
-    """
-
-    jobs: int = 0
-    scheduler: str | None = None
-    threads: int | None = None
-    gpu: bool = False
-
-    def __post_init__(self) -> None:
-        if self.jobs < 0:
-            raise InputError(f"jobs {self.jobs} given; expected 1 or more; leave it out for none")
-        if self.jobs and self.scheduler:
-            raise InputError(
-                f"jobs {self.jobs} and scheduler {self.scheduler} given; expected one of the two; a "
-                "cluster brings its own workers"
-            )
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads {self.threads} given; expected 1 or more; leave it out")
 
 
 @dataclass
@@ -162,7 +115,7 @@ def map_clips(
     with tqdm(
         total=len(clips), initial=len(clips) - len(left), unit="clip", disable=None
     ) as progress:
-        for clip, result, why in _outcomes(work, left, spread, summary):
+        for clip, result, why in outcomes(work, left, spread, summary.retried):
             progress.update()
             if why is not None:
                 summary.failed[clip] = why
@@ -172,141 +125,6 @@ def map_clips(
             write_text(result_file(folder, clip), json.dumps(found[clip]))
     summary.results = {clip: entry["result"] for clip, entry in found.items() if entry is not None}
     return summary
-
-
-Outcome = tuple[str, Any, "str | None"]
-"""A clip, and its result or why there is none."""
-
-
-def _outcomes(work: Work, clips: list[str], spread: Spread, summary: Summary) -> Iterator[Outcome]:
-    """Yield what becomes of each clip, as it comes."""
-    if not clips:
-        return
-    if not spread.jobs and not spread.scheduler:
-        for clip in clips:
-            yield _outcome(clip, partial(_Task(work, spread.threads), clip))
-        return
-    with _client(spread) as client:
-        yield from _on_cluster(client, work, clips, spread, summary)
-
-
-def _on_cluster(
-    client: Client, work: Work, clips: list[str], spread: Spread, summary: Summary
-) -> Iterator[Outcome]:
-    from distributed import as_completed
-
-    topic = f"efficient-sam2-{uuid4().hex}"
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    announced = any("GPU" in worker.get("resources", {}) for worker in workers)
-    resources = {"GPU": 1} if spread.gpu and announced else None
-    task = _Task(work, _threads(spread), topic, bool(spread.jobs))
-    keys = [f"{topic}-{clip}" for clip in clips]
-    futures = client.map(task, clips, key=keys, resources=resources, pure=False)
-    clip_of = dict(zip((future.key for future in futures), clips, strict=True))
-    again: set[str] = set()
-    try:
-        for future in (done := as_completed(futures)):
-            clip = clip_of[future.key]
-            if clip not in again and _only_waited(client, topic, clip, future):
-                again.add(clip)
-                key = f"again-{future.key}"
-                futures.append(client.submit(task, clip, key=key, resources=resources, pure=False))
-                clip_of[key] = clip
-                done.add(futures[-1])
-                continue
-            yield _outcome(clip, future.result)
-            future.release()
-    finally:
-        client.cancel(futures, force=True)
-        begun = Counter(clip for _, clip in client.get_events(topic))
-        summary.retried = {clip: begun[clip] - 1 for clip in clips if begun[clip] > 1}
-
-
-def _only_waited(client: Client, topic: str, clip: str, future: Any) -> bool:
-    """Whether Dask gave a clip up that waited where another one killed workers: it blames all that a worker holds."""
-    from distributed import KilledWorker
-
-    error = future.exception() if future.status == "error" else None
-    if not isinstance(error, KilledWorker):
-        return False
-    begun = sum(each == clip for _, each in client.get_events(topic))
-    return begun <= error.allowed_failures
-
-
-def _outcome(clip: str, result: Callable[[], Any]) -> Outcome:
-    """Return a clip's result, or why there is none. One clip that can't be read must not cost the others."""
-    try:
-        return clip, result(), None
-    except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        return (
-            clip,
-            None,
-            said if isinstance(error, InputError) else f"{type(error).__name__}: {said}",
-        )
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a worker does with a clip: one at a time in each process, and on a GPU of its own."""
-
-    work: Work
-    threads: int | None = None
-    topic: str | None = None
-    local: bool = False
-
-    def __call__(self, clip: str) -> Any:
-        import torch
-
-        with _one_at_a_time:
-            if self.topic is not None:
-                from distributed import get_worker
-
-                worker = get_worker()
-                worker.log_event(self.topic, clip)
-                if self.local and torch.cuda.is_available():
-                    torch.cuda.set_device(int(worker.name) % torch.cuda.device_count())
-            if self.threads is not None:
-                torch.set_num_threads(self.threads)
-            return self.work(clip)
-
-
-def _threads(spread: Spread) -> int | None:
-    if spread.threads is not None or not spread.jobs:
-        return spread.threads
-    import torch
-
-    return max(1, torch.get_num_threads() // spread.jobs)
-
-
-@contextmanager
-def _client(spread: Spread) -> Iterator[Client]:
-    """Connect to the user's cluster, or to one of this machine for as long as the context lasts."""
-    from distributed import Client, LocalCluster
-
-    if spread.scheduler is None:
-        # dashboard on a free port, for another command may have the usual one; no ceiling of memory: a worker is
-        # as large as its model
-        cluster = LocalCluster(
-            n_workers=spread.jobs,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-            silence_logs="ERROR",
-        )
-        with closing(cluster), Client(cluster) as client:
-            yield client
-        return
-    try:
-        client = Client(spread.scheduler, timeout=SECONDS_TO_CONNECT)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise InputError(
-            f"scheduler {spread.scheduler} does not answer ({type(error).__name__}); expected the address of a "
-            "running Dask scheduler such as tcp://host:8786; start one with 'dask scheduler'"
-        ) from None
-    with client:
-        yield client
 
 
 def _stamp(settings: dict[str, Any]) -> str:

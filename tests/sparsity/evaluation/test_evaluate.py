@@ -17,7 +17,8 @@ from probes.errors import InputError
 from sparsity import cli
 from sparsity.acceleration.build import accelerate
 from sparsity.demo.clips import make_clip
-from sparsity.evaluation.evaluate import evaluate, evaluate_clip, table, track
+from sparsity.evaluation.clip_runs import evaluate_clip, track
+from sparsity.evaluation.evaluate import evaluate, table
 from sparsity.evaluation.layouts import open_clip
 from sparsity.evaluation.quality import agreement, clip_quality, interval, overall, score_masks
 from sparsity.evaluation.results import load_result

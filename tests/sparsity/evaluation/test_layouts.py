@@ -13,7 +13,8 @@ from PIL import Image
 
 from probes.errors import InputError
 from sparsity.acceleration.build import accelerate
-from sparsity.evaluation.evaluate import evaluate, evaluate_clip, track
+from sparsity.evaluation.clip_runs import evaluate_clip, track
+from sparsity.evaluation.evaluate import evaluate
 from sparsity.evaluation.layouts import (
     clip_folders,
     clip_names,
