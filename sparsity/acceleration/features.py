@@ -32,7 +32,7 @@ def prepare_features(
             last = session.last
             if windows is None or last is None:
                 last = session.last = LastComputed(encoder.version, frame)
-            last.carry(techniques | ({CHANGE} if keep else set()))
+            last.carry(techniques | {CHANGE} if keep else techniques)
             shortcut = predictor._shortcut
             if shortcut is None and CHANGE in last.parts:
                 shortcut = _add(*last.parts[CHANGE])

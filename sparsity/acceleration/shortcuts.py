@@ -95,7 +95,9 @@ def bottleneck(x: Tensor, weights: dict[str, Tensor], hidden: Tensor | None = No
     return x + F.linear(y, weights["up_project.weight"], weights["up_project.bias"])
 
 
-_FORMULAS = {"mean": _mean, "ridge": _ridge, "bottleneck": bottleneck}
+_Formula = Callable[[Tensor, dict[str, Tensor]], Tensor]
+
+_FORMULAS: dict[str, _Formula] = {"mean": _mean, "ridge": _ridge, "bottleneck": bottleneck}
 
 _SHAPES: dict[str, Callable[[int], dict[str, tuple[int, ...]]]] = {
     "mean": lambda c: {"mean": (c,)},
