@@ -218,7 +218,7 @@ def test_an_interrupted_run_on_a_cluster_goes_on(tmp_path: Path, scheduler: str)
 def test_a_scheduler_that_is_not_there_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsity.evaluation.jobs.SECONDS_TO_CONNECT", 1)
+    monkeypatch.setattr("sparsity.evaluation.spread.SECONDS_TO_CONNECT", 1)
     for address in ("tcp://127.0.0.1:9", "nonsense"):
         with pytest.raises(InputError, match=f"scheduler {address} does not answer"):
             map_clips(Note(tmp_path), CLIPS, tmp_path / "out", {}, Spread(scheduler=address))
