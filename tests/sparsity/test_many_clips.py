@@ -183,7 +183,7 @@ def test_bad_input_is_one_line(
     capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sparsity.evaluation.jobs.SECONDS_TO_CONNECT", 1)
+    monkeypatch.setattr("sparsity.evaluation.spread.SECONDS_TO_CONNECT", 1)
     given = root if options else root / "JPEGImages"
     out = tmp_path / "out"
     assert run([command, str(given), *model, *options, "--out", str(out)]) == 2

@@ -33,11 +33,14 @@ class Note:
     fatal: str = ""
     broken: str = ""
     seconds: float = 0.0
+    waits: bool = False
 
     def __call__(self, clip: str) -> dict[str, Any]:
         with (self.log / "starts").open("a") as file:
             file.write(f"{clip}\n")
         time.sleep(self.seconds)
+        while self.waits and len(self.starts()) > 2 and not (self.log / "go").exists():
+            time.sleep(0.02)
         if clip == self.broken:
             raise InputError(f"{clip} has no frames; expected some; record it")
         if clip == self.deadly and not (self.log / "died").exists():
@@ -190,14 +193,13 @@ def test_a_users_cluster_gives_the_same_and_survives_too(tmp_path: Path, schedul
 
 
 def test_an_interrupted_run_on_a_cluster_goes_on(tmp_path: Path, scheduler: str) -> None:
-    seconds = 1.0  # a busy machine takes its time to interrupt
-    work = Note(tmp_path, seconds=seconds)
+    work = Note(tmp_path, waits=True)  # two clips are done, the others only after the interrupt
     code = (
         "import pathlib, sys\n"
         "from sparsity.evaluation.jobs import Spread, map_clips\n"
         "from tests.sparsity.evaluation.test_jobs import CLIPS, Note\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        f"map_clips(Note(folder, seconds={seconds}), CLIPS, folder / 'out', {{}}, Spread(scheduler={scheduler!r}))\n"
+        f"map_clips(Note(folder, waits=True), CLIPS, folder / 'out', {{}}, Spread(scheduler={scheduler!r}))\n"
     )
     running = subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL
@@ -208,6 +210,7 @@ def test_an_interrupted_run_on_a_cluster_goes_on(tmp_path: Path, scheduler: str)
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     running.wait(30)
+    (tmp_path / "go").touch()
     before = {file.name for file in out.glob("*.json")}
     assert 0 < len(before) < len(CLIPS)
     summary = map_clips(work, CLIPS, out, {}, Spread(scheduler=scheduler))
