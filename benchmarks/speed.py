@@ -26,6 +26,7 @@ from sparsity.options import ModelChoice
 from sparsity.runs import write_text
 
 FOLDER = Path(__file__).with_name("speed")
+QUALITY = FOLDER.with_name("techniques.json")
 
 ALLOCATORS = {
     "default": {},
@@ -66,7 +67,8 @@ CASES = [
         for allocator in ALLOCATORS
         for model, windows in MODELS.items()
     ),
-    Case("demo", None, "float32", "default", 20, quality=FOLDER.with_name("techniques.json")),
+    Case("demo", None, "float32", "default", 20, quality=QUALITY),
+    Case("demo", None, "float32", "default", 20, MAIN, compile=True, quality=QUALITY),
     Case("sam2.1-large", "4/16", "bfloat16", "default", 3, MAIN, objects=4),
     Case("sam2.1-tiny", "6/25", "float32", "default", 5),
     Case("sam2.1-tiny", "6/25", "float32", "default", 5, MAIN, compile=True),

@@ -49,9 +49,7 @@ def losses(run: Run) -> str:
 def page_table() -> str:
     """Rows of the techniques: loss on the clips of each result, and speed where it was measured."""
     chosen, *others = [
-        (head, load_result(HERE / name))
-        for name, head in QUALITY.items()
-        if (HERE / name).exists()
+        (head, load_result(HERE / name)) for name, head in QUALITY.items() if (HERE / name).exists()
     ]
     times = {
         head: {run.name: run for run in load_result(HERE / "speed" / f"{case}.json").runs}
