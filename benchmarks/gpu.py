@@ -1,29 +1,40 @@
-"""Measure on a CUDA device: {stock, ours} x {eager, compiled}, Large and Base+, bfloat16, one and four objects.
+"""Measure on a CUDA device: {stock, ours} x {eager, compiled}, bfloat16, real architectures with random weights.
 
-    python benchmarks/gpu.py                     write benchmarks/gpu.json
-    python benchmarks/gpu.py --cpu --model demo  try the script on a CPU, at a small size
+    python benchmarks/gpu.py                            Large and Base+, one object and four
+    python benchmarks/gpu.py sam2.1-large --objects 4   this case alone
+    python benchmarks/gpu.py demo --cpu --eager         try the script without a device
 
-Times are CUDA events around whole frames, interleaved; memory is the peak of torch's allocator. Besides, a
-routed frame is watched for what makes the host wait for the device: torch's own warnings say where, a profiler
-trace (``benchmarks/gpu-trace.json`` with --trace) shows when. Without a device the file says so.
+Every case is a process of its own and a file, ``benchmarks/gpu/CASE.json``. Times are CUDA events around whole
+frames, interleaved; memory is the peak of torch's allocator. Besides, a few routed frames are watched for what makes the
+host wait for the device: torch's own warnings say where, a profiler trace (``CASE-trace.json`` with --trace) when.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import sys
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from probes import build_predictor
 from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.encoder import window_grid
 from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, Variant, bench
+from sparsity.evaluation.bench import (
+    FULL_BANK,
+    STOCK,
+    UNTIMED,
+    Material,
+    Variant,
+    bench,
+    compiled_cells,
+)
 from sparsity.evaluation.environment import environment
 from sparsity.evaluation.routes import fixed_windows
 from sparsity.evaluation.rows import rows
@@ -32,7 +43,7 @@ from sparsity.profile import Profile
 from sparsity.profiles import BUILTIN
 from sparsity.runs import write_text
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).with_name("gpu")
 WINDOWS = {"sam2.1-large": "4/16", "sam2.1-base-plus": "6/25"}
 SYNCHRONISING = "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"
 
@@ -49,33 +60,22 @@ def material(frames: int, objects: int) -> Material:
     return Material(clip.frames, {i: clip.masks[0] == i for i in ids}, "made clip smooth/1")
 
 
-def cells(choice: ModelChoice, objects: int, frames: int) -> list[dict[str, Any]]:
-    """Measure all rows of one model; a cell that cannot be had says why."""
+def cells(choice: ModelChoice, objects: int, frames: int, compiled: bool) -> list[dict[str, Any]]:
+    """Measure all rows of one model and one number of objects."""
     stock = choice.build()
     route = fixed_windows(WINDOWS.get(choice.model), window_grid(accelerate(stock, "dense")))
     shown = material(FULL_BANK + UNTIMED + frames, objects)
     variants = [Variant(STOCK, None), *(Variant(p.name, p) for p in profiles())]
-    missing = {"paper, compiled": "the accelerated predictor runs eagerly here"}
-    if stock.device.type == "cuda":
-        compiled = build_predictor(
-            choice.model, weights=choice.weights, device=stock.device, vos_optimized=True
-        )
-        variants.append(Variant("stock, compiled", None, predictor=compiled))
-    else:
-        missing["stock, compiled"] = "no CUDA device: only tried on a CPU"
+    variants += compiled_cells(stock) if compiled else []
     found = bench(
         stock, variants, shown, timed=frames, route=route, share_bank=True,
         autocast=lambda: choice.autocast(stock.device.type),
     )  # fmt: skip
     measured = rows(variants, found, objects, lambda variant: "random weights: no quality")
-    made = [
+    return [
         {"model": choice.model, "objects": objects, "windows": route.said}
         | run.model_dump(mode="json", exclude={"profile"})
         for run in measured
-    ]
-    return made + [
-        {"model": choice.model, "objects": objects, "name": name, "why": why}
-        for name, why in missing.items()
     ]
 
 
@@ -125,41 +125,48 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
     }
 
 
-def main() -> None:
+def measure(model: str, objects: int, options: argparse.Namespace) -> None:
+    """Measure a case and write its file."""
+    device = "cpu" if options.cpu else "cuda"
+    weights = None if model == "demo" else "random"
+    choice = ModelChoice(
+        model, weights=weights, image_size=options.size, device=device, dtype="bfloat16"
+    )
+    name = f"{model.removeprefix('sam2.1-')}-{objects}-object{'s' * (objects > 1)}"
+    options.out.mkdir(parents=True, exist_ok=True)
+    trace = options.out / f"{name}-trace.json" if options.trace else None
+    made: dict[str, Any] = {"environment": environment(torch.device(device), "bfloat16")}
+    made["waits"] = waits(choice, objects, trace)
+    print(json.dumps(made["waits"], indent=1), flush=True)
+    made["rows"] = cells(choice, objects, options.frames, not options.eager)
+    write_text(options.out / f"{name}.json", json.dumps(made, indent=1) + "\n")
+    for row in made["rows"]:
+        median, ratio = row["ms_per_frame"]["median"], row["ratio"]["median"]
+        print(f"{name} {row['name']}: {median:.1f} ms, {ratio}x", flush=True)
+
+
+def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", action="append", help="repeat; default: Large and Base+")
+    parser.add_argument("model", nargs="*", default=list(WINDOWS))
     parser.add_argument("--size", type=int, help="side of the model's input in pixels")
     parser.add_argument("--objects", type=int, action="append", help="repeat; default: 1 and 4")
     parser.add_argument("--frames", type=int, default=20, help="that count")
+    parser.add_argument("--eager", action="store_true", help="leave out the compiled rows")
     parser.add_argument("--cpu", action="store_true", help="try the script without a device")
     parser.add_argument("--trace", action="store_true", help="write the profiler's trace too")
-    parser.add_argument("--out", type=Path, default=HERE / "gpu.json")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder")
     options = parser.parse_args()
-    device = "cpu" if options.cpu else "cuda"
     if not options.cpu and not torch.cuda.is_available():
-        why = "no CUDA device was there: nothing measured"
-        write_text(options.out, json.dumps({"rows": [], "waits": [], "why": why}, indent=1) + "\n")
-        print(why)
-        return
-    made: dict[str, Any] = {"environment": environment(torch.device(device), "bfloat16")}
-    made |= {"rows": [], "waits": []}
-    for model in options.model or list(WINDOWS):
-        weights = None if model == "demo" else "random"
-        choice = ModelChoice(
-            model, weights=weights, image_size=options.size, device=device, dtype="bfloat16"
-        )
-        for objects in options.objects or (1, 4):
-            made["rows"] += cells(choice, objects, options.frames)
-            trace = options.out.with_name(f"{options.out.stem}-trace-{model}-{objects}.json")
-            made["waits"].append(waits(choice, objects, trace if options.trace else None))
-    write_text(options.out, json.dumps(made, indent=1) + "\n")
-    for row in made["rows"]:
-        time = row.get("ms_per_frame")
-        told = row["why"] if time is None else f"{time['median']:.1f} ms {row['ratio']['median']}x"
-        print(f"{row['model']} {row.get('objects', '')} {row['name']}: {told}")
-    print(json.dumps(made["waits"], indent=1))
+        print("no CUDA device is here; run this on a machine that has one, or try it with --cpu")
+        return 2
+    fresh = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+    with fresh as process:
+        for model in options.model:
+            for objects in options.objects or (1, 4):
+                process.submit(measure, model, objects, options).result()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

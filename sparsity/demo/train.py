@@ -18,6 +18,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probes.weights import load_strictly, read_checkpoint
+from sparsity.demo.batches import Batch, Order, batches
 from sparsity.demo.losses import (
     PROMPTED,
     attention_loss,
@@ -43,13 +45,11 @@ from sparsity.demo.network import (
     set_size,
 )
 from sparsity.demo.photos import Pool, load_pool
-from sparsity.demo.scenes import make_batch
 from sparsity.demo.schedule import (
     DEFAULT_PHASES,
     Clock,
     Phase,
     free_threads,
-    kind_shares,
     parse_phases,
 )
 from sparsity.demo.teaching import AttentionTeacher
@@ -60,6 +60,7 @@ PEAK_RATE = 1.2e-3
 EMA_DECAY = 0.997
 WARM_UP = 60  # steps
 SMALLEST_TARGET = 0.002  # share of frame 0 below which a target is not asked for
+PROMPTED_FRAMES = 3  # of a clip, on which targets are clicked and boxed without memory
 
 
 class Trainer:
@@ -131,15 +132,19 @@ class Trainer:
             log.write(line + "\n")
         print(line, file=sys.stderr, flush=True)
 
-    def losses(self, phase: Phase) -> dict[str, torch.Tensor]:
-        """Make a batch and return its losses, weighted."""
+    def orders(self, clock: Clock) -> Iterator[Order]:
+        """Say what the next batch is for, now and whenever asked again."""
+        while True:
+            share = clock.share(self.step)
+            yield share, next(p for p in self.phases if share < p.end or p is self.phases[-1])
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the losses of a batch, weighted."""
         done = self.share
-        frames, masks = make_batch(
-            self.pool, kind_shares(done), phase.clips, phase.length, phase.size
-        )
-        frames, masks = frames.to(self.device), masks.to(self.device)
+        frames, masks = (x.to(self.device, non_blocking=True) for x in batch)
+        frames, length = frames.float() / 255, frames.shape[1]
         times = [0]
-        for _ in range(phase.length - 1):
+        for _ in range(length - 1):
             times.append(times[-1] + random.choice((1, 1, 1, 2)))
         with autocast(self.device):
             out = unroll(
@@ -152,9 +157,9 @@ class Trainer:
                 cut=random.choice((0.0, 0.5)) if done > 0.5 else 0.0,
                 teacher=self.teacher,
             )
-            clicked = random.randrange(phase.length)
+            clicked = random.sample(range(length), min(PROMPTED_FRAMES, length))
             prompted = [prompt_step(self.model, out, clicked, kind) for kind in ("click", "box")]
-        true = out.targets[:, clicked]
+        true = torch.cat([out.targets[:, frame] for frame in clicked])
         clear = true.flatten(1).mean(1) > SMALLEST_TARGET
         usable = out.targets[:, 0].flatten(1).mean(1) > SMALLEST_TARGET
         occupied = occupancy(out.targets)
@@ -172,13 +177,14 @@ class Trainer:
             "contrast": 0.3 * (1 - done) * token_contrast(out.levels[-1], masks),
         }
 
-    def take_step(self, phase: Phase) -> None:
+    def take_step(self, batch: Batch) -> None:
         """Make one step of the optimiser and of the running mean."""
+        set_size(self.model, batch[0].shape[-1])
         anneal = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share))
         for group in self.optimiser.param_groups:
             rate = PEAK_RATE * anneal * min(1.0, (self.step + 1) / WARM_UP)
             group["lr"] = rate * group["relative_rate"]
-        losses = self.losses(phase)
+        losses = self.losses(batch)
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.stack(list(losses.values())).sum()
         total.backward()
@@ -206,7 +212,9 @@ class Trainer:
             torch.save({"model": self.mean.state_dict(), **figures}, partial)
             os.replace(partial, self.out / "best.pt")
 
-    def run(self, clock: Clock, threads: int, save_every: float, check_every: float) -> None:
+    def run(
+        self, clock: Clock, threads: int, workers: int, save_every: float, check_every: float
+    ) -> None:
         """Train until the clock has run out; seconds between checkpoints and validations."""
         stopped: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -214,18 +222,17 @@ class Trainer:
         saved = checked = time.time()
         self.teacher.attach(self.model)
         self.model.train()
+        made = batches(self.pool, self.orders(clock), workers)
         while (share := clock.share(self.step)) < 1 and not stopped:
             self.share = share
             begun = time.process_time()
-            phase = next(p for p in self.phases if share < p.end)
-            set_size(self.model, phase.size)
             torch.set_num_threads(free_threads(threads))
-            self.take_step(phase)
+            self.take_step(next(made))
             self.seconds += time.process_time() - begun
             if self.step % 20 == 0:
                 rounded = {k: round(v, 4) for k, v in self.smooth.items()}
                 self.log(
-                    size=phase.size,
+                    size=self.model.image_size,
                     time=round(time.time()),
                     threads=torch.get_num_threads(),
                     **rounded,
@@ -261,6 +268,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--phases", default=DEFAULT_PHASES, help="SIZE:CLIPSxFRAMES@END,...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=150, help="seconds")
     parser.add_argument("--check-every", type=float, default=600, help="seconds")
@@ -285,7 +293,9 @@ def main(arguments: list[str] | None = None) -> None:
     explicit = on_cpu and fast_bfloat16(options.device)
     with sdpa_kernel(SDPBackend.MATH) if explicit else nullcontext():
         clock = Clock(options.steps, deadline, first_share=options.enter if options.start else 0.0)
-        trainer.run(clock, options.threads, options.save_every, options.check_every)
+        trainer.run(
+            clock, options.threads, options.workers, options.save_every, options.check_every
+        )
 
 
 if __name__ == "__main__":

@@ -185,12 +185,15 @@ def unroll(
     return Unrolled(steps, truth, levels, places, sizes)
 
 
-def prompt_step(model: Any, out: Unrolled, frame: int, kind: str) -> Step:
-    """Click or box every target on a frame as if it were the first, without any memory."""
+def prompt_step(model: Any, out: Unrolled, frames: list[int], kind: str) -> Step:
+    """Click or box every target on some frames as if each were the first, without any memory.
+
+    The step's ``N`` are the targets on the first of the frames, then those on the next.
+    """
     count, length = out.targets.shape[:2]
     clips = out.levels[-1].shape[1] // length
-    rows = torch.arange(clips, device=out.targets.device) * length + frame
-    rows = rows.repeat_interleave(count // clips)
+    starts = torch.arange(clips, device=out.targets.device).repeat_interleave(count // clips)
+    rows = torch.cat([starts * length + frame for frame in frames])
     raw: list[torch.Tensor] = []
     hook = model.sam_mask_decoder.register_forward_hook(lambda *a: raw.append(a[2][0]))
     _, heads, _, _ = model._track_step(
@@ -199,7 +202,7 @@ def prompt_step(model: Any, out: Unrolled, frame: int, kind: str) -> Step:
         [x[:, rows] for x in out.levels],
         [x[:, rows] for x in out.places],
         out.sizes,
-        point_prompt(out.targets[:, frame], kind),
+        point_prompt(torch.cat([out.targets[:, frame] for frame in frames]), kind),
         None,
         {},
         CLIP_LENGTH,
@@ -207,4 +210,4 @@ def prompt_step(model: Any, out: Unrolled, frame: int, kind: str) -> Step:
         None,
     )
     hook.remove()
-    return Step(frame, raw[-1], heads[2], heads[4], heads[6])
+    return Step(frames[0], raw[-1], heads[2], heads[4], heads[6])

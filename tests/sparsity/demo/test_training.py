@@ -17,9 +17,10 @@ from PIL import Image
 
 from probes.errors import InputError
 from probes.models import build_predictor
+from sparsity.demo.batches import batches
 from sparsity.demo.clips import make_clip
 from sparsity.demo.export import export
-from sparsity.demo.network import CONFIG, set_size
+from sparsity.demo.network import CONFIG
 from sparsity.demo.photos import load_pool
 from sparsity.demo.schedule import Clock, Phase, free_threads, parse_phases
 from sparsity.demo.train import Trainer
@@ -74,8 +75,7 @@ def trained(pool, out, seed, stops):
         while trainer.step < stop:
             trainer.share = clock.share(trainer.step)
             trainer.model.train()
-            set_size(trainer.model, SMALL[0].size)
-            trainer.take_step(SMALL[0])
+            trainer.take_step(next(batches(pool, trainer.orders(clock), 0)))
         trainer.save()
     return trainer.mean.state_dict()
 
@@ -157,3 +157,19 @@ def test_the_config_is_sam_2_in_small():
 def test_phases_are_read_and_threads_are_shared():
     assert parse_phases("128:8x5@0.5,256:3x7@1") == [Phase(128, 8, 5, 0.5), Phase(256, 3, 7, 1.0)]
     assert 1 <= free_threads(2) <= 2
+
+
+def test_workers_make_batches_to_order(pool):
+    asked = [(0.2, Phase(64, 1, 3, 0.5)), (0.7, Phase(96, 2, 4, 1.0))]
+
+    def made(seed, workers):
+        torch.manual_seed(seed)
+        return list(batches(pool, asked, workers))
+
+    first, again, other = (made(seed, 2) for seed in (0, 0, 1))
+    for frames, masks in zip(first, again, strict=True):
+        assert frames[0].dtype == torch.uint8 and torch.equal(frames[0], masks[0])
+    assert [tuple(frames.shape) for frames, _ in first] == [(1, 3, 3, 64, 64), (2, 4, 3, 96, 96)]
+    assert [tuple(masks.shape) for _, masks in first] == [(1, 3, 2, 64, 64), (2, 4, 2, 96, 96)]
+    assert not torch.equal(first[0][0], other[0][0])
+    assert [b[0].shape for b in made(0, 0)] == [b[0].shape for b in first]
