@@ -1,7 +1,8 @@
 """Stages 1 and 2 of the encoder and the block that opens stage 3, exactly, strip by strip.
 
-All of it is local to 32 x 32 pixels of the input, so it runs depth-first in strips of windows that stay in
-the cache; the neck's and the decoder's 1 x 1 convolutions of the two fine levels are composed.
+All of it is local to 32 x 32 pixels of the input, so a CPU runs it depth-first in strips of windows that stay in
+the cache; a GPU, for which every strip is one more round of kernels to launch, runs it whole. The neck's and the
+decoder's 1 x 1 convolutions of the two fine levels are composed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sparsity.acceleration.linear import Linear
 from sparsity.acceleration.reuse import LastComputed
 
 STRIP_TOKENS = 8192
-"""Stage-1 tokens of one strip: its activations stay in the last-level cache."""
+"""Stage-1 tokens of one strip on a CPU: its activations stay in the last-level cache."""
 
 
 class EarlyStages:
@@ -74,7 +75,8 @@ class EarlyStages:
         fine = patches.new_empty(total, window**2, len(self.level0.weight))
         middle = patches.new_empty(total, half**2, len(self.level1.weight))
         entry = position.new_empty(total, quarter**2, 4 * patches.shape[-1])
-        rows = max(1, STRIP_TOKENS // (side * window * window))
+        on_cpu = image.device.type == "cpu"
+        rows = max(1, STRIP_TOKENS // (side * window * window)) if on_cpu else side
         for first in range(0, total, rows * side):
             if places is None:
                 row = first // side

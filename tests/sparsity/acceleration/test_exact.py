@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probes import build_predictor
 from sparsity import accelerate
-from sparsity.acceleration import linear
+from sparsity.acceleration import early, linear
 from sparsity.acceleration.attention import attend, batched, blocked, fastest, fused
 from sparsity.acceleration.encoder import window_grid
 from sparsity.profile import EXACT_TECHNIQUES, Memory, Profile, Windows
@@ -68,6 +68,14 @@ def test_features_of_all_sizes(name: str) -> None:
     assert max(map(off_by, levels, expected)) <= 1e-5
     other = _levels(accelerate(stock, "exact"), make_frames(1)[:, :, ::-1].copy())
     assert min(map(off_by, other, expected)) > 1e-2
+
+
+def test_early_stages_in_one_strip_equal_those_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = build_predictor("sam2.1-tiny", weights="random", image_size=256, device="cpu")
+    expected = _levels(accelerate(stock, "dense"))
+    for tokens in (512, 2**20):
+        monkeypatch.setattr(early, "STRIP_TOKENS", tokens)
+        assert max(map(off_by, _levels(accelerate(stock, "exact")), expected)) <= 1e-5
 
 
 def _levels(predictor: Any, frames: np.ndarray | None = None) -> list[Tensor]:
