@@ -70,12 +70,15 @@ def slim(notebook: Any) -> Any:
 
 def main(wanted: list[str]) -> None:
     """Run and store the notebooks whose names begin with one of the given numbers; all without."""
-    for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
-        if not wanted or path.name[:2] in wanted:
-            part = path.with_name(f".{path.name}.part")
-            nbformat.write(slim(execute(path)), part)
-            os.replace(part, path)
-            print(path.name, path.stat().st_size // 1000, "kB")
+    paths = {path.name[:2]: path for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb"))}
+    chosen = [number.zfill(2) for number in wanted] or list(paths)
+    if unknown := set(chosen) - set(paths):
+        sys.exit(f"notebook {min(unknown)} given; expected one of {', '.join(paths)}")
+    for path in (paths[number] for number in chosen):
+        part = path.with_name(f".{path.name}.part")
+        nbformat.write(slim(execute(path)), part)
+        os.replace(part, path)
+        print(path.name, path.stat().st_size // 1000, "kB")
 
 
 if __name__ == "__main__":
