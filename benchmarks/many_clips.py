@@ -139,6 +139,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
     if options.scheduler:
+        # a program that a shell started in the background would ignore the interrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         spread = Spread(scheduler=options.scheduler, threads=1)
         choice = ModelChoice(device="cpu")
         evaluate(options.root, choice, options.out, profiles=["paper"], spread=spread)
