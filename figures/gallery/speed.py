@@ -12,16 +12,11 @@ from figures.scaling import draw_scaling, load_growth
 from figures.style import ThemeName, evidence
 from figures.times import draw_times, times_of
 from figures.tradeoff import draw_trade_off, trade_offs_of
-from sparsity.evaluation.results import Result, load_result
+from sparsity.evaluation.results import load_result
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TIMES = BENCHMARKS / "speed" / "large-bfloat16-default.json"
-
-
-def demo_results() -> list[Result]:
-    """The benchmark of the demo model with the quality of its runs, where it has been measured: one or none."""
-    found = [load_result(path) for path in sorted((BENCHMARKS / "speed").glob("demo*.json"))]
-    return [result for result in found if trade_offs_of(result)][:1]
+TRADE_OFFS = BENCHMARKS / "speed" / "demo-float32-default.json"
 
 
 def _machine() -> str:
@@ -37,9 +32,9 @@ def _machine() -> str:
 
 
 def speed(theme: ThemeName) -> dict[str, go.Figure]:
-    """Draw times, cost against what is computed and, once it is measured, speed against accuracy, by name."""
-    large = load_result(TIMES)
-    drawn = {
+    """Draw times, cost against what is computed, and speed against accuracy, by name."""
+    large, demo = load_result(TIMES), load_result(TRADE_OFFS)
+    return {
         "times": draw_times(
             times_of(large),
             f"One frame of each run, one object, 4 of 16 windows where they are routed. {conditions(large)}"
@@ -52,12 +47,10 @@ def speed(theme: ThemeName) -> dict[str, go.Figure]:
             f"counted operations, scaled to the first time of stock sam2.{evidence('random')}",
             theme=theme,
         ),
-    }
-    for demo in demo_results():
-        drawn["speed-accuracy"] = draw_trade_off(
+        "speed-accuracy": draw_trade_off(
             trade_offs_of(demo),
             "J&F with its 95 % interval over clips; ratios of neighbouring frames with the range of the middle "
             f"four fifths. {conditions(demo)}{evidence(weights(demo))}",
             theme=theme,
-        )
-    return drawn
+        ),
+    }

@@ -12,7 +12,7 @@ from PIL import Image
 
 import figures
 from figures.gallery.__main__ import BUDGET, HERE
-from figures.gallery.speed import BENCHMARKS, demo_results, speed
+from figures.gallery.speed import TRADE_OFFS, speed
 from probes import build_predictor, record
 from sparsity.overlay import write_video
 from tests.conftest import make_frames, make_mask
@@ -28,8 +28,7 @@ def shown(page: str) -> set[str]:
 
 def test_the_pages_show_every_picture_and_no_other() -> None:
     there = {path.stem for path in HERE.glob("*.png")}
-    unmeasured = set() if demo_results() else {"speed-accuracy"}
-    assert shown("README.md") | shown("docs/gallery.md") == there | unmeasured
+    assert shown("README.md") | shown("docs/gallery.md") == there
     assert shown("README.md") != shown("docs/gallery.md")
 
 
@@ -51,7 +50,7 @@ def test_the_lines_of_the_page_draw_its_figures(
     }
     monkeypatch.chdir(tmp_path)
     write_video(tmp_path / "clip.mp4", frames, None)
-    shutil.copyfile(BENCHMARKS / "speed" / "demo-float32-default.json", "speed.json")
+    shutil.copyfile(TRADE_OFFS, "speed.json")
     exec(re.sub("from probes import .*", "", first), names)
     for block in blocks:
         if "trade_offs_of" not in block:  # of a measurement with quality, which notebook 06 makes
@@ -73,7 +72,9 @@ def test_pictures_are_wide_enough_to_read(path: Path) -> None:
 
 def test_measured_figures_say_what_they_are_of() -> None:
     drawn = speed("light")
-    assert {"times", "scaling"} <= drawn.keys()
+    assert drawn.keys() == {"times", "scaling", "speed-accuracy"}
+    points = {trace.name for trace in drawn["speed-accuracy"].data}
+    assert {"stock", "SWR", "SMR", "paper", "recommended"} <= points
     for name in ("times", "scaling"):
         (caption,) = [
             note.text for note in drawn[name].layout.annotations if note.name == "caption"
