@@ -167,8 +167,9 @@ def test_workers_make_batches_to_order(pool):
         return list(batches(pool, asked, workers))
 
     first, again, other = (made(seed, 2) for seed in (0, 0, 1))
-    for frames, masks in zip(first, again, strict=True):
-        assert frames[0].dtype == torch.uint8 and torch.equal(frames[0], masks[0])
+    for one, same in zip(first, again, strict=True):
+        assert one[0].dtype == torch.uint8
+        assert torch.equal(one[0], same[0]) and torch.equal(one[1], same[1])
     assert [tuple(frames.shape) for frames, _ in first] == [(1, 3, 3, 64, 64), (2, 4, 3, 96, 96)]
     assert [tuple(masks.shape) for _, masks in first] == [(1, 3, 2, 64, 64), (2, 4, 2, 96, 96)]
     assert not torch.equal(first[0][0], other[0][0])
