@@ -102,8 +102,9 @@ def test_first_saliency_chooses_the_tokens_that_the_predictor_keeps(
     row = clip.row(2, 1)
     assert clip.first_frame[row] == 1
     for layer, tokens in kept.items():  # the predictor samples its queries
-        best = set(np.argsort(-clip.first_saliency[row, layer])[: len(tokens)].tolist())
-        assert len(best & tokens) >= 0.7 * len(tokens)
+        saliency = clip.first_saliency[row, layer].astype(float)
+        best, typical = np.sort(saliency)[-len(tokens) :].mean(), saliency.mean()
+        assert saliency[list(tokens)].mean() >= 0.9 * best > typical
     assert len(kept) == 4
 
 

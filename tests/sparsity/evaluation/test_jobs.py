@@ -195,9 +195,10 @@ def test_a_users_cluster_gives_the_same_and_survives_too(tmp_path: Path, schedul
 def test_an_interrupted_run_on_a_cluster_goes_on(tmp_path: Path, scheduler: str) -> None:
     work = Note(tmp_path, waits=True)  # two clips are done, the others only after the interrupt
     code = (
-        "import pathlib, sys\n"
+        "import pathlib, signal, sys\n"
         "from sparsity.evaluation.jobs import Spread, map_clips\n"
         "from tests.sparsity.evaluation.test_jobs import CLIPS, Note\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         f"map_clips(Note(folder, waits=True), CLIPS, folder / 'out', {{}}, Spread(scheduler={scheduler!r}))\n"
     )
