@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from probes.errors import InputError
 from probes.video import STD
+from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.reuse import CHANGE
 from sparsity.acceleration.session import KEY, Session
 from sparsity.profile import REUSING_TECHNIQUES
@@ -58,7 +60,9 @@ def _decide(
     if session.chooser is not None:
         if guard.refresh_every is not None and since >= guard.refresh_every:
             return Decision(None, "refresh")
-        return Decision(session.chooser(frame), "given")
+        return Decision(
+            _given(session.chooser(frame), frame, window_grid(predictor).count), "given"
+        )
     results = state["output_dict_per_obj"].items()
     # an object that was added during this pass has no prompt of its own yet, and waits for the next
     per_object = {index: own for index, own in results if own["cond_frame_outputs"]}
@@ -75,6 +79,19 @@ def _decide(
     if guard.scene_cut is not None and None not in cues.values():
         change = _scene_change(state, session, frame, adjacent)
     return decide(FrameCues(cues, change, since), windows, guard)
+
+
+def _given(chosen: tuple[int, ...] | None, frame: int, total: int) -> tuple[int, ...] | None:
+    """Check windows that somebody's own rule chose."""
+    if chosen is None:
+        return None
+    windows = tuple(sorted(set(chosen)))
+    if not windows or windows[0] < 0 or windows[-1] >= total:
+        raise InputError(
+            f"windows {chosen} chosen for frame {frame}; expected one or more of 0 to {total - 1}, or None for a "
+            "dense frame; return such"
+        )
+    return windows
 
 
 def _scene_change(state: dict[str, Any], session: Session, frame: int, adjacent: int) -> float:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from probes import build_predictor
+from probes.errors import InputError
 from sparsity import accelerate
 from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.report import FrameReport
@@ -371,6 +372,19 @@ def test_several_objects_share_windows_and_features(fast: Any, stock_runs: Stock
     assert last(fast, state).windows == list(windows)
     fast.choose_windows(state, None)
     assert off_by(step(fast, state, 10), together) > 1e-3
+
+
+@pytest.mark.parametrize("chosen", [(), (0, 99), (-1,)])
+def test_windows_that_are_not_there_are_refused(
+    fast: Any, stock_runs: StockRuns, chosen: tuple[int, ...]
+) -> None:
+    state = stock_runs(fast._stock, "mask").state
+    fast.choose_windows(state, lambda frame: chosen)
+    with pytest.raises(InputError, match=r"chosen for frame 10; expected one or more of 0 to 15"):
+        step(fast, state, 10)
+    fast.choose_windows(state, lambda frame: (1, 0, 1))
+    step(fast, state, 10)
+    assert last(fast, state).windows == [0, 1]
 
 
 def test_dense_after_few_windows_are_worth_it(fast: Any, long_folder: str) -> None:

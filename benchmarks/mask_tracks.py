@@ -1,0 +1,143 @@
+"""Time per frame where windows are those of real mask tracks, dense frames included; random weights.
+
+    python benchmarks/mask_tracks.py DAVIS-dev                            Large, float32
+    python benchmarks/mask_tracks.py DAVIS-dev --model sam2.1-tiny        something smaller
+
+Fixed windows say what a share of windows costs; this says what the objects of a data set come to. Every frame of
+every clip but the first is routed by the masks of the frame before it, all objects united. The frames are ordered
+by how many windows that takes, and as many as are timed are drawn at even distances, so that the shares timed are
+distributed as the data set's are; their order is then shuffled. One frame of each row in turn, in one process.
+
+Ratios are of total times, because dense frames count: those a profile refreshes are timed as they come, and the
+clips' first frames, which nobody can route, are added at stock's time. The result is
+``benchmarks/mask_tracks/MODEL-DTYPE.json``. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sparsity.acceleration.encoder import window_grid
+from sparsity.demo.clips import make_clip
+from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, Variant, bench, ladder
+from sparsity.evaluation.environment import environment
+from sparsity.evaluation.layouts import clip_names, open_clip
+from sparsity.evaluation.routes import Route, windows_of_ids
+from sparsity.options import ModelChoice
+from sparsity.profiles import BUILTIN
+from sparsity.runs import write_text
+from sparsity.select import WindowGrid
+
+FOLDER = Path(__file__).with_name("mask_tracks")
+ROWS = (STOCK, "paper", "recommended")
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Windows that a data set's masks ask for.
+
+    Attributes
+    ----------
+    windows
+        Of every frame but the clips' first ones; None where no object is to be seen, which makes a frame dense.
+    first
+        Share of the frames that are a clip's first.
+    """
+
+    windows: list[tuple[int, ...] | None]
+    first: float
+
+    def share(self, grid: WindowGrid) -> float:
+        """Return the mean share of windows, without the first frames."""
+        return float(np.mean([len(w or range(grid.count)) for w in self.windows])) / grid.count
+
+    def drawn(self, count: int, grid: WindowGrid) -> list[tuple[int, ...] | None]:
+        """Draw frames at even distances in the order of their number of windows, and shuffle them."""
+        ordered = sorted(self.windows, key=lambda w: len(w or range(grid.count)))
+        at = ((np.arange(count) + 0.5) * len(ordered) / count).astype(int)
+        return [ordered[i] for i in np.random.default_rng(0).permutation(at)]
+
+
+def tracks(root: Path, grid: WindowGrid, image_size: int) -> Tracks:
+    """Find the windows of every frame of every clip of an annotated data set."""
+    paper = BUILTIN["paper"].windows
+    assert paper is not None, "the paper's profile routes"
+    found: list[tuple[int, ...] | None] = []
+    names = clip_names(root)
+    for name in names:
+        clip = open_clip(root, name)
+        for frame in list(clip.annotations)[:-1]:
+            there = clip.truth(frame)
+            united = np.asarray(there.any(axis=0) if clip.layered else there, np.uint8)
+            found.append(windows_of_ids(united, grid, image_size, paper.margin_px))
+    return Tracks(found, len(names) / (len(names) + len(found)))
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("root", type=Path, help="folder of annotated clips")
+    parser.add_argument("--model", default="sam2.1-large")
+    parser.add_argument("--size", type=int, help="side of the model's input in pixels")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--frames", type=int, default=12, help="that count")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    choice = ModelChoice(
+        options.model, weights="random", image_size=options.size, device="cpu", dtype=options.dtype
+    )
+    model = choice.build()
+    grid = window_grid(model)
+    found = tracks(options.root, grid, model.image_size)
+    drawn = found.drawn(options.frames, grid)
+    begin = FULL_BANK + UNTIMED
+    route = Route(lambda frame: drawn[(frame - begin) % len(drawn)], "windows of mask tracks")
+    clip = make_clip("smooth", 1, begin + options.frames, (270, 480), 1)
+    variants = [variant for variant in ladder() if variant.name in ROWS]
+    stock, *ours = bench(
+        model,
+        [Variant(v.name, v.profile, route=route) for v in variants],
+        Material(clip.frames, {1: clip.masks[0] == 1}, "made clip smooth/1"),
+        timed=options.frames,
+        autocast=partial(choice.autocast, "cpu"),
+        share_bank=True,
+        closely=False,
+    )
+    mean = float(np.mean(stock.seconds))
+    rows = {
+        one.name: {
+            "ms": [round(1000 * s) for s in one.seconds],
+            "windows_kept": round(one.windows_kept, 4),
+            "keys_kept": round(one.keys_kept, 4),
+            "ratio": round(
+                mean / (found.first * mean + (1 - found.first) * float(np.mean(one.seconds))), 3
+            ),
+        }
+        for one in ours
+    }
+    document = {
+        "model": options.model,
+        "weights": "random",
+        "environment": environment(torch.device("cpu"), options.dtype),
+        "data": {"root": options.root.name, "frames": len(found.windows), "first": found.first},
+        "windows_of_all_frames": round(found.share(grid), 4),
+        "stock_ms": [round(1000 * s) for s in stock.seconds],
+        "rows": rows,
+    }
+    out = options.out or FOLDER / f"{options.model.removeprefix('sam2.1-')}-{options.dtype}.json"
+    out.parent.mkdir(exist_ok=True)
+    write_text(out, json.dumps(document, indent=1) + "\n")
+    print(f"stock {1000 * mean:.0f} ms, windows of all frames {found.share(grid):.1%}")
+    for name, row in rows.items():
+        print(f"{name}: {row['ratio']:.2f}x, windows {row['windows_kept']:.1%}")
+
+
+if __name__ == "__main__":
+    main()
