@@ -25,7 +25,7 @@ from probes.records import QUERY_ROWS, ClipInfo, Recording, Settings
 from probes.sites import attention_sites, find_sites
 from probes.tracking import Prompts as Prompts
 from probes.tracking import begin_video as begin_video
-from probes.tracking import check_stock, track_and_collect
+from probes.tracking import check_stock, hash_of_frames, track_and_collect
 from probes.video import VideoSource, open_video
 
 ROW_SIDE = 16
@@ -54,7 +54,7 @@ def record(
 ) -> Recording:
     """Track a video with the stock predictor and record what it attends to.
 
-    A clip that the recording already holds, of the same prompt and length, is left as it is; so a loop over
+    A clip that the recording already holds, of the same frames and prompt, is left as it is; so a loop over
     a data set goes on where it was interrupted.
 
     Parameters
@@ -106,11 +106,15 @@ def record(
     length = min(limits, default=None)
     for info in header.clips:
         if info.name == clip:
+            differing = "another prompt or length"
             if info.prompt == digest and length in (info.frames, None):
-                return Recording(folder, header)
+                held = Recording(folder, header)
+                if hash_of_frames(source, held.clip(clip).frame.tolist()) == info.video:
+                    return held
+                differing = "other frames"
             raise InputError(
-                f"clip {clip!r} is in {folder} with another prompt or length; expected a new name or the same "
-                "clip; choose another name or folder"
+                f"clip {clip!r} is in {folder} with {differing}; expected a new name or the same clip; choose "
+                "another name or folder"
             )
     collector = Collector(predictor, settings, seed)
     if settings.row_sites:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from probes.collector import Collector
 from probes.errors import InputError
 from probes.observing import observe
-from probes.video import ModelFrames, VideoSource
+from probes.video import EndOfVideo, ModelFrames, VideoSource
 
 Prompts = Mapping[int, NDArray[Any]] | Callable[[Any, dict[str, Any]], Any]
 """Masks bool ``[H, W]`` of frame 0 by object id, or a function of predictor and state that gives prompts."""
@@ -99,6 +99,17 @@ def track_and_collect(
                     done.add(frame)
                     bar.update()
     return pixels.hexdigest(), tuple(state["obj_ids"])
+
+
+def hash_of_frames(source: VideoSource, frames: Sequence[int]) -> str | None:
+    """Hash frames in the order in which they were tracked, as `track_and_collect` does; None where one is missing."""
+    pixels = hashlib.sha256()
+    try:
+        for frame in frames:
+            pixels.update(source.frame(frame).tobytes())
+    except EndOfVideo:
+        return None
+    return pixels.hexdigest()
 
 
 class _noting:

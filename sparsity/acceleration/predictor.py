@@ -24,14 +24,13 @@ from sparsity.acceleration.features import prepare_features
 from sparsity.acceleration.fit import check_fit
 from sparsity.acceleration.memory import SparseMemoryAttention
 from sparsity.acceleration.recall import recall_memory
-from sparsity.acceleration.report import ObjectReport, Report
+from sparsity.acceleration.report import Report
 from sparsity.acceleration.saliency import token_to_image
-from sparsity.acceleration.session import KEY, Session, WindowChooser, new_state
+from sparsity.acceleration.session import KEY, Session, WindowChooser, forget_results, new_state
 from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
 from sparsity.acceleration.tracked import Tracked, parts_of_all
 from sparsity.profile import Memory, Profile
 from sparsity.profiles import load_profile
-from sparsity.routing import Decision
 
 STOCK_PROFILE = load_profile("dense")
 
@@ -135,7 +134,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             Accepted for sam2's sake; frames are always decoded when they are needed.
         history
             ``"full"`` keeps every result, as stock does; ``"bounded"`` drops those that no future frame
-            reads, so that memory stays flat however long the video is.
+            reads, so that memory stays flat however long the video is, but for a line a frame in the report.
 
         Raises
         ------
@@ -199,34 +198,16 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         frames = super().propagate_in_video(
             inference_state, start_frame_idx, max_frame_num_to_track, reverse
         )
+        stride = self.memory_temporal_stride_for_eval
+        reach = max(stride * self.num_maskmem, self.max_obj_ptrs_in_encoder)
         try:
             for frame, ids, masks in frames:
-                self._note_prompts(inference_state, frame, reverse)
+                session.note_prompts(inference_state, frame, reverse, window_grid(self).count)
                 if session.history == "bounded":
-                    self._forget(inference_state, frame, reverse)
+                    forget_results(inference_state, frame, reverse, reach)
                 yield frame, ids, masks
         except EndOfVideo:
             return
-
-    def _note_prompts(self, state: dict[str, Any], frame: int, reverse: bool) -> None:
-        """Enter objects whose result on this frame is a prompt into the report."""
-        session, total = self._session(state), window_grid(self).count
-        report = session.frame_report(frame, reverse, Decision(None, "prompt"), total)
-        for index, outputs in state["output_dict_per_obj"].items():
-            out = outputs["cond_frame_outputs"].get(frame)
-            if out is not None:
-                object_id = state["obj_idx_to_id"][index]
-                report.objects[object_id] = ObjectReport(float(out["object_score_logits"].max()))
-
-    def _forget(self, state: dict[str, Any], frame: int, reverse: bool) -> None:
-        """Drop results that lie further back than any memory frame or pointer of a later frame."""
-        stride = self.memory_temporal_stride_for_eval
-        reach = max(stride * self.num_maskmem, self.max_obj_ptrs_in_encoder)
-        for outputs in state["output_dict_per_obj"].values():
-            results = outputs["non_cond_frame_outputs"]
-            old = [t for t in results if (t - frame if reverse else frame - t) > reach]
-            for t in old:
-                del results[t]
 
     # ------------------------------------------------------------------ one frame
 

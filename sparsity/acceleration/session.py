@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from probes.video import ModelFrames, VideoSource
-from sparsity.acceleration.report import FrameReport, Report
+from sparsity.acceleration.report import FrameReport, ObjectReport, Report
 from sparsity.acceleration.reuse import LastComputed
 from sparsity.profile import Memory, Windows
 from sparsity.routing import Decision, ObjectCues
@@ -166,6 +166,24 @@ class Session:
             self.report.frames.append(current)
             self.current = current
         return current
+
+    def note_prompts(self, state: dict[str, Any], frame: int, reverse: bool, total: int) -> None:
+        """Enter objects whose result on this frame is a prompt into the report."""
+        report = self.frame_report(frame, reverse, Decision(None, "prompt"), total)
+        for index, outputs in state["output_dict_per_obj"].items():
+            out = outputs["cond_frame_outputs"].get(frame)
+            if out is not None:
+                object_id = state["obj_idx_to_id"][index]
+                report.objects[object_id] = ObjectReport(float(out["object_score_logits"].max()))
+
+
+def forget_results(state: dict[str, Any], frame: int, reverse: bool, reach: int) -> None:
+    """Drop results that lie further back than `reach`, that of memory frames and pointers of later frames."""
+    for outputs in state["output_dict_per_obj"].values():
+        results = outputs["non_cond_frame_outputs"]
+        old = [t for t in results if (t - frame if reverse else frame - t) > reach]
+        for t in old:
+            del results[t]
 
 
 def new_state(

@@ -219,6 +219,10 @@ def test_frames_are_recorded_up_to_the_limit_in_both_directions(
     assert [info.frames for info in again.header.clips] == [len(frames)]
     with pytest.raises(InputError, match="another prompt or length"):
         record(demo_stock, clip_frames, prompts, **{**options, "max_frames": 4})
+    other = clip_frames.copy()
+    other[frames[-1]] = 0
+    with pytest.raises(InputError, match="with other frames"):
+        record(demo_stock, other, prompts, **options)
 
 
 @pytest.mark.parametrize(

@@ -50,19 +50,11 @@ def part_of_mask(part: int) -> np.ndarray:
     return whole & {0: ~below, 1: below & right, 2: below & ~right}[part]
 
 
-LATER = "different frames"
-"""Prompts that come later; run in bfloat16 (see `track`), for which CPUs without units for it take minutes."""
-
 PROMPTS: dict[str, tuple[Prompt, ...]] = {
     "mask": (Prompt(mask=make_mask()),),
     "point": (Prompt(points=((51, 48),)),),
     "box": (Prompt(box=(20, 18, 84, 78)),),
     "three objects": tuple(Prompt(0, i + 1, part_of_mask(i)) for i in range(3)),
-    LATER: (
-        Prompt(0, 1, part_of_mask(0)),
-        Prompt(3, 2, part_of_mask(1)),
-        Prompt(5, 7, points=((40, 60),)),
-    ),
 }
 
 

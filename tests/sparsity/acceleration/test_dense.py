@@ -11,7 +11,6 @@ import torch
 from sparsity import accelerate
 from sparsity.profile import Memory, Profile, Windows
 from tests.sparsity.acceleration.conftest import (
-    LATER,
     PROMPTS,
     Prompt,
     StockRuns,
@@ -20,7 +19,7 @@ from tests.sparsity.acceleration.conftest import (
 )
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PROMPTS if kind != LATER])
+@pytest.mark.parametrize("kind", PROMPTS)
 def test_dense_equals_stock(stock: Any, kind: str, long_folder: str, stock_runs: StockRuns) -> None:
     expected = stock_runs(stock, kind)
     assert track(accelerate(stock, "dense"), long_folder, PROMPTS[kind]).equal(expected)

@@ -22,7 +22,6 @@ from sparsity.acceleration.report import FrameReport
 from sparsity.profile import Memory, Profile, Windows
 from tests.conftest import make_frames, make_mask
 from tests.sparsity.acceleration.conftest import (
-    LATER,
     LONG,
     PROMPTS,
     Prompt,
@@ -75,12 +74,22 @@ def test_a_prompt_on_a_later_frame(fast: Any, long_folder: str) -> None:
 
 
 def test_objects_prompted_on_different_frames_equal_stock(
-    demo_predictor: Any, long_folder: str, stock_runs: StockRuns
+    demo_predictor: Any, long_folder: str
 ) -> None:
     """Item 21: an object's prompt frame counts for the windows of the next frame."""
-    expected = stock_runs(demo_predictor, LATER)
-    assert track(accelerate(demo_predictor, "dense"), long_folder, PROMPTS[LATER]).equal(expected)
-    found = track(accelerate(demo_predictor, everything_kept()), long_folder, PROMPTS[LATER])
+    prompts = (
+        Prompt(0, 1, part_of_mask(0)),
+        Prompt(3, 2, part_of_mask(1)),
+        Prompt(5, 7, points=((40, 60),)),
+    )
+    predictors = (
+        demo_predictor,
+        *(accelerate(demo_predictor, p) for p in ("dense", everything_kept())),
+    )
+    expected, same, found = (
+        track(p, long_folder, prompts, max_frame_num_to_track=7) for p in predictors
+    )
+    assert same.equal(expected)
     for frame, logits in expected.logits.items():
         assert ((logits > 0) == (found.logits[frame] > 0)).float().mean() > 0.998
 
