@@ -2,6 +2,7 @@
 
     python benchmarks/techniques.py DAVIS --clips calibrate.txt     write benchmarks/techniques.json
     python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev.json
+    python benchmarks/techniques.py DAVIS … --rows steady           measure this row alone, and put it among the others
     python benchmarks/techniques.py --table                         put the figures into docs/techniques.md
 
 Clips are done one after the other and kept, so an interrupted run goes on. Which techniques are recommended is
@@ -16,7 +17,7 @@ from pathlib import Path
 from sparsity.evaluation.bench import ladder
 from sparsity.evaluation.evaluate import evaluate, table
 from sparsity.evaluation.jobs import Spread
-from sparsity.evaluation.results import Run, load_result
+from sparsity.evaluation.results import Result, Run, load_result
 from sparsity.options import ModelChoice
 from sparsity.runs import write_text
 
@@ -80,6 +81,20 @@ def page_table() -> str:
     return "\n".join(lines)
 
 
+def joined(stored: Result, added: Result) -> Result:
+    """Put rows among those of a stored result, which must be of the same model, clips and dense run."""
+    dense, profiles = stored.runs[0], "profiles"
+    settings = stored.data.settings | {profiles: added.data.settings[profiles]}
+    same = stored.model == added.model and dense.quality == added.runs[0].quality
+    if not same or stored.data.model_copy(update={"settings": settings}) != added.data:
+        raise SystemExit("the stored result is of another model, other clips or another dense run")
+    found = {run.name: run for run in (*stored.runs, *added.runs)}
+    order = [dense.name, *(row.name for row in ladder() if row.name in found)]
+    settings[profiles] = [found[name].profile for name in order[1:]]
+    data = stored.data.model_copy(update={"settings": settings})
+    return stored.model_copy(update={"data": data, "runs": [found[name] for name in order]})
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -88,17 +103,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "techniques.json")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--rows", nargs="+", default=[], help="rows to add to the result")
     parser.add_argument("--table", action="store_true", help="rewrite the table of the page")
     options = parser.parse_args()
     if options.root is not None:
+        profiles = [row.profile for row in ladder() if row.profile is not None]
+        chosen = [p for p in profiles if not options.rows or p.name in options.rows]
+        beside = options.out.with_name(f"{options.out.stem}-rows.json")
         result = evaluate(
             options.root,
             ModelChoice("demo", dtype=options.dtype, device="cpu"),
-            options.out,
-            profiles=[row.profile for row in ladder() if row.profile is not None],
+            beside if options.rows else options.out,
+            profiles=chosen,
             listed=options.clips,
             spread=Spread(options.jobs),
         )
+        if options.rows:
+            result = joined(load_result(options.out), result)
+            write_text(options.out, result.to_json())
+            beside.unlink()
         print(table(result))
     if options.table:
         text = PAGE.read_text(encoding="utf-8")

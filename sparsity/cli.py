@@ -75,7 +75,10 @@ def segment(
     device: Device = None,
     dtype: DType = "auto",
     profile: Annotated[
-        str, typer.Option("--profile", help="dense, exact, paper, recommended, demo or a JSON file")
+        str,
+        typer.Option(
+            "--profile", help="dense, exact, paper, recommended, steady, demo or a JSON file"
+        ),
     ] = "paper",
     max_frames: MaxFrames = None,
     clips: ClipList = None,

@@ -55,12 +55,16 @@ class Windows(_Strict):
         Distance in pixels of the model's input by which masks are grown before they choose windows.
     candidates
         ``"all"`` candidate masks of the decoder choose windows (paper), or the ``"best"`` alone.
+    rolling_refresh
+        On every routed frame one in so many of the windows left out is computed too: those whose picture changed
+        most since they were computed last. None leaves them out. Not part of the published method.
     """
 
     saliency_mass: Share = 0.7
     score_below: FiniteFloat = 5.0
     margin_px: Annotated[FiniteFloat, Field(ge=0)] = 8.0
     candidates: Literal["all", "best"] = "all"
+    rolling_refresh: PositiveInt | None = None
 
 
 class Memory(_Strict):

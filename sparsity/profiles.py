@@ -34,9 +34,18 @@ BUILTIN = {
         guard=Guard(refresh_every=6, scene_cut=0.12, score_below=0.0),
         techniques=_EXACT | dict.fromkeys(REUSING_TECHNIQUES, True),
     ),
+    "steady": Profile(
+        name="steady",
+        windows=Windows(rolling_refresh=6),
+        memory=Memory(readers="routed"),
+        shortcut=Shortcut(kind="cached"),
+        guard=Guard(scene_cut=0.12, score_below=0.0),
+        techniques=_EXACT | dict.fromkeys(REUSING_TECHNIQUES, True),
+    ),
 }
 """Profiles by name: bit-equal to stock; the same maths in another order; the paper's settings; and with these, what
-windows gave when they were last computed in place of what is left out, never older than six frames or a scene cut."""
+windows gave when they were last computed in place of what is left out, never older than six frames or a scene cut; or
+with no whole frames but at cuts: a few of the windows left out are computed on every frame, and read memory then."""
 
 CALIBRATED = {"demo": Path(__file__).parent / "demo" / "profile.json"}
 """Profiles by name that ``efficient-sam2 calibrate`` made for a model that ships; refused by any other model."""

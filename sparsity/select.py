@@ -197,6 +197,36 @@ def thumbnail(frame: Tensor, side: int = 16) -> Tensor:
     return F.adaptive_avg_pool2d(frame[None].float(), side)[0]
 
 
+def window_pictures(image: Tensor, grid: WindowGrid) -> Tensor:
+    """Shrink every window of an image to 4 x 4 colours, for `most_changed`.
+
+    Parameters
+    ----------
+    image
+        ``[3, S, S]``; windows that reach over its edge see zeros there.
+
+    Returns
+    -------
+    Tensor
+        float32, ``[windows, 48]``.
+    """
+    size, cells = image.shape[-1], 4
+    beyond = size // grid.tokens * grid.window * grid.side - size
+    padded = F.pad(image[None].float(), (0, beyond, 0, beyond))
+    small = F.adaptive_avg_pool2d(padded, cells * grid.side)[0]
+    cut = small.view(3, grid.side, cells, grid.side, cells)
+    return cut.permute(1, 3, 0, 2, 4).reshape(grid.count, -1)
+
+
+def most_changed(
+    before: Tensor, after: Tensor, among: tuple[int, ...], count: int
+) -> tuple[int, ...]:
+    """Choose the windows whose pictures ``[windows, n]`` differ most, `count` of those `among`."""
+    change = (after - before).abs().mean(1)[list(among)]
+    order = change.sort(descending=True, stable=True).indices[:count]
+    return tuple(among[i] for i in order.tolist())
+
+
 def scene_change(before: Tensor, after: Tensor) -> float:
     """Mean absolute difference of two thumbnails, as a share of full scale."""
     return float((before - after).abs().mean())

@@ -22,6 +22,11 @@ def _memory(profile: Profile, **settings: Any) -> Profile:
     return profile.model_copy(update={"memory": profile.memory.model_copy(update=settings)})
 
 
+def _windows(profile: Profile, **settings: Any) -> Profile:
+    assert profile.windows is not None, "techniques go on top of both methods"
+    return profile.model_copy(update={"windows": profile.windows.model_copy(update=settings)})
+
+
 def _technique(profile: Profile, name: str) -> Profile:
     return profile.model_copy(update={"techniques": {**profile.techniques, name: True}})
 
@@ -33,15 +38,16 @@ FURTHER: dict[str, Switch] = {
     "stage 4 reused": partial(_technique, name="reuse_stage4"),
     "last block reused": partial(_technique, name="reuse_last_block"),
     "early stages reused": partial(_technique, name="reuse_early_stages"),
+    "rolling refresh": partial(_windows, rolling_refresh=6),
     "cached shortcut": lambda p: p.model_copy(update={"shortcut": Shortcut(kind="cached")}),
 }
 """Switches by the name of their row."""
 
 
 def further_profiles() -> list[Profile]:
-    """Make a profile of each technique on top of ``paper``; behind them stands the built-in ``recommended``."""
+    """Make a profile of each technique on top of ``paper``; behind them stand ``recommended`` and ``steady``."""
     paper = BUILTIN["paper"]
     alone = [
         switch(paper).model_copy(update={"name": f"+ {name}"}) for name, switch in FURTHER.items()
     ]
-    return [*alone, BUILTIN["recommended"]]
+    return [*alone, BUILTIN["recommended"], BUILTIN["steady"]]

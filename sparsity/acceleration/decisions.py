@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from probes.errors import InputError
 from probes.video import STD
 from sparsity.acceleration.encoder import window_grid
-from sparsity.acceleration.reuse import CHANGE
+from sparsity.acceleration.reuse import PICTURE, parts_of
 from sparsity.acceleration.session import KEY, Session
-from sparsity.profile import REUSING_TECHNIQUES
 from sparsity.routing import Decision, FrameCues, ObjectCues, decide
-from sparsity.select import scene_change, thumbnail
+from sparsity.select import most_changed, scene_change, thumbnail, window_pictures
 
 if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -29,21 +31,34 @@ def decide_frame(
     A frame is dense where something that windows left out would take over is not there.
     """
     decision = _decide(predictor, state, session, frame, reverse)
-    if decision.windows is not None and not _all_cached(predictor, session, frame):
+    needed, last = parts_of(predictor.profile), session.last
+    if decision.windows is None or not needed:
+        return decision
+    if last is None or not last.serve(needed, frame, predictor._encoder.version):
         return Decision(None, "nothing cached")
-    return decision
+    if PICTURE not in needed:
+        return decision
+    pictures = last.parts[PICTURE][0], _pictures(predictor, state, frame)
+    return Decision(_refreshed(predictor, decision.windows, *pictures), decision.reason)
 
 
-def _all_cached(predictor: EfficientSAM2VideoPredictor, session: Session, frame: int) -> bool:
-    profile = predictor.profile
-    needed = profile.calibrated_techniques & set(REUSING_TECHNIQUES)
-    if profile.shortcut.kind == "cached":
-        needed |= {CHANGE}
-    if not needed:
-        return True
-    return session.last is not None and session.last.serve(
-        needed, frame, predictor._encoder.version
-    )
+def _pictures(predictor: EfficientSAM2VideoPredictor, state: dict[str, Any], frame: int) -> Tensor:
+    image = state["images"][frame].to(state["device"])
+    return window_pictures(image, window_grid(predictor))
+
+
+def _refreshed(
+    predictor: EfficientSAM2VideoPredictor,
+    windows: tuple[int, ...],
+    before: Tensor,
+    after: Tensor,
+) -> tuple[int, ...]:
+    """Add some of the windows left out, by the pictures they were computed from and their present ones."""
+    rule = predictor.profile.windows
+    assert rule is not None and rule.rolling_refresh is not None, "it is what pictures are kept for"
+    left_out = tuple(sorted(set(range(len(after))) - set(windows)))
+    count = math.ceil(len(left_out) / rule.rolling_refresh)
+    return tuple(sorted((*windows, *most_changed(before, after, left_out, count))))
 
 
 def _decide(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from sparsity.acceleration.encoder import Routing
-from sparsity.acceleration.reuse import CHANGE, LastComputed
+from sparsity.acceleration.encoder import Routing, window_grid
+from sparsity.acceleration.reuse import CHANGE, PICTURE, LastComputed, parts_of
 from sparsity.acceleration.session import FeatureKind, Session
+from sparsity.select import window_pictures
 
 if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -25,22 +27,27 @@ def prepare_features(
     if frame in cache and not session.features.serves(wanted):
         state["cached_features"] = cache = {}
     if frame not in cache:
-        keep = profile.windows is not None and profile.shortcut.kind == "cached"
-        if windows is not None or wanted.exact or keep:
+        parts = parts_of(profile)
+        if windows is not None or wanted.exact or parts:
             image = state["images"][frame].to(state["device"]).float().unsqueeze(0)
             encoder, techniques = predictor._encoder, profile.calibrated_techniques
             last = session.last
             if windows is None or last is None:
                 last = session.last = LastComputed(encoder.version, frame)
-            last.carry(techniques | {CHANGE} if keep else techniques)
+            last.carry(parts)
             shortcut = predictor._shortcut
             if shortcut is None and CHANGE in last.parts:
                 shortcut = _add(*last.parts[CHANGE])
-            routing = Routing(windows, shortcut, keep, techniques, last)
+            routing = Routing(windows, shortcut, CHANGE in parts, techniques, last)
             features, change = encoder(image, routing, exact=wanted.exact)
             state["cached_features"] = {frame: (image, features)}
             if change is not None:
                 last.parts[CHANGE] = (change,)
+            if PICTURE in parts:
+                pictures = window_pictures(image[0], window_grid(predictor))
+                computed = None if windows is None else torch.tensor(windows, device=image.device)
+                fresh = pictures if computed is None else pictures[computed]
+                last.complete(PICTURE, computed, fresh)
             last.frame = frame
         session.features = wanted
     if windows is None:

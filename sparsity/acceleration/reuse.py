@@ -6,8 +6,25 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sparsity.profile import REUSING_TECHNIQUES, Profile
+
 CHANGE = "change"
 """Part of the cached shortcut: what stage 3's blocks changed, ``[tokens, C]`` float32."""
+
+PICTURE = "picture"
+"""Part of the rolling refresh: `sparsity.select.window_pictures` of the images windows were computed from."""
+
+
+def parts_of(profile: Profile) -> frozenset[str]:
+    """List what has to be kept from frame to frame, so that routed frames can do without some windows."""
+    if profile.windows is None:
+        return frozenset()
+    parts = profile.calibrated_techniques & set(REUSING_TECHNIQUES)
+    if profile.shortcut.kind == "cached":
+        parts |= {CHANGE}
+    if profile.windows.rolling_refresh is not None:
+        parts |= {PICTURE}
+    return parts
 
 
 @dataclass
@@ -21,7 +38,7 @@ class LastComputed:
     frame
         Index of the frame that was encoded last.
     parts
-        By the technique that keeps them, and `CHANGE`; rows of the tensors belong to windows.
+        By the technique that keeps them, `CHANGE` and `PICTURE`; rows of the tensors belong to windows.
     """
 
     version: int

@@ -14,12 +14,14 @@ from sparsity.select import (
     WindowGrid,
     keep_count,
     mask_jump,
+    most_changed,
     sample_rows,
     scene_change,
     smallest_set,
     thumbnail,
     top_tokens,
     window_mass,
+    window_pictures,
     windows_of_mask,
 )
 
@@ -158,3 +160,28 @@ def test_scene_change_is_a_share_of_full_scale() -> None:
     black, white = torch.zeros(3, 64, 64), torch.ones(3, 64, 64)
     assert scene_change(thumbnail(black), thumbnail(white)) == pytest.approx(1.0)
     assert scene_change(thumbnail(black), thumbnail(black)) == 0.0
+
+
+@pytest.mark.parametrize("grid", [WindowGrid(64, 16), WindowGrid(64, 14)])
+def test_a_picture_of_each_window(grid: WindowGrid) -> None:
+    """Windows in reading order, those over the edge with zeros there."""
+    image = torch.ones(3, 256, 256)
+    pixels = 4 * grid.window
+    row, column = divmod(grid.side + 1, grid.side)
+    image[:, row * pixels : (row + 1) * pixels, column * pixels : (column + 1) * pixels] = 5
+    pictures = window_pictures(image, grid)
+    assert pictures.shape == (grid.count, 48)
+    assert (pictures[grid.side + 1] == 5).all()
+    assert (pictures[[0, 1, grid.side, grid.side + 2]] == 1).all()
+    share = (256 / (pixels * grid.side)) ** 2
+    assert float(pictures.mean()) == pytest.approx(share * float(image.mean()), rel=1e-5)
+
+
+@given(st.data())
+def test_the_windows_that_changed_most(data: st.DataObject) -> None:
+    change = data.draw(st.lists(st.integers(-9, 9), min_size=2, max_size=12))
+    after = torch.tensor(change, dtype=torch.float32)[:, None].expand(-1, 3)
+    among = tuple(sorted(data.draw(st.sets(st.integers(0, len(change) - 1), min_size=1))))
+    count = data.draw(st.integers(0, len(among)))
+    found = most_changed(torch.zeros_like(after), after, among, count)
+    assert found == tuple(sorted(among, key=lambda w: (-abs(change[w]), w))[:count])

@@ -88,8 +88,11 @@ def test_it_changes_what_it_is_for(demo: Any, name: str, plain: Any) -> None:
     run, expected = routed_run(demo, technique(name), SOME), plain(0.2, SOME)
     assert off_by(run.logits[0], expected.logits[0]) == 0
     assert off_by(run.logits[4], expected.logits[4]) > 1e-4
-    report = accelerate(demo).report(run.state)
-    assert [item.windows for item in report.frames] == [None, None, *[list(SOME)] * 3]
+    found = [item.windows for item in accelerate(demo).report(run.state).frames]
+    assert found[:2] == [None, None]
+    added = 2 if technique(name).windows.rolling_refresh else 0  # of 12 that are left out one in 6
+    assert [len(windows) for windows in found[2:]] == [len(SOME) + added] * 3
+    assert all(set(SOME) <= set(windows) for windows in found[2:])
 
 
 def test_the_table_and_the_switches_are_the_same() -> None:
@@ -97,7 +100,7 @@ def test_the_table_and_the_switches_are_the_same() -> None:
     switched = set().union(*(s(base).calibrated_techniques for s in FURTHER.values()))
     assert switched == set(CALIBRATED_TECHNIQUES), "each switch has a row"
     calibrated = [name for name, p in BUILTIN.items() if p.calibrated_techniques]
-    assert calibrated == [NAMES[-1]] == ["recommended"]
+    assert calibrated == NAMES[-2:] == ["recommended", "steady"]
     for profile in further_profiles():
         assert parse_profile(profile.to_json()) == profile
 
@@ -147,7 +150,7 @@ def test_reused_windows_are_as_old_as_their_last_computation(demo: Any) -> None:
     assert same == [[True, False, True], [True, True, True]]
 
 
-@pytest.mark.parametrize("name", ["+ stage 4 reused", "+ cached shortcut"])
+@pytest.mark.parametrize("name", ["+ stage 4 reused", "+ rolling refresh", "+ cached shortcut"])
 def test_what_is_reused_must_be_of_the_adjacent_frame(demo: Any, name: str) -> None:
     fast = accelerate(demo, "paper")
     state = track(fast, make_frames(6), PROMPTS["mask"]).state
@@ -160,7 +163,7 @@ def test_what_is_reused_must_be_of_the_adjacent_frame(demo: Any, name: str) -> N
     assert reasons == ["nothing cached", "given", "nothing cached"]
 
 
-@pytest.mark.parametrize("name", ["+ stage 4 reused", "+ cached shortcut"])
+@pytest.mark.parametrize("name", ["+ stage 4 reused", "+ rolling refresh", "+ cached shortcut"])
 def test_what_another_profile_left_behind_is_not_reused(demo: Any, name: str) -> None:
     """Frames that were routed without it between then and now would let it look young."""
     found = {}
@@ -192,6 +195,34 @@ def test_what_is_reused_must_be_of_the_same_weights_and_number_format() -> None:
     with torch.no_grad():
         stock.image_encoder.trunk.blocks[-1].norm1.weight.mul_(0.5)
     assert [reason(), reason()] == ["nothing cached", "given"]
+
+
+def test_what_changed_is_refreshed(demo: Any) -> None:
+    """Change counts from a window's last computation; a still window is left alone while others move."""
+    frames = make_frames(1).repeat(6, axis=0)
+    height, width = frames.shape[1] // 4, frames.shape[2] // 4
+    frames[2:, :height, :width] = 0  # window 0, from frame 2 on
+    frames[3:, 3 * height :, 3 * width :] = 255  # window 15, from frame 3 on
+    frames[4:, :height, 3 * width :] = 128  # window 3, from frame 4 on
+    profile = technique("+ rolling refresh")
+    rule = profile.windows.model_copy(update={"rolling_refresh": 12})
+    run = routed_run(demo, profile.model_copy(update={"windows": rule}), SOME, frames)
+    found = [
+        set(item.windows or ()) - set(SOME) for item in accelerate(demo).report(run.state).frames
+    ]
+    assert found[2:5] == [{0}, {15}, {3}]
+
+
+def test_a_frame_whose_windows_are_all_refreshed_is_encoded_whole(demo: Any) -> None:
+    profile = technique("steady", keep=1.0)
+    assert profile.windows is not None
+    found = {}
+    for every in (1, 4):
+        rule = profile.windows.model_copy(update={"rolling_refresh": every})
+        found[every] = routed_run(demo, profile.model_copy(update={"windows": rule}), SOME)
+    whole = routed_run(demo, both_methods(1.0), tuple(range(16)))
+    assert off_by(found[1].logits[4], whole.logits[4]) <= 1e-3
+    assert off_by(found[4].logits[4], whole.logits[4]) > 1e-3
 
 
 def test_pooled_keys_cannot_be_observed(demo: Any) -> None:
