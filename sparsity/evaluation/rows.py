@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from sparsity.evaluation.bench import STOCK, Measured, Variant
 from sparsity.evaluation.results import Model, Quality, Ratio, Result, Run, Times
+from sparsity.profile import Profile
 
 SPREAD = (10, 90)
 """Percentiles of the frame-by-frame ratios that a row's ``low`` and ``high`` are."""
@@ -111,17 +112,20 @@ def _same(run: Run, variant: Variant) -> bool:
         return run.name in SAME_MASKS[STOCK]
     if run.profile is None:
         return False
-    return _deciding(run.profile) == _deciding(
-        variant.profile.model_dump(mode="json", by_alias=True)
-    )
+    try:
+        stored = Profile.model_validate(
+            run.profile
+        )  # settings that are newer than it get their defaults
+    except ValidationError:
+        return False
+    return _deciding(stored) == _deciding(variant.profile)
 
 
-def _deciding(profile: dict[str, Any]) -> dict[str, Any]:
+def _deciding(profile: Profile) -> Profile:
     """What of a profile decides masks: neither its name nor where its weights lie, where their hash is known."""
-    shortcut = dict(profile.get("shortcut", {}))
-    if shortcut.get("sha256"):
-        shortcut.pop("file", None)
-    return {**profile, "name": "", "shortcut": shortcut}
+    known = profile.shortcut.sha256 is not None
+    shortcut = profile.shortcut.model_copy(update={"file": None} if known else {})
+    return profile.model_copy(update={"name": "", "shortcut": shortcut})
 
 
 def table(result: Result) -> str:

@@ -148,6 +148,19 @@ def test_quality_is_found_wherever_the_weights_of_a_shortcut_lie(result: Result)
     assert look_up(Variant("row", fitted("here", "b"))) == "not in the stored quality"
 
 
+@pytest.mark.parametrize(("setting", "found"), [("rolling_refresh", True), ("margin_px", False)])
+def test_quality_is_found_where_it_is_older_than_a_setting(
+    result: Result, setting: str, found: bool
+) -> None:
+    """What a stored profile does not say is at its default."""
+    mine = load_profile("paper").model_copy(update={"windows": Windows(margin_px=32.0)})
+    document = json.loads(stored(result).to_json())
+    document["runs"][1]["profile"] = mine.model_dump(mode="json", by_alias=True)
+    document["runs"][1]["profile"]["windows"].pop(setting)
+    look_up = stored_quality(parse_result(json.dumps(document)), "float32", result.model)
+    assert (look_up(Variant("row", mine)) != "not in the stored quality") == found
+
+
 def test_a_profile_that_has_the_name_of_another_row_is_refused(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
