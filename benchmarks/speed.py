@@ -58,6 +58,7 @@ class Case:
 
 
 MAIN = ("stock", "exact", "paper")
+REUSE = ("stock", "recommended", "steady")
 METHODS = ("stock", "exact", "SWR", "SMR", "SWR + SMR", "paper", "recommended")
 MODELS = {"large": "4/16", "base-plus": "6/25", "small": "6/25", "tiny": "6/25"}
 
@@ -74,6 +75,7 @@ CASES = [
     Case("sam2.1-tiny", "6/25", "float32", "default", 5, MAIN, compile=True),
     Case("sam2.1-base-plus", "6/25", "float32", "default", 3, METHODS, compile=True),
     Case("sam2.1-large", "4/16", "float32", "default", 3, METHODS, compile=True),
+    Case("sam2.1-large", "4/16", "float32", "default", 6, REUSE),
 ]
 
 
