@@ -26,7 +26,7 @@ import torch
 
 from sparsity.acceleration.encoder import window_grid
 from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, Variant, bench, ladder
+from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, bench, ladder
 from sparsity.evaluation.environment import environment
 from sparsity.evaluation.layouts import clip_names, open_clip
 from sparsity.evaluation.routes import Route, windows_of_ids
@@ -100,13 +100,13 @@ def main() -> None:
     begin = FULL_BANK + UNTIMED
     route = Route(lambda frame: drawn[(frame - begin) % len(drawn)], "windows of mask tracks")
     clip = make_clip("smooth", 1, begin + options.frames, (270, 480), 1)
-    variants = [variant for variant in ladder() if variant.name in ROWS]
     stock, *ours = bench(
         model,
-        [Variant(v.name, v.profile, route=route) for v in variants],
+        [variant for variant in ladder() if variant.name in ROWS],
         Material(clip.frames, {1: clip.masks[0] == 1}, "made clip smooth/1"),
         timed=options.frames,
         autocast=partial(choice.autocast, "cpu"),
+        route=route,
         share_bank=True,
         closely=False,
     )

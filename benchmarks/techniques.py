@@ -103,7 +103,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "techniques.json")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--jobs", type=int, default=0)
-    parser.add_argument("--rows", nargs="+", default=[], help="rows to add to the result")
+    names = [row.name for row in ladder() if row.profile is not None]
+    parser.add_argument(
+        "--rows", nargs="+", default=[], choices=names, help="rows to add to the result"
+    )
     parser.add_argument("--table", action="store_true", help="rewrite the table of the page")
     options = parser.parse_args()
     if options.root is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from sparsity.acceleration.encoder import Routing, window_grid
 from sparsity.acceleration.reuse import CHANGE, PICTURE, LastComputed, parts_of
 from sparsity.acceleration.session import FeatureKind, Session
+from sparsity.acceleration.windows import window_tokens
 from sparsity.select import window_pictures
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def prepare_features(
             if change is not None:
                 last.parts[CHANGE] = (change,)
             if PICTURE in parts:
-                pictures = window_pictures(image[0], window_grid(predictor))
-                computed = None if windows is None else torch.tensor(windows, device=image.device)
-                fresh = pictures if computed is None else pictures[computed]
-                last.complete(PICTURE, computed, fresh)
+                grid = window_grid(predictor)
+                ids = window_tokens(grid.tokens, grid.window, windows, image.device).ids
+                fresh = window_pictures(image[0], grid)[ids]
+                last.complete(PICTURE, None if windows is None else ids, fresh)
             last.frame = frame
         session.features = wanted
     if windows is None:

@@ -99,7 +99,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     ) -> None:
         """Let `chooser` (frame index -> windows, or None for a dense frame) route instead of the profile's rule.
 
-        For benchmarks with fixed windows or with the routes of another run; None restores the rule.
+        For benchmarks with fixed windows or with the routes of another run; None restores the rule. A rolling refresh
+        adds its own to them.
         """
         self._session(inference_state).chooser = chooser
 
