@@ -36,7 +36,7 @@ from sparsity.runs import write_text
 from sparsity.select import WindowGrid
 
 FOLDER = Path(__file__).with_name("mask_tracks")
-ROWS = (STOCK, "paper", "recommended", "steady")
+ROWS = (STOCK, "paper", "recommended")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     python benchmarks/techniques.py DAVIS --clips calibrate.txt     write benchmarks/techniques.json
     python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev.json
-    python benchmarks/techniques.py DAVIS … --rows steady           measure this row alone, and put it among the others
+    python benchmarks/techniques.py DAVIS … --rows recommended      measure this row alone, and put it among the others
     python benchmarks/techniques.py --table                         put the figures into docs/techniques.md
 
 Clips are done one after the other and kept, so an interrupted run goes on. Which techniques are recommended is
@@ -28,8 +28,8 @@ QUALITY = {"techniques.json": "training clips", "techniques-dev.json": "DAVIS-de
 SPEED = {
     "demo-float32-default": "demo, float32",
     "tiny-float32-default": "Tiny, float32 (AVX2)",
-    "base-plus-float32-default-compiled": "Base+, float32 (AVX2)",
-    "large-float32-default-compiled": "Large, float32 (AVX2)",
+    "base-plus-float32-default": "Base+, float32 (AVX2)",
+    "large-float32-default": "Large, float32 (AVX2)",
     "large-float32-avx512": "Large, float32 (AVX-512)",
     "large-bfloat16-default": "Large, bfloat16 (AMX)",
     "base-plus-bfloat16-default": "Base+, bfloat16 (AMX)",

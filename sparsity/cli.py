@@ -77,7 +77,7 @@ def segment(
     profile: Annotated[
         str,
         typer.Option(
-            "--profile", help="dense, exact, paper, recommended, steady, demo or a JSON file"
+            "--profile", help="dense, exact, paper, recommended, demo or a JSON file"
         ),
     ] = "paper",
     max_frames: MaxFrames = None,

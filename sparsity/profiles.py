@@ -28,14 +28,6 @@ BUILTIN = {
     "paper": Profile(name="paper", windows=Windows(), memory=Memory(), techniques=_EXACT),
     "recommended": Profile(
         name="recommended",
-        windows=Windows(),
-        memory=Memory(),
-        shortcut=Shortcut(kind="cached"),
-        guard=Guard(refresh_every=6, scene_cut=0.12, score_below=0.0),
-        techniques=_EXACT | dict.fromkeys(REUSING_TECHNIQUES, True),
-    ),
-    "steady": Profile(
-        name="steady",
         windows=Windows(rolling_refresh=6),
         memory=Memory(readers="routed"),
         shortcut=Shortcut(kind="cached"),
@@ -44,8 +36,8 @@ BUILTIN = {
     ),
 }
 """Profiles by name: bit-equal to stock; the same maths in another order; the paper's settings; and with these, what
-windows gave when they were last computed in place of what is left out, never older than six frames or a scene cut; or
-with no whole frames but at cuts: a few of the windows left out are computed on every frame, and read memory then."""
+windows gave when they were last computed in place of what is left out. A few of the windows left out are computed on
+every frame, and read memory then; frames are whole at scene cuts and where an object is lost."""
 
 CALIBRATED = {"demo": Path(__file__).parent / "demo" / "profile.json"}
 """Profiles by name that ``efficient-sam2 calibrate`` made for a model that ships; refused by any other model."""

@@ -45,9 +45,9 @@ FURTHER: dict[str, Switch] = {
 
 
 def further_profiles() -> list[Profile]:
-    """Make a profile of each technique on top of ``paper``; behind them stand ``recommended`` and ``steady``."""
+    """Make a profile of each technique on top of ``paper``; behind them stands ``recommended``."""
     paper = BUILTIN["paper"]
     alone = [
         switch(paper).model_copy(update={"name": f"+ {name}"}) for name, switch in FURTHER.items()
     ]
-    return [*alone, BUILTIN["recommended"], BUILTIN["steady"]]
+    return [*alone, BUILTIN["recommended"]]

@@ -42,7 +42,7 @@ def test_built_in_profiles() -> None:
     assert (paper.windows.margin_px, paper.memory.keep, paper.model) == (8.0, 0.05, None)
     assert all(load_profile("exact").technique(name) for name in EXACT_TECHNIQUES)
     assert load_profile("exact").windows is None and load_profile("exact").memory is None
-    assert set(BUILTIN) == {"dense", "exact", "paper", "recommended", "steady"}
+    assert set(BUILTIN) == {"dense", "exact", "paper", "recommended"}
 
 
 def test_the_calibrated_profile_comes_along_and_is_bound_to_a_model(tmp_path: Path) -> None:

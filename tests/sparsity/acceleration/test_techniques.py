@@ -100,7 +100,7 @@ def test_the_table_and_the_switches_are_the_same() -> None:
     switched = set().union(*(s(base).calibrated_techniques for s in FURTHER.values()))
     assert switched == set(CALIBRATED_TECHNIQUES), "each switch has a row"
     calibrated = [name for name, p in BUILTIN.items() if p.calibrated_techniques]
-    assert calibrated == NAMES[-2:] == ["recommended", "steady"]
+    assert calibrated == NAMES[-1:] == ["recommended"]
     for profile in further_profiles():
         assert parse_profile(profile.to_json()) == profile
 
@@ -214,7 +214,7 @@ def test_what_changed_is_refreshed(demo: Any) -> None:
 
 
 def test_a_frame_whose_windows_are_all_refreshed_is_encoded_whole(demo: Any) -> None:
-    profile = technique("steady", keep=1.0)
+    profile = technique("recommended", keep=1.0)
     assert profile.windows is not None
     found = {}
     for every in (1, 4):

@@ -135,7 +135,7 @@ def test_a_profile_is_shown_and_checked_with_its_promise(calibrated, capsys):
     assert "promises nothing" in capsys.readouterr().out
     assert run(["profile", "list"]) == 0
     said = capsys.readouterr().out
-    names = ["dense", "exact", "paper", "recommended", "steady", "demo"]
+    names = ["dense", "exact", "paper", "recommended", "demo"]
     assert [line.split()[0] for line in said.splitlines()] == names
 
 
