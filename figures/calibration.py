@@ -173,7 +173,7 @@ def write_report(report: Report, path: Path, evidence: str = "") -> None:
     page = loader.get_template("calibration.html.j2").render(
         figures=parts, promise=report["profile"]["promise"], said=report["said"],
         certifiable=report["certifiable"], tested=report["tested"], profile=report["profile"],
-        shortcut=report["shortcut"],
+        shortcut=report["shortcut"], base=report["base"],
     )  # fmt: skip
     part = path.with_name(f".{path.name}.part")
     part.write_text(page, encoding="utf-8")

@@ -76,9 +76,7 @@ def segment(
     dtype: DType = "auto",
     profile: Annotated[
         str,
-        typer.Option(
-            "--profile", help="dense, exact, paper, recommended, demo or a JSON file"
-        ),
+        typer.Option("--profile", help="dense, exact, paper, recommended, demo or a JSON file"),
     ] = "paper",
     max_frames: MaxFrames = None,
     clips: ClipList = None,

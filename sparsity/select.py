@@ -227,6 +227,11 @@ def most_changed(
     return tuple(among[i] for i in order.tolist())
 
 
+def refreshed_count(left_out: int, every: int) -> int:
+    """Windows that a rolling refresh adds to a frame: one in `every` of those left out, rounded up."""
+    return -(-left_out // every)
+
+
 def scene_change(before: Tensor, after: Tensor) -> float:
     """Mean absolute difference of two thumbnails, as a share of full scale."""
     return float((before - after).abs().mean())

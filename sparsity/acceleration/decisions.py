@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,7 +12,13 @@ from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.reuse import PICTURE, parts_of
 from sparsity.acceleration.session import KEY, Session
 from sparsity.routing import Decision, FrameCues, ObjectCues, decide
-from sparsity.select import most_changed, scene_change, thumbnail, window_pictures
+from sparsity.select import (
+    most_changed,
+    refreshed_count,
+    scene_change,
+    thumbnail,
+    window_pictures,
+)
 
 if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -57,7 +62,7 @@ def _refreshed(
     rule = predictor.profile.windows
     assert rule is not None and rule.rolling_refresh is not None, "it is what pictures are kept for"
     left_out = tuple(sorted(set(range(len(after))) - set(windows)))
-    count = math.ceil(len(left_out) / rule.rolling_refresh)
+    count = refreshed_count(len(left_out), rule.rolling_refresh)
     return tuple(sorted((*windows, *most_changed(before, after, left_out, count))))
 
 

@@ -43,6 +43,7 @@ from sparsity.calibration.traces import Trace
 from sparsity.calibration.watching import afford, cost_of, say, shortcut_of, watch
 from sparsity.evaluation.jobs import Spread, map_clips
 from sparsity.profile import EXACT_TECHNIQUES, Profile, Promise
+from sparsity.profiles import BUILTIN
 
 SEARCH_SHARE = 1 / 3
 """Of the clips, those that thresholds and the order of testing come from."""
@@ -112,13 +113,15 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     traces = watch(request, search, folder / "traces")
     shortcut = shortcut_of(request, traces, folder / "shortcuts")
     tried, tested_at_most = afford(request, search, promised, folder)
-    cost, in_time = cost_of(request, search[0], shortcut, folder / f"cost-{shortcut.kind}.json")
+    base, costs = BUILTIN[request.base], f"cost-{request.base}-{shortcut.kind}.json"
+    cost, in_time = cost_of(request, search[0], shortcut, folder / costs)
     probed: dict[str, Any] = {}
-    _run(request, search, [drifting(traces, shortcut)], folder / "drift", stamp, spread, probed)
+    drifts = [drifting(traces, shortcut, base)]
+    _run(request, search, drifts, folder / "drift", stamp, spread, probed)
     drift = drift_of([runs["drifting"]["since_dense"] for runs in probed.values()])
     start = time.perf_counter()
     settings = grid(traces, drift)
-    replayed = candidates(traces, settings, cost, drift, shortcut)
+    replayed = candidates(traces, settings, cost, drift, shortcut, base)
     say(f"{len(settings)} settings replayed in {time.perf_counter() - start:.1f} s.")
     best = _shortlist(frontier(replayed), request, tried)
 
@@ -139,6 +142,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         "certifiable": certifiable(request, len(promised)),
         "max_drop": request.max_drop,
         "shortcut": request.shortcut,
+        "base": request.base,
         "replayed": [row(c) for c in replayed],
         "frontier": [row(c) for c in frontier(replayed)],
         "searched": [{**row(c), "losses": searched[:, i].tolist()} for i, c in enumerate(best)],
@@ -249,6 +253,7 @@ def _profile(
             "bound": request.bound,
             "budget": request.budget,
             "shortcut": request.shortcut,
+            "base": request.base,
         },
         "seed": request.seed,
         "date": datetime.now(timezone.utc).date().isoformat(),

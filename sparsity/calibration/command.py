@@ -76,6 +76,13 @@ def calibrate(
             help="of windows not computed: identity, mean, ridge, bottleneck or cached",
         ),
     ] = "cached",
+    base: Annotated[
+        str,
+        typer.Option(
+            "--base",
+            help="paper, or recommended: windows not computed reuse what they gave before, which is faster",
+        ),
+    ] = "paper",
     budget: Annotated[
         str | None,
         typer.Option("--budget", help="time to spend, such as 20min; decides how many are tried"),
@@ -130,6 +137,7 @@ def calibrate(
         tuple(recordings or ()),
         None if bound is None else bound.value,
         shortcut,
+        base,
     )
     found = run(request, out.with_name(f"{out.name}.clips"), spread)
     save_profile(found.profile, out)

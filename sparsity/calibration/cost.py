@@ -12,21 +12,23 @@ from numpy.typing import NDArray
 
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.calibration.clips import CalibrationClip
+from sparsity.calibration.settings import Setting, built_on
 from sparsity.evaluation.flops import counted_flops
-from sparsity.profile import EXACT_TECHNIQUES, Memory, Profile, Shortcut, Windows
+from sparsity.profile import Memory, Profile, Shortcut, Windows
+from sparsity.profiles import BUILTIN
 
 FRAMES = 12
 """Tracked for a measurement; the memory bank fills up on the way."""
 
-EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
 
-
-def probed(shortcut: Shortcut) -> tuple[Profile, ...]:
-    """Profiles that are measured: with all, with few windows and with few keys."""
+def probed(base: Profile, shortcut: Shortcut) -> tuple[Profile, ...]:
+    """Profiles that are measured: with all, with few windows, and with few keys too."""
+    few = Setting(Windows())
+    fewer = Setting(Windows(), memory=Memory(keep=0.05))
     return (
-        Profile(name="every window and key", techniques=EXACT),
-        Profile(name="few windows", windows=Windows(), shortcut=shortcut, techniques=EXACT),
-        Profile(name="few keys", memory=Memory(keep=0.05), techniques=EXACT),
+        BUILTIN["exact"],
+        built_on(base, "few windows", few, shortcut),
+        built_on(base, "few windows and keys", fewer, shortcut),
     )
 
 
@@ -78,14 +80,17 @@ def fit_cost(
 
 
 def measure_cost(
-    predictor: EfficientSAM2VideoPredictor, clip: CalibrationClip, shortcut: Shortcut
+    predictor: EfficientSAM2VideoPredictor,
+    clip: CalibrationClip,
+    base: Profile,
+    shortcut: Shortcut,
 ) -> tuple[Cost, Cost]:
     """Track the start of a clip with every, few windows and few keys.
 
     Parameters
     ----------
-    shortcut
-        Of the windows that are not computed; what it costs counts.
+    base, shortcut
+        What settings build on, and what windows go through that are not computed; both cost something.
 
     Returns
     -------
@@ -96,7 +101,7 @@ def measure_cost(
     for counted in (True, False):
         rows = [
             row
-            for profile in probed(shortcut)
+            for profile in probed(base, shortcut)
             for row in _frames(predictor, clip, profile, counted)
         ]
         costs.append(fit_cost(*np.array(rows).T))

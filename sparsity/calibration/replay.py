@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sparsity.calibration.traces import Trace
 from sparsity.profile import Guard, Memory, Router, Windows
 from sparsity.routing import Decision, FrameCues, decide
-from sparsity.select import keep_count
+from sparsity.select import keep_count, refreshed_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class WindowReplay:
     decisions
         Windows, or None for a dense frame, and why.
     kept
-        Share of windows computed; 1 on dense frames.
+        Share of windows computed, those of a rolling refresh included; 1 on dense frames.
     recall
         Share of the frame's object tokens inside the computed windows; 1 where it has none.
     """
@@ -84,10 +84,16 @@ def replay_windows(
     recall = np.ones(len(decisions))
     for t, decision in enumerate(decisions):
         if decision.windows is not None:
-            kept[t] = len(decision.windows) / trace.grid.count
+            kept[t] = _count(decision.windows, windows, trace.grid.count) / trace.grid.count
             if total[t]:
                 recall[t] = tokens[t, list(decision.windows)].sum() / total[t]
     return WindowReplay(decisions, kept, recall)
+
+
+def _count(routed: tuple[int, ...], windows: Windows, total: int) -> int:
+    """Windows of a routed frame; which of them a rolling refresh adds depends on pictures, how many does not."""
+    every = windows.rolling_refresh
+    return len(routed) + (0 if every is None else refreshed_count(total - len(routed), every))
 
 
 def replay_memory(trace: Trace, memory: Memory) -> MemoryReplay:

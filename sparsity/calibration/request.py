@@ -17,6 +17,7 @@ from sparsity.calibration.bounds import (
     videos_needed,
 )
 from sparsity.calibration.clips import ClipSource
+from sparsity.calibration.settings import BASES
 from sparsity.calibration.shortcuts import KINDS
 from sparsity.options import ModelChoice
 
@@ -44,6 +45,8 @@ class Request:
         Of the split of the clips.
     shortcut
         What windows that are not computed go through, one of `sparsity.calibration.shortcuts.KINDS`.
+    base
+        Built-in profile that says what else becomes of them, one of `sparsity.calibration.settings.BASES`.
     budget
         Seconds that real runs may take; None for as many as `TRIED` settings need.
     """
@@ -59,6 +62,7 @@ class Request:
     recordings: tuple[Path, ...] = ()
     bound: BoundKind | None = None
     shortcut: str = "cached"
+    base: str = "paper"
 
     def check(self) -> None:
         """Refuse what can't be calibrated.
@@ -66,7 +70,7 @@ class Request:
         Raises
         ------
         InputError
-            Too few clips, a kind of shortcut that there isn't, or a number out of range.
+            Too few clips, a kind of shortcut or a base that there isn't, or a number out of range.
         """
         if len(self.clips) < FEWEST_CLIPS:
             raise InputError(
@@ -78,6 +82,8 @@ class Request:
             raise InputError(
                 f"shortcut {self.shortcut!r} given; expected {', '.join(KINDS)}; choose one of them"
             )
+        if self.base not in BASES:
+            raise InputError(f"base {self.base!r} given; expected {' or '.join(BASES)}; choose one")
         if not 0 < self.max_drop <= 100:
             raise InputError(
                 f"max-drop {self.max_drop:g} given; expected points of J&F above 0, such as 1.0; change it"

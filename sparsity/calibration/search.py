@@ -14,6 +14,7 @@ from sparsity.calibration.cost import Cost
 from sparsity.calibration.drift import Drift
 from sparsity.calibration.replay import keep_per_layer, replay_memory, replay_windows
 from sparsity.calibration.router import fit_router, judge, learnable
+from sparsity.calibration.settings import Setting, built_on
 from sparsity.calibration.thresholds import (
     keep_for,
     margin_for,
@@ -24,15 +25,13 @@ from sparsity.calibration.thresholds import (
     score_below_for,
 )
 from sparsity.calibration.traces import Trace
-from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Router, Shortcut, Windows
+from sparsity.profile import Guard, Memory, Profile, Router, Shortcut, Windows
 
 WINDOW_RECALLS = (0.9, 0.95, 0.975, 0.99, 0.995)
 """Shares of object tokens that routing is asked to cover."""
 
 MEMORY_SHARES = (0.02, 0.035, 0.05, 0.07, 0.095)
 """Mean kept shares of memory tokens in the grid; layers share them by their mass recall."""
-
-EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
 
 WORTH = 0.97
 """Cost above which a setting isn't worth a place among those that are run: it would hold, and save nothing."""
@@ -63,31 +62,16 @@ class Candidate:
     recall: float
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The parts of a profile that calibration varies."""
-
-    windows: Windows | None
-    guard: Guard
-    memory: Memory | None
-    router: Router | None = None
-
-
 def fewest_windows(traces: Sequence[Trace]) -> Windows:
     """The routing of the grid that leaves most windows out: what drift is measured and shortcuts are fitted with."""
     return mask_only(margin_for(traces, "best", WINDOW_RECALLS[0]), "best")
 
 
-def drifting(traces: Sequence[Trace], shortcut: Shortcut) -> Profile:
-    """The setting whose drift is measured: the fewest windows of the grid, few keys, never refreshed."""
+def drifting(traces: Sequence[Trace], shortcut: Shortcut, base: Profile) -> Profile:
+    """The setting whose drift is measured: the fewest windows of the grid, few keys, no whole frames by the clock."""
     remembered = all(trace.memory is not None for trace in traces)
-    return Profile(
-        name="drifting",
-        windows=fewest_windows(traces),
-        memory=Memory(keep=keep_for(traces, MEMORY_SHARES[-1])) if remembered else None,
-        shortcut=shortcut,
-        techniques=EXACT,
-    )
+    memory = Memory(keep=keep_for(traces, MEMORY_SHARES[-1])) if remembered else None
+    return built_on(base, "drifting", Setting(fewest_windows(traces), memory=memory), shortcut)
 
 
 def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
@@ -134,41 +118,34 @@ def candidates(
     cost: Cost,
     drift: Drift,
     shortcut: Shortcut,
+    base: Profile,
 ) -> list[Candidate]:
     """Replay settings over traces: their predicted cost and recall, mean over clips.
 
-    Windows and memory are replayed apart and once for each setting that differs. Settings that route get the shortcut;
-    masks of a dense run don't tell it from another, so it counts by `drift` and `cost` alone.
+    Windows and memory are replayed apart and once for each setting that differs. Settings that route get the shortcut,
+    and what they build on; masks of a dense run don't tell these from others, so they count by `drift` and `cost` alone.
     """
+    every = None if base.windows is None else base.windows.rolling_refresh
     routed = {
-        (s.windows, s.guard, s.router): _routed(traces, s.windows, s.guard, s.router)
+        (s.windows, s.guard, s.router): _routed(traces, s, every)
         for s in {replace(s, memory=None): None for s in settings}
     }
     pruned = {memory: _pruned(traces, memory) for memory in {s.memory: None for s in settings}}
     found = []
     for number, s in enumerate(settings):
         (kept, covered), (keys, mass) = routed[s.windows, s.guard, s.router], pruned[s.memory]
-        profile = Profile(
-            name=f"candidate-{number}",
-            windows=s.windows,
-            memory=s.memory,
-            shortcut=shortcut if s.windows else Shortcut(),
-            guard=s.guard,
-            router=s.router,
-            techniques=EXACT,
-        )
+        profile = built_on(base, f"candidate-{number}", s, shortcut)
         recall = covered * mass * (drift.kept(s.guard.refresh_every) if s.windows else 1.0)
         found.append(Candidate(profile, kept, keys, cost(kept, keys), recall))
     return found
 
 
-def _routed(
-    traces: Sequence[Trace], windows: Windows | None, guard: Guard, router: Router | None
-) -> tuple[float, float]:
-    """Shares of windows kept and object tokens covered."""
-    if windows is None:
+def _routed(traces: Sequence[Trace], s: Setting, every: int | None) -> tuple[float, float]:
+    """Shares of windows kept, a rolling refresh of one in `every` included, and of object tokens covered."""
+    if s.windows is None:
         return 1.0, 1.0
-    found = [replay_windows(trace, windows, guard, router) for trace in traces]
+    windows = s.windows.model_copy(update={"rolling_refresh": every})
+    found = [replay_windows(trace, windows, s.guard, s.router) for trace in traces]
     return float(np.mean([r.kept.mean() for r in found])), float(
         np.mean([r.recall.mean() for r in found])
     )
@@ -246,9 +223,13 @@ def describe(profile: Profile) -> str:
             said.append(f"saliency {w.saliency_mass:g} under score {w.score_below:g}")
         if profile.shortcut.kind != "identity":
             said.append(f"{profile.shortcut.kind} shortcut")
+        if w.rolling_refresh is not None:
+            said.append(f"rolling refresh {w.rolling_refresh}")
+        said += [name.replace("_", " ") for name in sorted(profile.calibrated_techniques)]
     if profile.memory is not None:
         layers = keep_per_layer(profile.memory, 1)
-        said.append("keep " + "/".join(f"{share:.3g}" for share in layers))
+        readers = " by routed readers" if profile.memory.readers == "routed" else ""
+        said.append("keep " + "/".join(f"{share:.3g}" for share in layers) + readers)
     guard = profile.guard.model_dump(exclude_none=True, exclude={"kept_share"})
     said += [f"{rule.replace('_', ' ')} {value:g}" for rule, value in guard.items()]
     return ", ".join(said)

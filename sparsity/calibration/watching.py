@@ -27,6 +27,7 @@ from sparsity.calibration.search import TESTED, TRIED, fewest_windows
 from sparsity.calibration.shortcuts import FITTED
 from sparsity.calibration.traces import Trace
 from sparsity.profile import Shortcut
+from sparsity.profiles import BUILTIN
 from sparsity.runs import write_text
 from sparsity.select import TOKEN_STRIDE, WindowGrid
 
@@ -142,7 +143,8 @@ def cost_of(request: Request, name: str, shortcut: Shortcut, path: Path) -> tupl
     except (OSError, ValueError, KeyError, TypeError):
         predictor = shared_predictor(request.choice)
         with request.choice.autocast(predictor.device.type):
-            operations, seconds = measure_cost(predictor, request.source.open(name), shortcut)
+            clip = request.source.open(name)
+            operations, seconds = measure_cost(predictor, clip, BUILTIN[request.base], shortcut)
         both = {"operations": asdict(operations), "time": asdict(seconds)}
         write_text(path, json.dumps(both, indent=1))
         return operations, seconds

@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 
 from probes import build_predictor
+from sparsity import accelerate
+from sparsity.acceleration.report import FrameReport
+from sparsity.profile import Memory, Profile, Windows
 from tests.conftest import make_frames, make_mask
 
 LONG = 12
@@ -155,3 +158,29 @@ def shortcut_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "shortcuts"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def fast(demo_predictor: Any) -> Any:
+    """The demo model under the paper's profile."""
+    return accelerate(demo_predictor, "paper")
+
+
+def everything_kept() -> Profile:
+    """Routing and pruning run, but nothing is left out."""
+    return Profile(name="everything", windows=Windows(margin_px=10_000), memory=Memory(keep=1.0))
+
+
+def last(predictor: Any, state: dict[str, Any]) -> FrameReport:
+    """The report of the frame that was tracked last."""
+    return predictor.report(state).frames[-1]
+
+
+def run(predictor: Any, state: dict[str, Any], **options: Any) -> dict[int, torch.Tensor]:
+    """Propagate to the end."""
+    return {f: values.clone() for f, _, values in predictor.propagate_in_video(state, **options)}
+
+
+def pruned_objects(report: FrameReport) -> set[int]:
+    """Objects whose memory was read in part."""
+    return {i for i, item in report.objects.items() if item.pruned_frames > 0}

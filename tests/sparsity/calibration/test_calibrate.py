@@ -163,6 +163,7 @@ def request(folders, *names, **more):
         ((), {"max_drop": 0.0}, "max-drop 0 given"),
         ((), {"confidence": 1.0}, "confidence 1 given"),
         ((), {"shortcut": "magic"}, "shortcut 'magic' given; expected identity, mean, .* cached"),
+        ((), {"base": "exact"}, "base 'exact' given; expected paper or recommended"),
         ((), {"target_speedup": 0.9}, "target-speedup 0.9 given"),
     ],
 )
@@ -201,12 +202,27 @@ def routed_speedup(calibrated):
 
 @pytest.fixture(scope="module")
 def fast(calibrated, arguments, routed_speedup, tmp_path_factory):
-    """A profile of one setting that was chosen by its speed, with a shortcut that is fitted."""
+    """A profile of one setting that was chosen by its speed, with a shortcut that is fitted, and windows reused."""
     out = tmp_path_factory.mktemp("fast") / "fast.json"
     shutil.copytree(calibrated.with_name("mine.json.clips"), out.with_name("fast.json.clips"))
     asked = ["--shortcut", "ridge", "--budget", "1s", "--target-speedup", str(routed_speedup)]
+    asked += ["--base", "recommended"]
     assert run(["calibrate", *arguments, *asked, "--out", str(out)]) == 0
     return out
+
+
+def test_what_settings_build_on_is_in_the_profile(fast, calibrated):
+    wanted, plain = load_profile("recommended"), load_profile(calibrated)
+    for profile, base in ((load_profile(fast), wanted), (plain, load_profile("paper"))):
+        assert profile.windows.rolling_refresh == base.windows.rolling_refresh
+        assert profile.techniques == base.techniques
+    assert load_profile(fast).memory.readers == "routed" != plain.memory.readers
+    assert load_profile(fast).made_by["settings"]["base"] == "recommended"
+    reports = [path.with_name(f"{path.stem}.calibration.json") for path in (fast, calibrated)]
+    reused, computed = (
+        min(row["cost"] for row in json.loads(report.read_text())["replayed"]) for report in reports
+    )
+    assert reused < 0.8 * computed, "the cheapest setting is cheaper by what is reused"
 
 
 def test_a_target_speedup_takes_the_surest_that_fast_and_states_its_own_bound(
@@ -224,6 +240,7 @@ def test_a_target_speedup_takes_the_surest_that_fast_and_states_its_own_bound(
     for what in ("runs.run_clip", "watching.capture", "fitting.collect", "fitting.fit_closed"):
         monkeypatch.setattr(f"sparsity.calibration.{what}", never)
     asked = ["--shortcut", "ridge", "--budget", "1s", "--target-speedup", "50"]
+    asked += ["--base", "recommended"]
     assert run(["calibrate", *arguments, *asked, "--out", str(tmp_path / "none.json")]) == 2
     said = capsys.readouterr().err
     assert said.index("at best") < said.index("settings replayed")

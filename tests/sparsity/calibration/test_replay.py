@@ -14,6 +14,7 @@ from sparsity.calibration.drift import Drift
 from sparsity.calibration.replay import replay_memory, replay_windows
 from sparsity.calibration.router import fit_router
 from sparsity.calibration.search import Candidate, candidates, describe, frontier, grid, spread_out
+from sparsity.calibration.settings import BASES
 from sparsity.calibration.thresholds import (
     keep_for,
     margin_for,
@@ -23,6 +24,7 @@ from sparsity.calibration.thresholds import (
 )
 from sparsity.calibration.traces import Trace
 from sparsity.profile import EXACT_TECHNIQUES, Guard, Memory, Profile, Shortcut, Windows
+from sparsity.profiles import BUILTIN
 from sparsity.select import WindowGrid
 from tests.sparsity.calibration.conftest import made
 
@@ -61,6 +63,25 @@ def test_replayed_decisions_are_those_of_the_run(demo_predictor, traces, rules, 
     assert [(d.reason, d.windows) for d in replayed] == real
     other = replay_windows(trace, mask_only(64.0, "all"), Guard()).decisions
     assert [(d.reason, d.windows) for d in other] != real
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_windows_of_a_rolling_refresh_are_counted(demo_predictor, every):
+    windows = Windows(margin_px=0.0, candidates="best", rolling_refresh=every)
+    profile = Profile(name="p", windows=windows, techniques=EXACT)
+    clip = made("smooth")
+    with demo_predictor.use(profile):
+        state = demo_predictor.init_state(clip.video)
+        for object_id, mask in clip.prompts().items():
+            demo_predictor.add_new_mask(state, 0, object_id, mask)
+        for _ in demo_predictor.propagate_in_video(state):
+            pass
+        frames = demo_predictor.report(state).frames[1:]
+    trace = capture(demo_predictor, clip, profile)
+    shares = [f.windows_kept / f.windows_total for f in frames]
+    assert replay_windows(trace, windows, Guard()).kept.tolist() == shares
+    other = windows.model_copy(update={"rolling_refresh": 2})
+    assert replay_windows(trace, other, Guard()).kept.mean() > np.mean(shares)
 
 
 def test_recall_counts_object_tokens_in_the_windows(traces):
@@ -115,16 +136,24 @@ def test_the_margin_is_the_smallest_that_covers(traces):
     assert margin_for(traces, "all", 1.0) >= margin_for(traces, "all", 0.9)
 
 
-def test_hundreds_of_settings_are_replayed(traces):
-    drift = Drift(tuple(float(s) for s in range(12)))
+@pytest.mark.parametrize("name", BASES)
+def test_hundreds_of_settings_are_replayed(traces, name):
+    drift, base = Drift(tuple(float(s) for s in range(12))), BUILTIN[name]
     settings = grid(traces, drift)
-    found = candidates(traces, settings, Cost(0.5, 0.3, 0.2), drift, Shortcut(kind="cached"))
+    found = candidates(traces, settings, Cost(0.5, 0.3, 0.2), drift, Shortcut(kind="cached"), base)
     assert len(found) == len(settings) > 100
     refreshed = {c.profile.guard.refresh_every for c in found if c.profile.windows}
     assert refreshed == {None, drift.refresh, 2 * drift.refresh}
     for c in found:
         assert c.profile.shortcut.kind == ("cached" if c.profile.windows else "identity")
         assert ("cached shortcut" in describe(c.profile)) is (c.profile.windows is not None)
+        if c.profile.windows:
+            assert c.profile.windows.rolling_refresh == base.windows.rolling_refresh
+            assert c.profile.calibrated_techniques == base.calibrated_techniques
+            readers = c.profile.memory.readers if c.profile.memory else "all"
+            assert readers == base.memory.readers
+        else:
+            assert c.profile.memory.readers == "all" and not c.profile.calibrated_techniques
     best = frontier(found)
     costs, recalls = [c.cost for c in best], [c.recall for c in best]
     assert costs == sorted(costs) and recalls == sorted(recalls)
