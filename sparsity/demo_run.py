@@ -91,7 +91,7 @@ def run_demo(out: Path, clips: int = 5) -> Demo:
     except InputError:
         stock = build_predictor("sam2.1-tiny", weights="random", image_size=256)
         random = True
-    profiles = [load_profile("exact"), load_profile("paper")]
+    profiles = [load_profile(name) for name in ("exact", "paper", "recommended")]
     if random:
         out.mkdir(parents=True, exist_ok=True)
         return Demo(_track(stock, clip, profiles, out)[0], None, out)

@@ -29,7 +29,7 @@ def test_the_whole_story_is_told(tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = run_demo(out)
     rows = table(found.text())
-    assert list(rows)[:3] == ["stock", "exact", "paper"] and "calibrated" in rows
+    assert list(rows)[:4] == ["stock", "exact", "paper", "recommended"] and "calibrated" in rows
     assert rows["stock"][1] == "1.00" and rows["stock"][3] == "100.0"
     assert RANDOM not in found.text()
     report = json.loads((out / "report.json").read_text())
@@ -56,7 +56,7 @@ def test_without_trained_weights_the_demo_says_so(
     text = found.text()
     assert text.startswith(RANDOM)
     rows = table(text)
-    assert list(rows) == ["stock", "exact", "paper"]
+    assert list(rows) == ["stock", "exact", "paper", "recommended"]
     assert rows["stock"][1] == "1.00" and rows["stock"][3] == "100.0"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert json.loads(found.json()) == {"random_weights": True, "rows": report["rows"]}
