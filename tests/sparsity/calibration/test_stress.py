@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sparsity.calibration.runs import run_clip
-from sparsity.calibration.search import EXACT
 from sparsity.calibration.thresholds import mask_only, scene_cut_for
 from sparsity.profile import Guard, Profile
+from sparsity.profiles import BUILTIN
 from tests.sparsity.calibration.conftest import made
 
 SHOT = 4
@@ -17,7 +17,8 @@ SHOT = 4
 @pytest.fixture(scope="module")
 def found(demo_predictor, traces):
     """A clip that is cut twice, routed by the fewest windows, with the guard that calm clips give and without."""
-    bare = Profile(name="bare", windows=mask_only(0.0, "best"), techniques=EXACT)
+    techniques = BUILTIN["exact"].techniques
+    bare = Profile(name="bare", windows=mask_only(0.0, "best"), techniques=techniques)
     rules = Guard(scene_cut=scene_cut_for(traces), score_below=0.0, mask_jump=0.5)
     guarded = bare.model_copy(update={"name": "guarded", "guard": rules})
     return run_clip(demo_predictor, made("scene_cut", seed=4), (guarded, bare))
