@@ -32,6 +32,17 @@ EXACT = dict.fromkeys(EXACT_TECHNIQUES, True)
 RULES = Guard(mask_jump=0.15, scene_cut=0.1, refresh_every=4, score_below=0.0)
 
 
+def report_of(predictor, clip, profile):
+    """Track a clip with a profile, and report it."""
+    with predictor.use(profile):
+        state = predictor.init_state(clip.video)
+        for object_id, mask in clip.prompts().items():
+            predictor.add_new_mask(state, 0, object_id, mask)
+        for _ in predictor.propagate_in_video(state):
+            pass
+        return predictor.report(state)
+
+
 @pytest.fixture(
     params=[
         (Windows(margin_px=0.0, candidates="best"), Guard()),
@@ -50,13 +61,7 @@ def test_replayed_decisions_are_those_of_the_run(demo_predictor, traces, rules, 
     router = fit_router(traces, 0.95) if learnt else None
     profile = Profile(name="p", windows=windows, guard=guard, router=router, techniques=EXACT)
     clip = made("distractors")
-    with demo_predictor.use(profile):
-        state = demo_predictor.init_state(clip.video)
-        for object_id, mask in clip.prompts().items():
-            demo_predictor.add_new_mask(state, 0, object_id, mask)
-        for _ in demo_predictor.propagate_in_video(state):
-            pass
-        frames = demo_predictor.report(state).frames[1:]
+    frames = report_of(demo_predictor, clip, profile).frames[1:]
     trace = capture(demo_predictor, clip, profile)
     replayed = replay_windows(trace, windows, guard, router).decisions
     real = [(f.reason, None if f.windows is None else tuple(f.windows)) for f in frames]
@@ -70,13 +75,7 @@ def test_windows_of_a_rolling_refresh_are_counted(demo_predictor, every):
     windows = Windows(margin_px=0.0, candidates="best", rolling_refresh=every)
     profile = Profile(name="p", windows=windows, techniques=EXACT)
     clip = made("smooth")
-    with demo_predictor.use(profile):
-        state = demo_predictor.init_state(clip.video)
-        for object_id, mask in clip.prompts().items():
-            demo_predictor.add_new_mask(state, 0, object_id, mask)
-        for _ in demo_predictor.propagate_in_video(state):
-            pass
-        frames = demo_predictor.report(state).frames[1:]
+    frames = report_of(demo_predictor, clip, profile).frames[1:]
     trace = capture(demo_predictor, clip, profile)
     shares = [f.windows_kept / f.windows_total for f in frames]
     assert replay_windows(trace, windows, Guard()).kept.tolist() == shares
@@ -111,13 +110,8 @@ def test_all_tokens_recall_everything_and_fewer_recall_less(traces):
 
 def test_kept_tokens_match_those_of_a_real_run(demo_predictor, traces):
     clip, memory = made("smooth"), Memory(keep=0.05)
-    with demo_predictor.use(Profile(name="m", memory=memory, techniques=EXACT)):
-        state = demo_predictor.init_state(clip.video)
-        for object_id, mask in clip.prompts().items():
-            demo_predictor.add_new_mask(state, 0, object_id, mask)
-        for _ in demo_predictor.propagate_in_video(state):
-            pass
-        report = demo_predictor.report(state)
+    profile = Profile(name="m", memory=memory, techniques=EXACT)
+    report = report_of(demo_predictor, clip, profile)
     replayed = replay_memory(traces[0], memory)
     assert replayed.keys == pytest.approx(report.keys_share, abs=1e-6)
     assert replayed.prunable == pytest.approx(report.prunable_keys_share, abs=1e-6)
