@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -125,27 +125,26 @@ def candidates(
     Windows and memory are replayed apart and once for each setting that differs. Settings that route get the shortcut,
     and what they build on; masks of a dense run don't tell these from others, so they count by `drift` and `cost` alone.
     """
-    every = None if base.windows is None else base.windows.rolling_refresh
-    routed = {
-        (s.windows, s.guard, s.router): _routed(traces, s, every)
-        for s in {replace(s, memory=None): None for s in settings}
-    }
+    profiles = [built_on(base, f"candidate-{n}", s, shortcut) for n, s in enumerate(settings)]
+    rules = dict.fromkeys((p.windows, p.guard, p.router) for p in profiles)
+    routed = {rule: _routed(traces, *rule) for rule in rules}
     pruned = {memory: _pruned(traces, memory) for memory in {s.memory: None for s in settings}}
     found = []
-    for number, s in enumerate(settings):
-        (kept, covered), (keys, mass) = routed[s.windows, s.guard, s.router], pruned[s.memory]
-        profile = built_on(base, f"candidate-{number}", s, shortcut)
+    for s, profile in zip(settings, profiles, strict=True):
+        kept, covered = routed[profile.windows, profile.guard, profile.router]
+        keys, mass = pruned[s.memory]
         recall = covered * mass * (drift.kept(s.guard.refresh_every) if s.windows else 1.0)
         found.append(Candidate(profile, kept, keys, cost(kept, keys), recall))
     return found
 
 
-def _routed(traces: Sequence[Trace], s: Setting, every: int | None) -> tuple[float, float]:
-    """Shares of windows kept, a rolling refresh of one in `every` included, and of object tokens covered."""
-    if s.windows is None:
+def _routed(
+    traces: Sequence[Trace], windows: Windows | None, guard: Guard, router: Router | None
+) -> tuple[float, float]:
+    """Shares of windows kept and object tokens covered."""
+    if windows is None:
         return 1.0, 1.0
-    windows = s.windows.model_copy(update={"rolling_refresh": every})
-    found = [replay_windows(trace, windows, s.guard, s.router) for trace in traces]
+    found = [replay_windows(trace, windows, guard, router) for trace in traces]
     return float(np.mean([r.kept.mean() for r in found])), float(
         np.mean([r.recall.mean() for r in found])
     )
