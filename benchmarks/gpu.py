@@ -92,8 +92,12 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
     with torch.inference_mode(), choice.autocast(device.type):
         state = fast.init_state(shown.frames)
         state["images"] = torch.stack([state["images"][t] for t in range(len(shown.frames))])
-        windows = fixed_windows(WINDOWS.get(choice.model), window_grid(fast)).choose
-        fast.choose_windows(state, windows)
+        route, rule = (
+            fixed_windows(WINDOWS.get(choice.model), window_grid(fast)),
+            fast.profile.windows,
+        )
+        assert rule is not None, "the paper's profile routes"
+        fast.choose_windows(state, route.chooser(rule))
         for object_id, mask in shown.objects.items():
             fast.add_new_mask(state, 0, object_id, mask)
         frames = fast.propagate_in_video(state)

@@ -4,9 +4,10 @@
     python benchmarks/mask_tracks.py DAVIS-dev --model sam2.1-tiny        something smaller
 
 Fixed windows say what a share of windows costs; this says what the objects of a data set come to. Every frame of
-every clip but the first is routed by the masks of the frame before it, all objects united. The frames are ordered
-by how many windows that takes, and as many as are timed are drawn at even distances, so that the shares timed are
-distributed as the data set's are; their order is then shuffled. One frame of each row in turn, in one process.
+every clip but the first is routed by the masks of the frame before it, all objects united, each row by its own margin.
+The frames are ordered by how many windows that takes the paper's rule, and as many as are timed are drawn at even
+distances, so that the shares timed are distributed as the data set's are; their order is then shuffled. One frame of
+each row in turn, in one process.
 
 Ratios are of total times, because dense frames count: those a profile refreshes are timed as they come, and the
 clips' first frames, which nobody can route, are added at stock's time. The result is
@@ -25,18 +26,23 @@ import numpy as np
 import torch
 
 from sparsity.acceleration.encoder import window_grid
+from sparsity.acceleration.session import WindowChooser
 from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, bench, ladder
+from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, Variant, bench, ladder
 from sparsity.evaluation.environment import environment
 from sparsity.evaluation.layouts import clip_names, open_clip
 from sparsity.evaluation.routes import Route, windows_of_ids
 from sparsity.options import ModelChoice
+from sparsity.profile import Windows
 from sparsity.profiles import BUILTIN
+from sparsity.routing import Decision
 from sparsity.runs import write_text
 from sparsity.select import WindowGrid
+from sparsity.techniques import FURTHER
 
 FOLDER = Path(__file__).with_name("mask_tracks")
 ROWS = (STOCK, "paper", "recommended")
+TRIMMED = "recommended + trimmed windows"
 
 
 @dataclass(frozen=True)
@@ -45,39 +51,40 @@ class Tracks:
 
     Attributes
     ----------
-    windows
-        Of every frame but the clips' first ones; None where no object is to be seen, which makes a frame dense.
+    counts
+        Windows by the paper's rule on every frame but the clips' first ones; all where no object is to be seen, which
+        makes a frame dense.
+    chosen
+        What each rule chooses on these frames.
     first
         Share of the frames that are a clip's first.
     """
 
-    windows: list[tuple[int, ...] | None]
+    counts: list[int]
+    chosen: dict[Windows, list[Decision]]
     first: float
 
-    def share(self, grid: WindowGrid) -> float:
-        """Return the mean share of windows, without the first frames."""
-        return float(np.mean([len(w or range(grid.count)) for w in self.windows])) / grid.count
-
-    def drawn(self, count: int, grid: WindowGrid) -> list[tuple[int, ...] | None]:
+    def drawn(self, count: int) -> list[int]:
         """Draw frames at even distances in the order of their number of windows, and shuffle them."""
-        ordered = sorted(self.windows, key=lambda w: len(w or range(grid.count)))
+        ordered = np.argsort(self.counts, kind="stable")
         at = ((np.arange(count) + 0.5) * len(ordered) / count).astype(int)
-        return [ordered[i] for i in np.random.default_rng(0).permutation(at)]
+        return [int(ordered[i]) for i in np.random.default_rng(0).permutation(at)]
 
 
-def tracks(root: Path, grid: WindowGrid, image_size: int) -> Tracks:
-    """Find the windows of every frame of every clip of an annotated data set."""
-    paper = BUILTIN["paper"].windows
-    assert paper is not None, "the paper's profile routes"
-    found: list[tuple[int, ...] | None] = []
+def tracks(root: Path, grid: WindowGrid, image_size: int, rules: set[Windows]) -> Tracks:
+    """Find the windows of every frame of every clip of an annotated data set, by some rules."""
+    paper = Windows()
+    chosen: dict[Windows, list[Decision]] = {rule: [] for rule in {paper, *rules}}
     names = clip_names(root)
     for name in names:
         clip = open_clip(root, name)
         for frame in list(clip.annotations)[:-1]:
             there = clip.truth(frame)
             united = np.asarray(there.any(axis=0) if clip.layered else there, np.uint8)
-            found.append(windows_of_ids(united, grid, image_size, paper.margin_px))
-    return Tracks(found, len(names) / (len(names) + len(found)))
+            for rule, found in chosen.items():
+                found.append(windows_of_ids(united, grid, image_size, rule))
+    counts = [len(found.windows or range(grid.count)) for found in chosen[paper]]
+    return Tracks(counts, chosen, len(names) / (len(names) + len(counts)))
 
 
 def main() -> None:
@@ -95,18 +102,26 @@ def main() -> None:
     )
     model = choice.build()
     grid = window_grid(model)
-    found = tracks(options.root, grid, model.image_size)
-    drawn = found.drawn(options.frames, grid)
-    begin = FULL_BANK + UNTIMED
-    route = Route(lambda frame: drawn[(frame - begin) % len(drawn)], "windows of mask tracks")
+    variants = [variant for variant in ladder() if variant.name in ROWS]
+    variants.append(Variant(TRIMMED, FURTHER["trimmed windows"](BUILTIN["recommended"])))
+    profiles = [variant.profile for variant in variants if variant.profile is not None]
+    rules = {profile.windows for profile in profiles if profile.windows is not None}
+    found = tracks(options.root, grid, model.image_size, rules)
+    drawn, begin = found.drawn(options.frames), FULL_BANK + UNTIMED
+
+    def chooser(rule: Windows) -> WindowChooser:
+        chosen = [found.chosen[rule][i] for i in drawn]
+        return lambda frame: chosen[(frame - begin) % len(chosen)]
+
+    share = float(np.mean(found.counts)) / grid.count
     clip = make_clip("smooth", 1, begin + options.frames, (270, 480), 1)
     stock, *ours = bench(
         model,
-        [variant for variant in ladder() if variant.name in ROWS],
+        variants,
         Material(clip.frames, {1: clip.masks[0] == 1}, "made clip smooth/1"),
         timed=options.frames,
         autocast=partial(choice.autocast, "cpu"),
-        route=route,
+        route=Route(chooser, "windows of mask tracks"),
         share_bank=True,
         closely=False,
     )
@@ -126,15 +141,15 @@ def main() -> None:
         "model": options.model,
         "weights": "random",
         "environment": environment(torch.device("cpu"), options.dtype),
-        "data": {"root": options.root.name, "frames": len(found.windows), "first": found.first},
-        "windows_of_all_frames": round(found.share(grid), 4),
+        "data": {"root": options.root.name, "frames": len(found.counts), "first": found.first},
+        "windows_of_all_frames": round(share, 4),
         "stock_ms": [round(1000 * s) for s in stock.seconds],
         "rows": rows,
     }
     out = options.out or FOLDER / f"{options.model.removeprefix('sam2.1-')}-{options.dtype}.json"
     out.parent.mkdir(exist_ok=True)
     write_text(out, json.dumps(document, indent=1) + "\n")
-    print(f"stock {1000 * mean:.0f} ms, windows of all frames {found.share(grid):.1%}")
+    print(f"stock {1000 * mean:.0f} ms, windows of all frames {share:.1%}")
     for name, row in rows.items():
         print(f"{name}: {row['ratio']:.2f}x, windows {row['windows_kept']:.1%}")
 

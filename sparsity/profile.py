@@ -58,6 +58,9 @@ class Windows(_Strict):
     rolling_refresh
         On every routed frame one in so many of the windows left out is computed too: those whose picture changed
         most since they were computed last. None leaves them out. Not part of the published method.
+    trimmed
+        In a window that masks touch only cells of 2 x 2 tokens that they touch are computed, `margin_px` included;
+        the others go through the shortcut. Not part of the published method.
     """
 
     saliency_mass: Share = 0.7
@@ -65,6 +68,7 @@ class Windows(_Strict):
     margin_px: Annotated[FiniteFloat, Field(ge=0)] = 8.0
     candidates: Literal["all", "best"] = "all"
     rolling_refresh: PositiveInt | None = None
+    trimmed: bool = False
 
 
 class Memory(_Strict):

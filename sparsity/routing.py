@@ -7,13 +7,21 @@ replays the same decision from a recording.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sparsity.profile import Guard, Router, Windows
-from sparsity.select import WindowGrid, mask_jump, smallest_set, window_mass, windows_of_mask
+from sparsity.select import (
+    WindowGrid,
+    mask_jump,
+    most_changed,
+    refreshed_count,
+    smallest_set,
+    window_mass,
+    windows_of_mask,
+)
 from sparsity.window_cues import needed, window_cues
 
 RESCUES = ("scene cut", "empty mask", "low score", "mask jump")
@@ -34,12 +42,15 @@ class ObjectCues:
         Object-score logit.
     jump
         1 - IoU with the mask before it, in [0, 1]; 0 when there is none.
+    cells
+        Bool, ``[cells]``: the same as `touched` for cells of 2 x 2 tokens; none where windows stay whole.
     """
 
     touched: Tensor
     mass: Tensor | None
     score: float
     jump: float = 0.0
+    cells: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +74,19 @@ class FrameCues:
 
 @dataclass(frozen=True)
 class Decision:
-    """Windows to compute; None means a dense frame. `reason` says why, in one or two words."""
+    """Windows to compute; None means a dense frame.
+
+    Attributes
+    ----------
+    reason
+        Why, in one or two words.
+    cells
+        Cells of 2 x 2 tokens that the windows are trimmed to, some of each; None leaves them whole.
+    """
 
     windows: tuple[int, ...] | None
     reason: str
+    cells: tuple[int, ...] | None = None
 
     @property
     def rescued(self) -> bool:
@@ -107,10 +127,11 @@ def cue_row(
     Returns
     -------
     Tensor
-        float32 ``[2 * windows + 2]``: `touched`, `mass` (NaN for None), `score` and `jump` of `ObjectCues`.
+        float32 ``[2 * windows + 2 + cells]``: `touched`, `mass` (NaN for None), `score`, `jump` and `cells` of
+        `ObjectCues`.
     """
-    source = candidates if windows.candidates == "all" else best[None]
-    touched = windows_of_mask((source > 0).any(0), grid, windows.margin_px)
+    source = (candidates if windows.candidates == "all" else best[None]) > 0
+    touched = windows_of_mask(source.any(0), grid, windows.margin_px)
     mass = None if saliency is None else window_mass(saliency, grid)
     jump = best.new_zeros(()) if before is None else mask_jump(before > 0, best > 0)
     if router is not None and bool(touched.any()):
@@ -120,21 +141,21 @@ def cue_row(
     if mass is None:
         mass = torch.full(touched.shape, torch.nan, device=best.device)
     numbers = torch.stack([torch.as_tensor(score, device=best.device).float(), jump.float()])
-    return torch.cat([touched.to(best.device).float(), mass, numbers])
+    parts = [touched.to(best.device).float(), mass, numbers]
+    if windows.trimmed:
+        parts.append(windows_of_mask(source.any(0), grid.cells, windows.margin_px).float())
+    return torch.cat(parts)
 
 
-def cues_on_host(rows: Tensor) -> list[ObjectCues]:
-    """Fetch the `cue_row` of each object, ``[O, 2 * windows + 2]``, in one transfer."""
-    count = (rows.shape[1] - 2) // 2
-    return [
-        ObjectCues(
-            row[:count] > 0,
-            None if bool(row[count : 2 * count].isnan().any()) else row[count : 2 * count],
-            float(row[-2]),
-            float(row[-1]),
-        )
-        for row in rows.cpu()
-    ]
+def cues_on_host(rows: Tensor, grid: WindowGrid) -> list[ObjectCues]:
+    """Fetch the `cue_row` of each object, ``[O, 2 * windows + 2 + cells]``, in one transfer."""
+    sizes = (grid.count, grid.count, 2, rows.shape[1] - 2 * grid.count - 2)
+    found = []
+    for touched, mass, numbers, cells in (row.split(sizes) for row in rows.cpu()):
+        score, jump = numbers.tolist()
+        known = None if bool(mass.isnan().any()) else mass
+        found.append(ObjectCues(touched > 0, known, score, jump, cells > 0 if len(cells) else None))
+    return found
 
 
 def decide(cues: FrameCues, windows: Windows, guard: Guard) -> Decision:
@@ -160,6 +181,66 @@ def decide(cues: FrameCues, windows: Windows, guard: Guard) -> Decision:
     if len(chosen) > guard.kept_share * kept.numel():
         return Decision(None, "most windows kept")
     return Decision(chosen, "saliency added" if unsure else "routed")
+
+
+def parts_computed(decision: Decision, of: Tensor) -> Tensor:
+    """Say which parts of windows a routed frame computes, bool ``[parts]``.
+
+    `of` is each part's window, int64: parts are whole windows, or cells of 2 x 2 tokens.
+    """
+    assert decision.windows is not None, "dense frames compute all"
+    if decision.cells is None:
+        return torch.isin(of, torch.tensor(decision.windows))
+    computed = torch.zeros(len(of), dtype=torch.bool)
+    computed[list(decision.cells)] = True
+    return computed
+
+
+def refreshed(
+    decision: Decision, change: Tensor, of: Tensor, parts_of_window: int, every: int
+) -> Decision:
+    """Add some of the windows left out or trimmed, whole: those whose parts left out changed most.
+
+    Parameters
+    ----------
+    change
+        How much the picture of each part changed since it was computed last, ``[parts]``.
+    of
+        Each part's window, int64 ``[parts]``.
+    parts_of_window
+        Parts that windows have, but for those over the grid's edge.
+    every
+        Of so many windows' worth of parts left out one window is added.
+    """
+    assert decision.windows is not None, "dense frames need no refresh"
+    left_out = ~parts_computed(decision, of)
+    windows = int(of.max()) + 1
+    counts = of[left_out].bincount(minlength=windows)
+    total = change.new_zeros(windows).index_add_(0, of[left_out], change[left_out])
+    among = tuple(torch.nonzero(counts)[:, 0].tolist())
+    count = refreshed_count(int(left_out.sum()) / parts_of_window, every)
+    added = most_changed(total / counts.clamp(min=1), among, count)
+    cells = decision.cells
+    if cells is not None:
+        whole = torch.nonzero(torch.isin(of, torch.tensor(added)))[:, 0]
+        cells = tuple(sorted({*cells, *whole.tolist()}))
+    return Decision(tuple(sorted({*decision.windows, *added})), decision.reason, cells)
+
+
+def trimmed(decision: Decision, cues: FrameCues, grid: WindowGrid) -> Decision:
+    """Trim the windows of a decision to the cells that masks touch; those that no mask touches stay whole."""
+    if decision.windows is None:
+        return decision
+    known = [
+        cue.cells for cue in cues.objects.values() if cue is not None and cue.cells is not None
+    ]
+    near, of = torch.stack(known).any(0), grid.window_of_cell
+    chosen = torch.zeros(grid.count, dtype=torch.bool)
+    chosen[list(decision.windows)] = True
+    untouched = chosen.clone()
+    untouched[of[near]] = False
+    cells = torch.nonzero(near & chosen[of] | untouched[of])[:, 0]
+    return replace(decision, cells=tuple(cells.tolist()))
 
 
 def _dense_reason(cues: FrameCues, guard: Guard) -> str | None:

@@ -46,6 +46,17 @@ class WindowGrid:
         """Number of windows."""
         return self.side**2
 
+    @property
+    def cells(self) -> WindowGrid:
+        """The grid's cells of 2 x 2 tokens, the smallest part that stage 4 can do without."""
+        return WindowGrid(self.tokens, 2)
+
+    @property
+    def window_of_cell(self) -> Tensor:
+        """Window of each cell, int64 ``[cells]``; cells do not straddle windows."""
+        row = torch.arange(self.cells.side) * 2 // self.window
+        return (row[:, None] * self.side + row).flatten()
+
 
 def smallest_set(mass: Tensor, share: float) -> Tensor:
     """Choose the smallest set of elements that holds a share of the mass.
@@ -198,7 +209,7 @@ def thumbnail(frame: Tensor, side: int = 16) -> Tensor:
 
 
 def window_pictures(image: Tensor, grid: WindowGrid) -> Tensor:
-    """Shrink every window of an image to 4 x 4 colours, for `most_changed`.
+    """Shrink every window of an image to 4 x 4 colours, to tell how much it changed.
 
     Parameters
     ----------
@@ -218,18 +229,19 @@ def window_pictures(image: Tensor, grid: WindowGrid) -> Tensor:
     return cut.permute(1, 3, 0, 2, 4).reshape(grid.count, -1)
 
 
-def most_changed(
-    before: Tensor, after: Tensor, among: tuple[int, ...], count: int
-) -> tuple[int, ...]:
-    """Choose the windows whose pictures ``[windows, n]`` differ most, `count` of those `among`."""
-    change = (after - before).abs().mean(1)[list(among)]
-    order = change.sort(descending=True, stable=True).indices[:count]
+def most_changed(change: Tensor, among: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Choose the windows whose pictures changed most, `count` of those `among`; `change` is ``[windows]``."""
+    order = change[list(among)].sort(descending=True, stable=True).indices[:count]
     return tuple(among[i] for i in order.tolist())
 
 
-def refreshed_count(left_out: int, every: int) -> int:
-    """Windows that a rolling refresh adds to a frame: one in `every` of those left out, rounded up."""
-    return -(-left_out // every)
+def refreshed_count(left_out: float, every: int) -> int:
+    """Windows that a rolling refresh adds to a frame: one in `every` of those left out, rounded up.
+
+    >>> refreshed_count(12, 6), refreshed_count(12.25, 6)
+    (2, 3)
+    """
+    return math.ceil(left_out / every)
 
 
 def scene_change(before: Tensor, after: Tensor) -> float:

@@ -39,6 +39,7 @@ FURTHER: dict[str, Switch] = {
     "last block reused": partial(_technique, name="reuse_last_block"),
     "early stages reused": partial(_technique, name="reuse_early_stages"),
     "rolling refresh": partial(_windows, rolling_refresh=6),
+    "trimmed windows": partial(_windows, trimmed=True, margin_px=24.0),
     "cached shortcut": lambda p: p.model_copy(update={"shortcut": Shortcut(kind="cached")}),
 }
 """Switches by the name of their row."""

@@ -48,14 +48,15 @@ class Block:
     @compilable
     def windowed(self, x: Tensor, where: WindowTokens) -> Tensor:
         """Window attention and MLP on packed tokens ``[P, C]`` (float32, overwritten)."""
-        y = where.scatter(self.norm1(x))
-        x.add_(where.gather(self._attention(y, where.windows, where.window**2, where.ids)))
+        qkv = where.scatter(self.qkv(self.norm1(x)), self.qkv.bias)
+        attended = self._attention(qkv, where.window**2, where)
+        x.add_(self.out(where.gather(attended)))
         return self._mlp(x)
 
     @compilable
-    def windows_of(self, x: Tensor, windows: int, window: int) -> Tensor:
+    def windows_of(self, x: Tensor, window: int) -> Tensor:
         """The same on whole windows ``[windows * window**2, C]``, without padding."""
-        x.add_(self._attention(self.norm1(x), windows, window**2, None))
+        x.add_(self.out(self._attention(self.qkv(self.norm1(x)), window**2)))
         return self._mlp(x)
 
     @compilable
@@ -66,12 +67,11 @@ class Block:
         """
         y = self.norm1(x)
         if beside is None:
-            return self._mlp(x.add_(self._attention(y, 1, len(x), keys)))
-        if self.seam.observers:
-            raise InputError(
-                "the technique 'pooled_background' is on while attention is observed; its pooled keys are no "
-                "tokens that could be named; switch it off to observe"
-            )
+            qkv = self.qkv(y)
+            return self._mlp(x.add_(self.out(self._attention(qkv, len(x), keys=keys))))
+        self._refuse_observers(
+            "the technique 'pooled_background' is on", "its pooled keys are no tokens"
+        )
         q, k, v = self._split(self.qkv(torch.cat([y, self.norm1(beside)])))
         weight = k.new_zeros(1, 1, 1, k.shape[2])
         weight[..., len(x) :] = math.log(POOLED)
@@ -89,15 +89,15 @@ class Block:
         return self._mlp(x.index_select(0, places).add_(self.out(attended)))
 
     @compilable
-    def pooled(self, x: Tensor, windows: int, window: int) -> Tensor:
+    def pooled(self, x: Tensor, window: int) -> Tensor:
         """Window attention with pooled queries on whole windows ``[windows * window**2, C]``.
 
         Returns the tokens of the next stage, ``[windows * (window / 2)**2, 2C]``, float32.
         """
         y = self.norm1(x)
         assert self.widen is not None, "blocks that pool also widen"
-        shortcut = max_pool(self.widen(y).view(windows, window, window, -1))
-        attended = self._attention(y, windows, window**2, None, pool=window)
+        shortcut = max_pool(self.widen(y).view(len(y) // window**2, window, window, -1))
+        attended = self.out(self._attention(self.qkv(y), window**2, pool=window))
         return self._mlp(shortcut.reshape(attended.shape).float().add_(attended))
 
     @compilable
@@ -116,33 +116,55 @@ class Block:
         Tensor
             ``[P / 4, 2C]``, packed in the order of `into`.
         """
-        y = where.scatter(self.norm1(x))
+        y, window = self.norm1(x), where.window
         assert self.widen is not None, "blocks that pool also widen"
-        shortcut = max_pool(self.widen(y).view(where.windows, where.window, where.window, -1))
-        attended = self._attention(y, where.windows, where.window**2, where.ids, pool=where.window)
-        return self._mlp(into.gather(shortcut.flatten(0, 2)).float().add_(into.gather(attended)))
+        wide = where.scatter(self.widen(y), self.widen.bias)
+        shortcut = into.gather(max_pool(wide.view(where.windows, window, window, -1)).flatten(0, 2))
+        qkv = where.scatter(self.qkv(y), self.qkv.bias)
+        attended = self._attention(qkv, window**2, where, pool=window)
+        return self._mlp(shortcut.float().add_(self.out(into.gather(attended))))
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[1, h, P, c]`` of one sequence of tokens."""
         q, k, v = qkv.view(1, len(qkv), 3, self.heads, -1).transpose(1, 3).unbind(2)
         return q, k, v
 
+    def _refuse_observers(self, what: str, why: str) -> None:
+        if self.seam.observers:
+            raise InputError(
+                f"{what} while attention is observed; expected keys that can be named, and {why}; switch it off "
+                "to observe"
+            )
+
     def _attention(
-        self, y: Tensor, windows: int, size: int, keys: Tensor | None, pool: int = 0
+        self,
+        qkv: Tensor,
+        size: int,
+        where: WindowTokens | None = None,
+        keys: Tensor | None = None,
+        pool: int = 0,
     ) -> Tensor:
-        """Attention inside each window of ``[windows * size, C]``, projected."""
-        q, k, v = (
-            self.qkv(y).view(windows, size, 3, self.heads, -1).unbind(2)
-        )  # [windows, size, h, c]
+        """Attention inside each window of ``[windows * size, 3C]``, to the slots that `where` has, if given.
+
+        Returns ``[windows * size, C]``, a quarter of it with pooled queries.
+        """
+        windows = (
+            len(qkv) // size
+        )  # not given as a number, which compiled code would take for a constant
+        q, k, v = qkv.view(windows, size, 3, self.heads, -1).unbind(2)  # [windows, size, h, c]
         if pool:
             q = max_pool(q.reshape(windows, pool, pool, -1)).view(
                 windows, size // 4, self.heads, -1
             )
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if self.seam.observers:
-            self.seam.tell(self.site, q, k, v, keys=keys)
-        attended = attend(q, k, v)
-        return self.out(attended.transpose(1, 2).reshape(windows * q.shape[2], -1))
+        if where is not None and where.keys is not None:
+            self._refuse_observers("windows are trimmed", "a trimmed window lacks some")
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=where.keys)
+        else:
+            if self.seam.observers:
+                self.seam.tell(self.site, q, k, v, keys=keys if where is None else where.ids)
+            attended = attend(q, k, v)
+        return attended.transpose(1, 2).reshape(windows * q.shape[2], -1)
 
     def _mlp(self, x: Tensor) -> Tensor:
         return x.add_(self.down(self.up(self.norm2(x), "gelu")))

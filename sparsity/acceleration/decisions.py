@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
 
 from probes.errors import InputError
 from probes.video import STD
 from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.reuse import PICTURE, parts_of
-from sparsity.acceleration.session import KEY, Session
-from sparsity.routing import Decision, FrameCues, ObjectCues, decide
-from sparsity.select import (
-    most_changed,
-    refreshed_count,
-    scene_change,
-    thumbnail,
-    window_pictures,
-)
+from sparsity.acceleration.session import KEY, Chosen, Session
+from sparsity.routing import Decision, FrameCues, ObjectCues, decide, refreshed, trimmed
+from sparsity.select import WindowGrid, scene_change, thumbnail, window_pictures
 
 if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -41,29 +35,16 @@ def decide_frame(
         return decision
     if last is None or not last.serve(needed, frame, predictor._encoder.version):
         return Decision(None, "nothing cached")
-    if PICTURE not in needed:
+    rule, grid = predictor.profile.windows, window_grid(predictor)
+    if rule is None or rule.rolling_refresh is None:
         return decision
-    pictures = last.parts[PICTURE][0], _pictures(predictor, state, frame)
-    return Decision(_refreshed(predictor, decision.windows, *pictures), decision.reason)
-
-
-def _pictures(predictor: EfficientSAM2VideoPredictor, state: dict[str, Any], frame: int) -> Tensor:
-    image = state["images"][frame].to(state["device"])
-    return window_pictures(image, window_grid(predictor))
-
-
-def _refreshed(
-    predictor: EfficientSAM2VideoPredictor,
-    windows: tuple[int, ...],
-    before: Tensor,
-    after: Tensor,
-) -> tuple[int, ...]:
-    """Add some of the windows left out, by the pictures they were computed from and their present ones."""
-    rule = predictor.profile.windows
-    assert rule is not None and rule.rolling_refresh is not None, "it is what pictures are kept for"
-    left_out = tuple(sorted(set(range(len(after))) - set(windows)))
-    count = refreshed_count(len(left_out), rule.rolling_refresh)
-    return tuple(sorted((*windows, *most_changed(before, after, left_out, count))))
+    image, before = state["images"][frame].to(state["device"]), last.parts[PICTURE[rule.trimmed]][0]
+    pictures = window_pictures(image, grid.cells if rule.trimmed else grid)
+    change = (pictures - before).abs().mean(1).cpu()
+    of, parts = torch.arange(grid.count), 1
+    if rule.trimmed:
+        of, parts = grid.window_of_cell, (grid.window // 2) ** 2
+    return refreshed(decision, change, of, parts, rule.rolling_refresh)
 
 
 def _decide(
@@ -80,9 +61,7 @@ def _decide(
     if session.chooser is not None:
         if guard.refresh_every is not None and since >= guard.refresh_every:
             return Decision(None, "refresh")
-        return Decision(
-            _given(session.chooser(frame), frame, window_grid(predictor).count), "given"
-        )
+        return _given(session.chooser(frame), frame, window_grid(predictor), windows.trimmed)
     results = state["output_dict_per_obj"].items()
     # an object that was added during this pass has no prompt of its own yet, and waits for the next
     per_object = {index: own for index, own in results if own["cond_frame_outputs"]}
@@ -98,20 +77,35 @@ def _decide(
     change = 0.0
     if guard.scene_cut is not None and None not in cues.values():
         change = _scene_change(state, session, frame, adjacent)
-    return decide(FrameCues(cues, change, since), windows, guard)
+    known = FrameCues(cues, change, since)
+    decision = decide(known, windows, guard)
+    return trimmed(decision, known, window_grid(predictor)) if windows.trimmed else decision
 
 
-def _given(chosen: tuple[int, ...] | None, frame: int, total: int) -> tuple[int, ...] | None:
-    """Check windows that somebody's own rule chose."""
-    if chosen is None:
-        return None
-    windows = tuple(sorted(set(chosen)))
-    if not windows or windows[0] < 0 or windows[-1] >= total:
+def _given(chosen: Chosen, frame: int, grid: WindowGrid, trims: bool) -> Decision:
+    """Check windows that somebody's own rule chose, and cells that it trimmed them to."""
+    wanted = chosen if isinstance(chosen, Decision) else Decision(chosen, "given")
+    if wanted.windows is None:
+        return Decision(None, "given")
+    windows, cells = tuple(sorted(set(wanted.windows))), wanted.cells
+    if not windows or windows[0] < 0 or windows[-1] >= grid.count:
         raise InputError(
-            f"windows {chosen} chosen for frame {frame}; expected one or more of 0 to {total - 1}, or None for a "
+            f"windows {chosen} chosen for frame {frame}; expected one or more of 0 to {grid.count - 1}, or None for a "
             "dense frame; return such"
         )
-    return windows
+    if cells is not None and not trims:
+        raise InputError(
+            f"cells chosen for frame {frame}, but the profile in use does not trim windows; set windows.trimmed, or "
+            "return windows alone"
+        )
+    if cells is not None:
+        cells, of = tuple(sorted(set(cells))), grid.window_of_cell.tolist()
+        if {of[cell] for cell in cells if 0 <= cell < len(of)} != set(windows):
+            raise InputError(
+                f"cells of other windows than {windows} chosen for frame {frame}; expected some of each of these, of "
+                f"0 to {len(of) - 1}; return such, or None for whole windows"
+            )
+    return Decision(windows, "given", cells)
 
 
 def _scene_change(state: dict[str, Any], session: Session, frame: int, adjacent: int) -> float:

@@ -89,13 +89,13 @@ class EarlyStages:
             count = len(x) // window**2
             here = slice(first, first + count)
             for block in early[: ends[0] + 1]:
-                x = block.windows_of(x, count, window)
+                x = block.windows_of(x, window)
             fine[here] = self.level0(x.to(self.dtype)).view(count, window**2, -1)
-            x = early[ends[0] + 1].pooled(x, count, window)
+            x = early[ends[0] + 1].pooled(x, window)
             for block in early[ends[0] + 2 : ends[1] + 1]:
-                x = block.windows_of(x, count, half)
+                x = block.windows_of(x, half)
             middle[here] = self.level1(x.to(self.dtype)).view(count, half**2, -1)
-            x = early[ends[1] + 1].pooled(x, count, half)
+            x = early[ends[1] + 1].pooled(x, half)
             entry[here] = x.view(count, quarter**2, -1)
         if last is not None:
             fine, middle, entry = last.complete("reuse_early_stages", places, fine, middle, entry)

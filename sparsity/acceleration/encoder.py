@@ -21,7 +21,8 @@ from sparsity.acceleration.early import EarlyStages
 from sparsity.acceleration.late import Features, LateStages
 from sparsity.acceleration.reuse import LastComputed
 from sparsity.acceleration.shortcuts import ShortcutFunction
-from sparsity.acceleration.windows import window_tokens
+from sparsity.acceleration.transfer import to_device
+from sparsity.acceleration.windows import cells_within, window_tokens
 from sparsity.select import WindowGrid
 
 
@@ -33,6 +34,8 @@ class Routing:
     ----------
     windows
         Windows of stage 3 to compute; None for all.
+    cells
+        Cells of 2 x 2 tokens that they are trimmed to; None leaves them whole.
     shortcut
         What the other windows go through.
     keep_change
@@ -44,6 +47,7 @@ class Routing:
     """
 
     windows: tuple[int, ...] | None = None
+    cells: tuple[int, ...] | None = None
     shortcut: ShortcutFunction | None = None
     keep_change: bool = False
     techniques: frozenset[str] = frozenset()
@@ -100,25 +104,27 @@ class Encoder:
             with torch.autocast(image.device.type, enabled=False):
                 kept, squares = routing.kept_by("reuse_early_stages"), None
                 if kept is not None and routing.windows is not None:
-                    squares = self._cells(routing.windows, image.device)
+                    squares = self._cells(routing, image.device)
                 with self.seam.joined():
                     x, high_res = self.early(image, squares, kept)
                 x, change = self.through_stage3(x, routing)
                 kept = routing.kept_by("reuse_stage4")
-                windows = None if kept is None else routing.windows
-                return self.late(x, high_res, windows, kept), change
+                windows, cells = (routing.windows, routing.cells) if kept else (None, None)
+                return self.late(x, high_res, windows, cells, kept), change
         return self._stock_around(image, routing)
 
     def through_stage3(self, x: Tensor, routing: Routing) -> tuple[Tensor, Tensor | None]:
         """Run stage 3's blocks behind its pooling block on ``[grid, grid, C]`` float32 (method 2.2)."""
         grid, channels = x.shape[0], x.shape[-1]
-        where = window_tokens(grid, window_grid(self.model).window, routing.windows, x.device)
+        where = window_tokens(
+            grid, window_grid(self.model).window, routing.windows, x.device, routing.cells
+        )
         whole = len(where.tokens) == grid * grid
         entry = x.reshape(grid * grid, channels)
         others = entry if whole or routing.shortcut is None else routing.shortcut(entry)
         beside = None
         if "pooled_background" in routing.techniques and not whole and routing.windows is not None:
-            beside = self._pooled_background(others, routing.windows)
+            beside = self._pooled_background(others, routing)
         packed = entry.index_select(0, where.tokens)
         for index in range(self.first, self.last):
             block = self.stage3[index]
@@ -138,18 +144,17 @@ class Encoder:
             (out,) = kept.complete("reuse_last_block", where.tokens, fresh)
         return out.view(grid, grid, channels), change
 
-    def _cells(self, windows: tuple[int, ...], device: torch.device) -> Tensor:
-        """2 x 2 cells of stage 3's tokens that lie in some windows, int64, counted row by row."""
-        grid = window_grid(self.model)
-        return window_tokens(grid.tokens // 2, grid.window // 2, windows, device).tokens
+    def _cells(self, routing: Routing, device: torch.device) -> Tensor:
+        """2 x 2 cells of stage 3's tokens that are computed, int64, counted row by row."""
+        return cells_within(window_grid(self.model), routing.windows, routing.cells, device)
 
-    def _pooled_background(self, x: Tensor, kept: tuple[int, ...]) -> Tensor:
-        """Means over 2 x 2 tokens of ``[tokens, C]`` in all windows but those `kept`, ``[cells, C]``."""
-        grid = window_grid(self.model)
-        left_out = tuple(sorted(set(range(grid.count)) - set(kept)))
-        half = grid.tokens // 2
+    def _pooled_background(self, x: Tensor, routing: Routing) -> Tensor:
+        """Means over 2 x 2 tokens of ``[tokens, C]`` in all cells but those computed, ``[cells, C]``."""
+        half = window_grid(self.model).tokens // 2
         pooled = x.view(half, 2, half, 2, -1).mean((1, 3)).flatten(0, 1)
-        return pooled.index_select(0, self._cells(left_out, x.device))
+        left_out = torch.ones(half * half, dtype=torch.bool)
+        left_out[self._cells(routing, left_out.device)] = False
+        return pooled.index_select(0, to_device(torch.nonzero(left_out)[:, 0], x.device))
 
     def _stock_around(self, image: Tensor, routing: Routing) -> tuple[Features, Tensor | None]:
         """Routed stage 3 inside otherwise stock code; with all windows it is bit-equal to stock."""

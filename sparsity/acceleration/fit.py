@@ -6,6 +6,7 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from probes.errors import InputError
 from probes.models import fingerprint
+from sparsity.acceleration.encoder import window_grid
 from sparsity.profile import Profile
 from sparsity.window_cues import CUES
 
@@ -30,6 +31,16 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
     routed, trunk = profile.windows is not None, model.image_encoder.trunk
     if routed and trunk.blocks[trunk.stage_ends[2]].window_size > 0:
         raise InputError(f"{named} routes windows, but {WINDOWED_LAST}; set windows to null")
+    grid = window_grid(model)
+    if (
+        profile.windows is not None
+        and profile.windows.trimmed
+        and (grid.window % 2 or grid.tokens % 2)
+    ):
+        raise InputError(
+            f"{named} trims windows to cells of 2 x 2 tokens, but windows of {grid.window} tokens a side on a grid of "
+            f"{grid.tokens} can't be cut so; set windows.trimmed to false"
+        )
     if profile.technique("encoder") and (reason := why_not_exact(model)):
         raise InputError(f"{named} asks for the technique 'encoder', but {reason}; switch it off")
     memory = profile.memory

@@ -45,16 +45,18 @@ class LateStages:
         x: Tensor,
         high_res: list[Tensor],
         windows: tuple[int, ...] | None = None,
+        cells: tuple[int, ...] | None = None,
         last: LastComputed | None = None,
     ) -> Features:
         """Run on stage 3's output ``[grid, grid, C]``; `high_res` are levels 0 and 1.
 
-        Where `last` keeps stage 4, only some `windows` of it are computed, the others are as they were.
+        Where `last` keeps stage 4, only some `windows` of it are computed, trimmed to `cells` where these are given;
+        the rest is as it was.
         """
         grid, channels = x.shape[0], x.shape[-1]
         half, flat = grid // 2, x.view(grid * grid, channels)
-        where = window_tokens(grid, self.window, windows, x.device)
-        into = window_tokens(half, self.window // 2, windows, x.device)
+        where = window_tokens(grid, self.window, windows, x.device, cells)
+        into = window_tokens(half, self.window // 2, windows, x.device, cells, 1)
         deep = self.blocks[0].pooled_padded(flat.index_select(0, where.tokens), where, into)
         for block in self.blocks[1:]:
             deep = block.windowed(deep, into)

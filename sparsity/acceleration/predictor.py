@@ -99,8 +99,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     ) -> None:
         """Let `chooser` (frame index -> windows, or None for a dense frame) route instead of the profile's rule.
 
-        For benchmarks with fixed windows or with the routes of another run; None restores the rule. A rolling refresh
-        adds its own to them.
+        It may give a `sparsity.routing.Decision` too, to trim windows to some of their cells. For benchmarks with
+        fixed windows or with the routes of another run; None restores the rule. A rolling refresh adds its own to
+        them.
         """
         self._session(inference_state).chooser = chooser
 
@@ -203,7 +204,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         reach = max(stride * self.num_maskmem, self.max_obj_ptrs_in_encoder)
         try:
             for frame, ids, masks in frames:
-                session.note_prompts(inference_state, frame, reverse, window_grid(self).count)
+                session.note_prompts(inference_state, frame, reverse, window_grid(self))
                 if session.history == "bounded":
                     forget_results(inference_state, frame, reverse, reach)
                 yield frame, ids, masks
@@ -273,6 +274,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             [state["output_dict_per_obj"][i] for i in group],
             reverse,
             decision.windows,
+            decision.cells,
             decision.rescued,
         )
         ids = tuple(state["obj_idx_to_id"][i] for i in group)
@@ -288,7 +290,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             session.routing = None
         results = []
         parts = parts_of_all(self, tracked, together, frame, self._memory)
-        report = session.frame_report(frame, reverse, decision, window_grid(self).count)
+        report = session.frame_report(frame, reverse, decision, window_grid(self))
         for b, (index, (part, said)) in enumerate(zip(group, parts, strict=True)):
             results.append((part, logits[b : b + 1]))
             report.objects[state["obj_idx_to_id"][index]] = said

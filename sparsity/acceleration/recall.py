@@ -77,5 +77,5 @@ def _readers(
             return None
         added.append(extras.added)
     grid = window_grid(predictor)
-    where = window_tokens(grid.tokens, grid.window, tracked.windows, added[0].device)
+    where = window_tokens(grid.tokens, grid.window, tracked.windows, added[0].device, tracked.cells)
     return Readers(where.tokens, torch.stack(added))

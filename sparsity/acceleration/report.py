@@ -52,6 +52,8 @@ class FrameReport:
         Their indices; None when all were.
     reason
         ``"routed"``, ``"saliency added"``, or why the frame was dense.
+    trimmed_to
+        Share of these windows' tokens that was computed; 1 unless they were trimmed.
     objects
         By object id.
     """
@@ -62,6 +64,7 @@ class FrameReport:
     windows_total: int
     windows: list[int] | None
     reason: str
+    trimmed_to: float = 1.0
     objects: dict[int, ObjectReport] = field(default_factory=dict)
 
     @property
@@ -90,8 +93,10 @@ class Report:
 
     @property
     def windows_share(self) -> float:
-        """Mean share of windows computed, dense frames counted as 1."""
-        return _mean([frame.windows_kept / frame.windows_total for frame in self.frames])
+        """Mean share of windows computed, dense frames counted as 1 and trimmed windows by what is left of them."""
+        return _mean(
+            [frame.windows_kept / frame.windows_total * frame.trimmed_to for frame in self.frames]
+        )
 
     @property
     def keys_share(self) -> float:

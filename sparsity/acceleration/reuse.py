@@ -11,8 +11,9 @@ from sparsity.profile import REUSING_TECHNIQUES, Profile
 CHANGE = "change"
 """Part of the cached shortcut: what stage 3's blocks changed, ``[tokens, C]`` float32."""
 
-PICTURE = "picture"
-"""Part of the rolling refresh: `sparsity.select.window_pictures` of the images windows were computed from."""
+PICTURE = {False: "picture", True: "picture of cells"}
+"""Part of the rolling refresh: `sparsity.select.window_pictures` of the images windows were computed from, or of their
+cells where windows are trimmed."""
 
 
 def parts_of(profile: Profile) -> frozenset[str]:
@@ -23,7 +24,7 @@ def parts_of(profile: Profile) -> frozenset[str]:
     if profile.shortcut.kind == "cached":
         parts |= {CHANGE}
     if profile.windows.rolling_refresh is not None:
-        parts |= {PICTURE}
+        parts |= {PICTURE[profile.windows.trimmed]}
     return parts
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -20,13 +20,17 @@ from probes.video import ModelFrames, VideoSource
 from sparsity.acceleration.report import FrameReport, ObjectReport, Report
 from sparsity.acceleration.reuse import LastComputed
 from sparsity.profile import Memory, Windows
-from sparsity.routing import Decision, ObjectCues
+from sparsity.routing import Decision, ObjectCues, parts_computed
+from sparsity.select import WindowGrid
 
 KEY = "efficient"
 """Key of our entry in sam2's dicts."""
 
-WindowChooser = Callable[[int], "tuple[int, ...] | None"]
-"""From a frame's index to the windows to compute; None for a dense frame."""
+Chosen = tuple[int, ...] | Decision | None
+"""Windows to compute, or a decision that also says to which cells they are trimmed; None for a dense frame."""
+
+WindowChooser = Callable[[int], Chosen]
+"""From a frame's index to what is to be computed."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +100,27 @@ class FrameExtras:
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """How cached image features were computed: which windows (None: all), and by exact rewrites or stock code."""
+    """How cached image features were computed.
+
+    Attributes
+    ----------
+    windows, cells
+        As in `sparsity.routing.Decision`.
+    exact
+        By exact rewrites, not by stock code.
+    """
 
     windows: tuple[int, ...] | None = None
+    cells: tuple[int, ...] | None = None
     exact: bool = False
 
     def serves(self, wanted: FeatureKind) -> bool:
         """Whether features of this kind may be used where `wanted` is asked for."""
         if wanted.windows is None:
             return self.windows is None and (self.exact == wanted.exact or wanted.exact)
-        return self.windows is None or set(wanted.windows) <= set(self.windows)
+        if self.windows is None or self.cells is not None:
+            return self.windows is None or self == wanted
+        return set(wanted.windows) <= set(self.windows)
 
 
 @dataclass
@@ -155,26 +170,38 @@ class Session:
         self.decision = self.current = None
 
     def frame_report(
-        self, frame: int, reverse: bool, decision: Decision, total: int
+        self, frame: int, reverse: bool, decision: Decision, grid: WindowGrid
     ) -> FrameReport:
         """The report of a frame, begun when the pass comes to it."""
         current = self.current
         if current is None or (current.frame, current.reverse) != (frame, reverse):
             windows = None if decision.windows is None else list(decision.windows)
-            kept = total if windows is None else len(windows)
-            current = FrameReport(frame, reverse, kept, total, windows, decision.reason)
+            kept = grid.count if windows is None else len(windows)
+            trimmed = 1.0 if decision.cells is None else _left_of_windows(decision, grid)
+            current = FrameReport(
+                frame, reverse, kept, grid.count, windows, decision.reason, trimmed
+            )
             self.report.frames.append(current)
             self.current = current
         return current
 
-    def note_prompts(self, state: dict[str, Any], frame: int, reverse: bool, total: int) -> None:
+    def note_prompts(
+        self, state: dict[str, Any], frame: int, reverse: bool, grid: WindowGrid
+    ) -> None:
         """Enter objects whose result on this frame is a prompt into the report."""
-        report = self.frame_report(frame, reverse, Decision(None, "prompt"), total)
+        report = self.frame_report(frame, reverse, Decision(None, "prompt"), grid)
         for index, outputs in state["output_dict_per_obj"].items():
             out = outputs["cond_frame_outputs"].get(frame)
             if out is not None:
                 object_id = state["obj_idx_to_id"][index]
                 report.objects[object_id] = ObjectReport(float(out["object_score_logits"].max()))
+
+
+def _left_of_windows(decision: Decision, grid: WindowGrid) -> float:
+    """Share of a trimmed frame's windows that is computed."""
+    of = grid.window_of_cell
+    whole = parts_computed(replace(decision, cells=None), of)
+    return float(parts_computed(decision, of).sum() / whole.sum())
 
 
 def forget_results(state: dict[str, Any], frame: int, reverse: bool, reach: int) -> None:

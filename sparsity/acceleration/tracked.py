@@ -29,6 +29,7 @@ class Tracked:
     outputs: list[dict[str, dict[int, Any]]]
     reverse: bool
     windows: tuple[int, ...] | None = None
+    cells: tuple[int, ...] | None = None
     whole: bool = False  # the frame is rescued: all of its memory is read
     candidates: Tensor | None = None
     best: Tensor | None = None
@@ -66,7 +67,8 @@ def parts_of_all(
         cues = cues_on_host(
             torch.stack(
                 [_cue_row(predictor, tracked, b, frame, scores[b]) for b in range(len(scores))]
-            )
+            ),
+            window_grid(predictor),
         )
     known = scores.tolist() if cues is None else [cue.score for cue in cues]
     found = []

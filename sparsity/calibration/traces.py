@@ -202,7 +202,7 @@ class Trace:
             None if before is None else before.float(), None if bool(saliency.isnan().any()) else saliency,
             float(self.score[t, i]), self.grid, windows,
         )  # fmt: skip
-        return cues_on_host(row[None])[0]
+        return cues_on_host(row[None], self.grid)[0]
 
     def _of_windows(self, cue: ObjectCues | None, t: int, i: int) -> Tensor:
         assert cue is not None, "tracked frames have cues"

@@ -278,7 +278,8 @@ def _runners(
     def runner(variant: Variant, state: dict[str, Any], at: int) -> _Runner:
         predictor = variant.predictor or (stock if variant.profile is None else accelerated)
         given = variant.route or route
-        accelerated.choose_windows(state, None if given is None else given.choose)
+        rule = None if variant.profile is None else variant.profile.windows
+        accelerated.choose_windows(state, given.chooser(rule) if given and rule else None)
         return _Runner(variant, predictor, state, at)
 
     eager = [variant for variant in variants if variant.predictor is None]

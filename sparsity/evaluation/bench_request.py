@@ -33,7 +33,7 @@ from sparsity.evaluation.routes import Route, fixed_windows, windows_of_track
 from sparsity.evaluation.rows import rows, stored_quality
 from sparsity.options import ModelChoice
 from sparsity.profile import Profile
-from sparsity.profiles import BUILTIN, load_profile
+from sparsity.profiles import load_profile
 from sparsity.prompt import Prompt
 
 CLIP_SIZE = (270, 480)
@@ -234,9 +234,7 @@ def _route(request: Request, stock: Any, trained: bool) -> Route | None:
         )
     grid = window_grid(stock)
     if request.routes is not None:
-        paper = BUILTIN["paper"].windows
-        assert paper is not None, "the paper's profile routes"
-        return windows_of_track(request.routes, grid, stock.image_size, paper.margin_px)
+        return windows_of_track(request.routes, grid, stock.image_size)
     if request.windows is not None or not trained:
         return fixed_windows(request.windows, grid)
     return None

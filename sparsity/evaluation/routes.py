@@ -18,15 +18,26 @@ from numpy.typing import NDArray
 
 from probes.errors import InputError
 from probes.frames import natural_key
+from sparsity.acceleration.session import WindowChooser
 from sparsity.masks import read_mask
+from sparsity.profile import Windows
+from sparsity.routing import Decision
 from sparsity.select import LOW_RES_STRIDE, WindowGrid, windows_of_mask
 
 
 @dataclass(frozen=True)
 class Route:
-    """Windows by frame, and what to say about them on the rows."""
+    """What is given to the rows of a benchmark.
 
-    choose: Callable[[int], tuple[int, ...] | None]
+    Attributes
+    ----------
+    chooser
+        From a row's rule to the windows of each frame.
+    said
+        What to say about them on the rows.
+    """
+
+    chooser: Callable[[Windows], WindowChooser]
     said: str
 
 
@@ -68,11 +79,13 @@ def fixed_windows(text: str | None, grid: WindowGrid) -> Route:
             f"{grid.count} of {grid.count}; choose such a number"
         )
     windows = central_windows(grid, kept)
-    return Route(lambda frame: windows, f"fixed windows {kept}/{total}")
+    return Route(lambda rule: lambda frame: windows, f"fixed windows {kept}/{total}")
 
 
-def windows_of_track(folder: Path, grid: WindowGrid, image_size: int, margin_px: float) -> Route:
+def windows_of_track(folder: Path, grid: WindowGrid, image_size: int) -> Route:
     """Route each frame by the masks of the frame before it, from a folder of indexed PNG, one a frame.
+
+    Margins are those of each row's own rule, and windows are trimmed where it says so.
 
     Raises
     ------
@@ -84,20 +97,25 @@ def windows_of_track(folder: Path, grid: WindowGrid, image_size: int, margin_px:
         raise InputError(
             f"routes {folder} given; expected a folder of PNG masks, one a frame; name one"
         )
-    chosen = [windows_of_ids(read_mask(file), grid, image_size, margin_px) for file in files]
+    masks = [read_mask(file) for file in files]
 
-    def choose(frame: int) -> tuple[int, ...] | None:
-        return chosen[min(frame, len(chosen)) - 1] if frame else None
+    def chooser(rule: Windows) -> WindowChooser:
+        chosen = [windows_of_ids(ids, grid, image_size, rule) for ids in masks]
+        return lambda frame: chosen[min(frame, len(chosen)) - 1] if frame else Decision(None, "")
 
-    return Route(choose, f"windows of the masks in {folder.name}")
+    return Route(chooser, f"windows of the masks in {folder.name}")
 
 
 def windows_of_ids(
-    ids: NDArray[np.uint8], grid: WindowGrid, image_size: int, margin_px: float
-) -> tuple[int, ...] | None:
-    """Find the windows that any object of an id map ``[H, W]`` touches; None where there is no object."""
+    ids: NDArray[np.uint8], grid: WindowGrid, image_size: int, rule: Windows
+) -> Decision:
+    """Choose the windows that any object of an id map ``[H, W]`` touches; a dense frame where there is no object."""
     side = image_size // LOW_RES_STRIDE
     there = torch.from_numpy(ids > 0).float()[None, None]
     low = F.interpolate(there, (side, side), mode="area")[0, 0] > 0
-    hit = windows_of_mask(low, grid, margin_px)
-    return tuple(torch.nonzero(hit)[:, 0].tolist()) or None
+    if not rule.trimmed:
+        hit = windows_of_mask(low, grid, rule.margin_px)
+        return Decision(tuple(torch.nonzero(hit)[:, 0].tolist()) or None, "given")
+    cells = torch.nonzero(windows_of_mask(low, grid.cells, rule.margin_px))[:, 0]
+    windows = tuple(grid.window_of_cell[cells].unique().tolist())
+    return Decision(windows or None, "given", tuple(cells.tolist()) if windows else None)

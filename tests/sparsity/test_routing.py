@@ -95,12 +95,12 @@ def test_cues_of_a_result() -> None:
     saliency[15, 15] = 1.0
     before = torch.full((64, 64), -1.0)
     row = cue_row(candidates, candidates[2], before, saliency, 3.0, GRID, Windows(margin_px=0))
-    found = cues_on_host(row[None])[0]
+    found = cues_on_host(row[None], GRID)[0]
     assert found.touched.nonzero().flatten().tolist() == [5, 10]
     assert float(found.mass[15]) == 1.0 and (found.score, found.jump) == (3.0, 1.0)
     row = cue_row(
         candidates, candidates[2], None, None, 3.0, GRID, Windows(margin_px=0, candidates="best")
     )
-    best = cues_on_host(row[None])[0]
+    best = cues_on_host(row[None], GRID)[0]
     assert best.touched.nonzero().flatten().tolist() == [10]
     assert best.mass is None and best.jump == 0.0

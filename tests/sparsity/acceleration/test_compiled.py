@@ -19,6 +19,12 @@ from probes.errors import InputError
 from probes.observing import observe
 from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.compiled_predictor import compiled_stock
+from sparsity.acceleration.encoder import window_grid
+from sparsity.acceleration.session import Chosen
+from sparsity.profile import Profile
+from sparsity.profiles import BUILTIN
+from sparsity.routing import Decision
+from sparsity.select import WindowGrid
 from tests.sparsity.acceleration.conftest import PROMPTS, off_by, other_pixels, step, track
 
 pytestmark = [
@@ -32,12 +38,29 @@ ROUTES = ((5, 6), (5, 6, 9), (5, 6, 9, 10, 11), (6, 7))
 """Windows of a frame: the number changes, and so does the place."""
 
 
+def one_cell_left_out(grid: WindowGrid, windows: tuple[int, ...]) -> Decision:
+    """Windows trimmed to all of their cells but the first."""
+    cells = torch.nonzero(torch.isin(grid.window_of_cell, torch.tensor(windows))).flatten()
+    return Decision(windows, "given", tuple(cells[1:].tolist()))
+
+
+def trimmed() -> Profile:
+    """The recommended profile with trimmed windows."""
+    recommended = BUILTIN["recommended"]
+    assert recommended.windows is not None
+    rule = recommended.windows.model_copy(update={"trimmed": True})
+    return recommended.model_copy(update={"windows": rule})
+
+
 def routed(predictor: Any, source: Any, routes: tuple[tuple[int, ...], ...] = ROUTES) -> Any:
     """Track with given windows, dense on every fifth frame."""
     state = predictor.init_state(source)
     for prompt in PROMPTS["mask"]:
         prompt.give(predictor, state)
-    predictor.choose_windows(state, lambda t: routes[t % len(routes)] if t % 5 else None)
+    chosen: list[Chosen] = list(routes)
+    if predictor.profile.windows is not None and predictor.profile.windows.trimmed:
+        chosen = [one_cell_left_out(window_grid(predictor), windows) for windows in routes]
+    predictor.choose_windows(state, lambda t: chosen[t % len(chosen)] if t % 5 else None)
     return {t: logits.clone() for t, _, logits in predictor.propagate_in_video(state)}
 
 
@@ -75,14 +98,18 @@ def test_masks_are_eagers_up_to_rounding(
     assert off_by(step(eager, expected.state, 8), one) > 1e-4
 
 
+@pytest.mark.parametrize(
+    "profile", ["paper", "recommended", trimmed()], ids=["paper", "recommended", "trimmed"]
+)
 def test_nothing_is_compiled_again_however_many_windows_and_keys(
-    compiled: Any, dividing_predictor: Any, long_folder: str
+    compiled: Any, dividing_predictor: Any, long_folder: str, profile: str | Profile
 ) -> None:
-    routed(compiled, long_folder, ROUTES[:2])
-    warm = graphs()
-    found = routed(compiled, long_folder)
-    assert graphs() == warm
-    expected = routed(accelerate(dividing_predictor, "paper"), long_folder)
+    with compiled.use(profile):
+        routed(compiled, long_folder, ROUTES[:2])
+        warm = graphs()
+        found = routed(compiled, long_folder)
+        assert graphs() == warm
+    expected = routed(accelerate(dividing_predictor, profile), long_folder)
     assert np.mean([((found[t] > 0) != (expected[t] > 0)).float().mean() for t in found]) < 1e-3
 
 

@@ -16,10 +16,12 @@ from probes import build_predictor, observe
 from probes.errors import InputError
 from sparsity import accelerate
 from sparsity.acceleration.attention import blocked
-from sparsity.acceleration.session import KEY
+from sparsity.acceleration.encoder import window_grid
+from sparsity.acceleration.session import KEY, Chosen
 from sparsity.acceleration.token_saliency import Watch
 from sparsity.profile import CALIBRATED_TECHNIQUES, Memory, Profile
 from sparsity.profiles import BUILTIN, parse_profile
+from sparsity.routing import Decision
 from sparsity.techniques import FURTHER, further_profiles
 from tests.conftest import make_frames
 from tests.sparsity.acceleration.conftest import PROMPTS, Run, off_by, step, track
@@ -53,10 +55,18 @@ def routed_run(
     windows: tuple[int, ...],
     frames: np.ndarray | None = None,
 ) -> Run:
-    """Track five frames, from the third on by given windows."""
+    """Track five frames, from the third on by given windows.
+
+    A profile that trims windows gets all cells of all windows, or one cell of each of some.
+    """
     fast = accelerate(stock, profile)
     state = fast.init_state(make_frames(5) if frames is None else frames)
-    fast.choose_windows(state, lambda frame: windows if frame > 1 else None)
+    chosen: Chosen = windows
+    if profile.windows is not None and profile.windows.trimmed:
+        of = window_grid(fast).window_of_cell.tolist()
+        first = {of.index(w) for w in windows} if len(windows) < 16 else set(range(len(of)))
+        chosen = Decision(windows, "given", tuple(sorted(first)))
+    fast.choose_windows(state, lambda frame: chosen if frame > 1 else None)
     PROMPTS["mask"][0].give(fast, state)
     return Run({f: v.clone() for f, _, v in fast.propagate_in_video(state)}, state)
 
@@ -197,7 +207,8 @@ def test_what_is_reused_must_be_of_the_same_weights_and_number_format() -> None:
     assert [reason(), reason()] == ["nothing cached", "given"]
 
 
-def test_what_changed_is_refreshed(demo: Any) -> None:
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_what_changed_is_refreshed(demo: Any, trimmed: bool) -> None:
     """Change counts from a window's last computation; a still window is left alone while others move."""
     frames = make_frames(1).repeat(6, axis=0)
     height, width = frames.shape[1] // 4, frames.shape[2] // 4
@@ -205,11 +216,13 @@ def test_what_changed_is_refreshed(demo: Any) -> None:
     frames[3:, 3 * height :, 3 * width :] = 255  # window 15, from frame 3 on
     frames[4:, :height, 3 * width :] = 128  # window 3, from frame 4 on
     profile = technique("+ rolling refresh")
-    rule = profile.windows.model_copy(update={"rolling_refresh": 12})
-    run = routed_run(demo, profile.model_copy(update={"windows": rule}), SOME, frames)
-    found = [
-        set(item.windows or ()) - set(SOME) for item in accelerate(demo).report(run.state).frames
-    ]
+    rule = profile.windows.model_copy(update={"rolling_refresh": 12, "trimmed": trimmed})
+    fast = accelerate(demo, profile.model_copy(update={"windows": rule}))
+    state = fast.init_state(frames)
+    fast.choose_windows(state, lambda frame: SOME if frame > 1 else None)
+    PROMPTS["mask"][0].give(fast, state)
+    list(fast.propagate_in_video(state))
+    found = [set(item.windows or ()) - set(SOME) for item in fast.report(state).frames]
     assert found[2:5] == [{0}, {15}, {3}]
 
 

@@ -10,8 +10,10 @@ import pytest
 from probes.errors import InputError
 from sparsity.evaluation.routes import central_windows, fixed_windows, windows_of_track
 from sparsity.masks import write_mask
+from sparsity.profile import Windows
 from sparsity.select import WindowGrid
 
+PAPER = Windows()
 LARGE, BASE = WindowGrid(64, 16), WindowGrid(64, 14)
 
 
@@ -24,9 +26,9 @@ def test_central_windows_grow_one_by_one_from_the_middle() -> None:
 
 def test_a_quarter_is_the_default() -> None:
     assert fixed_windows(None, LARGE).said == "fixed windows 4/16"
-    assert fixed_windows(None, LARGE).choose(7) == (5, 6, 9, 10)
-    assert len(fixed_windows(None, BASE).choose(7)) == 6
-    assert len(fixed_windows("7/25", BASE).choose(7)) == 7
+    assert fixed_windows(None, LARGE).chooser(PAPER)(7) == (5, 6, 9, 10)
+    assert len(fixed_windows(None, BASE).chooser(PAPER)(7)) == 6
+    assert len(fixed_windows("7/25", BASE).chooser(PAPER)(7)) == 7
 
 
 @pytest.mark.parametrize(
@@ -50,11 +52,10 @@ def test_a_mask_track_routes_the_frame_after(tmp_path: Path) -> None:
             ids[2:10, 90 * t + 2 : 90 * t + 8] = 1
         write_mask(tmp_path / f"mask{t + 9}.png", ids, "")  # 10 follows 9
     (tmp_path / "._mask9.png").write_bytes(b"")
-    route = windows_of_track(tmp_path, LARGE, 1024, margin_px=0)
-    assert route.choose(0) is None
-    assert route.choose(1) == (0,)
-    assert route.choose(2) == (2, 3)
-    assert route.choose(3) is None, "an empty mask routes nothing"
+    route = windows_of_track(tmp_path, LARGE, 1024)
+    choose = route.chooser(Windows(margin_px=0))
+    found = [choose(frame).windows for frame in range(4)]
+    assert found == [None, (0,), (2, 3), None], "an empty mask routes nothing"
     assert tmp_path.name in route.said
 
 
@@ -62,10 +63,20 @@ def test_the_margin_widens_the_route(tmp_path: Path) -> None:
     ids = np.zeros((256, 256), np.uint8)
     ids[:62, :62] = 1
     write_mask(tmp_path / "00000.png", ids, "")
-    assert windows_of_track(tmp_path, LARGE, 1024, margin_px=0).choose(1) == (0,)
-    assert windows_of_track(tmp_path, LARGE, 1024, margin_px=12).choose(1) == (0, 1, 4, 5)
+    route = windows_of_track(tmp_path, LARGE, 1024)
+    for margin, expected in ((0, (0,)), (12, (0, 1, 4, 5))):
+        assert route.chooser(Windows(margin_px=margin))(1).windows == expected
+
+
+def test_a_rule_that_trims_gets_cells(tmp_path: Path) -> None:
+    ids = np.zeros((256, 256), np.uint8)
+    ids[:8, :17] = 1  # one row of cells, which are 8 x 8 pixels here: three of them
+    ids[70, 70] = 1
+    write_mask(tmp_path / "00000.png", ids, "")
+    found = windows_of_track(tmp_path, LARGE, 1024).chooser(Windows(margin_px=0, trimmed=True))(1)
+    assert (found.windows, found.cells) == ((0, 5), (0, 1, 2, 8 * 32 + 8))
 
 
 def test_a_folder_without_masks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a folder of PNG masks"):
-        windows_of_track(tmp_path, LARGE, 1024, 0)
+        windows_of_track(tmp_path, LARGE, 1024)
