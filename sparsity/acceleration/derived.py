@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from torch import Tensor
+from torch import nn
 
 Part = TypeVar("Part")
 
@@ -15,9 +16,19 @@ Stamp = tuple[tuple[int, int], ...]
 """Tells one set of weights from another in this process."""
 
 
-def weights_stamp(parameters: Iterable[Tensor]) -> Stamp:
-    """Where weights lie and how often they were changed in place; the latter is not counted for inference tensors."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
+def weights_stamp(module: nn.Module) -> Stamp:
+    """Where weights lie and how often they were changed in place; the latter is not counted for inference tensors.
+
+    The modules are walked here because ``module.parameters()`` takes several times as long, on every frame.
+    """
+    found, waiting = [], [module]
+    while waiting:
+        part = waiting.pop()
+        for p in part._parameters.values():
+            if p is not None:
+                found.append((p.data_ptr(), 0 if p.is_inference() else p._version))
+        waiting.extend(child for child in part._modules.values() if child is not None)
+    return tuple(found)
 
 
 class Derived:
@@ -26,17 +37,42 @@ class Derived:
     def __init__(self) -> None:
         self._made: dict[tuple[str, torch.dtype, int], Any] = {}
         self._stamp: Stamp = ()
+        self._looked: bool | None = None  # None where weights are looked at on every use
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: a copy makes its own, as packed weights can't be copied."""
         return Derived().__dict__
 
-    def get(self, part: str, model: SAM2Base, make: Callable[[torch.dtype], Part]) -> Part:
-        """A part for the number format of this run; `make` makes it."""
-        stamp = weights_stamp(model.parameters())
+    @contextmanager
+    def looking_once(self) -> Iterator[None]:
+        """Look whether weights changed when they are first used, and not again as long as the context lasts."""
+        self._looked = False
+        try:
+            yield
+        finally:
+            self._looked = None
+
+    def look(self, model: SAM2Base) -> None:
+        """Drop what was made of other weights, casts that autocast holds included."""
+        if self._looked:
+            return
+        stamp = weights_stamp(model)
         if self._stamp != stamp:
             self._made.clear()
+            torch.clear_autocast_cache()
             self._stamp = stamp
+        self._looked = None if self._looked is None else True
+
+    @contextmanager
+    def casting_once(self, model: SAM2Base) -> Iterator[None]:
+        """Let autocast hold the casts of weights that sam2's own modules use; under inference mode it never does."""
+        self.look(model)
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+
+    def get(self, part: str, model: SAM2Base, make: Callable[[torch.dtype], Part]) -> Part:
+        """A part for the number format of this run; `make` makes it."""
+        self.look(model)
         device = model.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else next(model.parameters()).dtype

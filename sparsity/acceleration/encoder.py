@@ -83,6 +83,7 @@ class Encoder:
         self.version = next(_versions)
         trunk = model.image_encoder.trunk
         self.first, self.last = trunk.stage_ends[1] + 2, trunk.stage_ends[2]
+        self.globals = frozenset(i for i, b in enumerate(trunk.blocks) if b.window_size == 0)
 
     def __call__(
         self, image: Tensor, routing: Routing, *, exact: bool
@@ -128,7 +129,7 @@ class Encoder:
         packed = entry.index_select(0, where.tokens)
         for index in range(self.first, self.last):
             block = self.stage3[index]
-            if self._is_global(index):
+            if index in self.globals:
                 packed = block.among(packed, where.tokens, beside)
             else:
                 packed = block.windowed(packed, where)
@@ -188,9 +189,6 @@ class Encoder:
             features[0] = model.sam_mask_decoder.conv_s0(features[0])
             features[1] = model.sam_mask_decoder.conv_s1(features[1])
         return output, change
-
-    def _is_global(self, index: int) -> bool:
-        return self.model.image_encoder.trunk.blocks[index].window_size == 0
 
     @cached_property
     def stage3(self) -> dict[int, Block]:

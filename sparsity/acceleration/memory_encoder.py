@@ -55,7 +55,7 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
         return {"vision_features": x, "vision_pos_enc": [self.position_encoding(x).to(x.dtype)]}
 
     def _blocks(self, dtype: torch.dtype) -> list[_FuserBlock]:
-        stamp = weights_stamp(self.fuser.parameters())
+        stamp = weights_stamp(self.fuser)
         if self._packed.get(dtype, (None,))[0] != stamp:
             self._packed[dtype] = stamp, [_FuserBlock(block, dtype) for block in self.fuser.layers]
         return self._packed[dtype][1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -254,7 +254,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                 i for i, own in prompts.items() if i > index and own and frame_idx not in own
             )
             group += list(waiting)[: MOST_OBJECTS - 1]
-        results = self._track_together(inference_state, session, group, frame_idx, reverse)
+        with self._derived.looking_once():
+            results = self._track_together(inference_state, session, group, frame_idx, reverse)
         session.ahead.update(
             {
                 i: (frame_idx, reverse, result)
@@ -321,6 +322,16 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     def _encodes_memory(self) -> bool:
         """Whether the memory encoder's rewrite is on."""
         return self._profile.technique("memory_encoder")
+
+    def _encode_new_memory(self, *args: Any, **kwargs: Any) -> Any:
+        """sam2's, with weights cast once."""
+        with self._derived.casting_once(self) if self._encodes_memory() else nullcontext():
+            return super()._encode_new_memory(*args, **kwargs)
+
+    def _forward_sam_heads(self, *args: Any, **kwargs: Any) -> Any:
+        """sam2's prompt encoder and mask decoder, with weights cast once."""
+        with self._derived.casting_once(self) if self._encodes_memory() else nullcontext():
+            return super()._forward_sam_heads(*args, **kwargs)
 
     @property
     def _own_memory_attention(self) -> bool:

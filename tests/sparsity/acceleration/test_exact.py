@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from probes import build_predictor
 from sparsity import accelerate
@@ -184,11 +186,18 @@ def test_public_operators_serve_where_the_private_one_is_missing(
     assert off_by(step(accelerate(stock, "exact"), state, FULL), expected) <= 1e-4
 
 
-def test_new_weights_are_noticed(long_folder: str) -> None:
+@pytest.mark.parametrize("how", ["changed", "replaced"])
+def test_new_weights_are_noticed(long_folder: str, how: str) -> None:
     stock = build_predictor("demo", image_size=256, device="cpu")
     fast = accelerate(stock, "exact")
     state = track(fast, long_folder, PROMPTS["mask"]).state
     before = step(fast, state, FULL)
+    if how == "replaced":
+        for whole, name in (
+            (stock.memory_attention.layers[0], "linear2"),
+            (stock.image_encoder.trunk.blocks[-1], "norm1"),
+        ):
+            setattr(whole, name, copy.deepcopy(getattr(whole, name)))
     with torch.no_grad():
         stock.memory_attention.layers[0].linear2.weight.mul_(0.5)
         stock.image_encoder.trunk.blocks[-1].norm1.weight.mul_(0.5)
@@ -239,3 +248,72 @@ def test_a_slower_formulation_is_not_chosen() -> None:
         assert ran[-1] == (name if taken else "default")
     fastest("of a test: small", {"default": formulation("default", 0)}, q[:, :, :1], 1)
     assert ran[-1] == "default"
+
+
+@torch.inference_mode()
+def test_the_decoder_with_weights_cast_once_is_stocks_bit_for_bit(demo_predictor: Any) -> None:
+    alone = Profile(name="alone", techniques={"memory_encoder": True})
+    generator = torch.Generator().manual_seed(0)
+    side, channels = demo_predictor.sam_image_embedding_size, demo_predictor.hidden_dim
+    features = torch.randn(2, channels, side, side, generator=generator)
+    fine = [
+        torch.randn(2, channels // 4 // n, side * 2 * n, side * 2 * n, generator=generator)
+        for n in (2, 1)
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        for predictor in (demo_predictor, accelerate(demo_predictor, alone)):
+            found = [predictor._forward_sam_heads(features, high_res_features=fine) for _ in "ab"]
+            if predictor is demo_predictor:
+                expected = found[0]
+    for one, two, stock in zip(*found, expected, strict=True):
+        assert torch.equal(one, stock) and torch.equal(two, stock)
+    assert not torch.equal(stock[:1], stock[1:]), "objects differ"
+
+
+class CastsOfWeights(TorchDispatchMode):
+    """Counts casts of some modules' weights to another number format."""
+
+    def __init__(self, *modules: torch.nn.Module) -> None:
+        super().__init__()
+        self.weights = {p.data_ptr() for module in modules for p in module.parameters()}
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        cast = func._schema.name in ("aten::to", "aten::_to_copy") and out.dtype != args[0].dtype
+        self.count += cast and args[0].data_ptr() in self.weights
+        return out
+
+
+def test_weights_of_sam2s_own_modules_are_cast_once() -> None:
+    """As long as autocast lasts, and again when they change."""
+    stock = build_predictor("demo", image_size=256, device="cpu")
+    runs = {}
+    for name in ("dense", "memory_encoder"):
+        techniques = {} if name == "dense" else {"memory_encoder": True}
+        fast = accelerate(stock, Profile(name=name, techniques=techniques))
+        counts, logits = [], []
+        decoder = stock.sam_mask_decoder.transformer.layers[0].mlp.layers[0].weight
+        with torch.autocast("cpu", torch.bfloat16):
+            state = fast.init_state(make_frames(6))
+            PROMPTS["mask"][0].give(fast, state)
+            frames = fast.propagate_in_video(state)
+            for t in range(6):
+                with CastsOfWeights(
+                    stock.sam_mask_decoder.transformer, stock.memory_encoder
+                ) as casts:
+                    logits.append(next(frames)[2].clone())
+                counts.append(casts.count)
+                if t == 3:
+                    with torch.no_grad():
+                        decoder.mul_(-2)
+        with torch.no_grad():
+            decoder.mul_(-0.5)
+        runs[name] = counts, logits
+    (stock_counts, expected), (counts, found) = runs.values()
+    assert min(stock_counts[1:]) > 50
+    assert counts[2:4] == counts[5:] + [0] == [0, 0] and counts[4] > 50
+    for t in range(4):
+        assert off_by(found[t], expected[t]) <= 0.05
+    assert off_by(found[4], expected[4]) <= 0.05
+    assert off_by(found[4], found[3]) > 0.05
