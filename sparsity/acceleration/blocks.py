@@ -148,9 +148,8 @@ class Block:
 
         Returns ``[windows * size, C]``, a quarter of it with pooled queries.
         """
-        windows = (
-            len(qkv) // size
-        )  # not given as a number, which compiled code would take for a constant
+        # from the shape: compiled code would take a number that is given for a constant
+        windows = len(qkv) // size
         q, k, v = qkv.view(windows, size, 3, self.heads, -1).unbind(2)  # [windows, size, h, c]
         if pool:
             q = max_pool(q.reshape(windows, pool, pool, -1)).view(

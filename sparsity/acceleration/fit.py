@@ -31,16 +31,13 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
     routed, trunk = profile.windows is not None, model.image_encoder.trunk
     if routed and trunk.blocks[trunk.stage_ends[2]].window_size > 0:
         raise InputError(f"{named} routes windows, but {WINDOWED_LAST}; set windows to null")
-    grid = window_grid(model)
-    if (
-        profile.windows is not None
-        and profile.windows.trimmed
-        and (grid.window % 2 or grid.tokens % 2)
-    ):
-        raise InputError(
-            f"{named} trims windows to cells of 2 x 2 tokens, but windows of {grid.window} tokens a side on a grid of "
-            f"{grid.tokens} can't be cut so; set windows.trimmed to false"
-        )
+    if profile.windows is not None and profile.windows.trimmed:
+        grid = window_grid(model)
+        if grid.window % 2 or grid.tokens % 2:
+            raise InputError(
+                f"{named} trims windows to cells of 2 x 2 tokens, but windows of {grid.window} tokens a side on a grid "
+                f"of {grid.tokens} can't be cut so; set windows.trimmed to false"
+            )
     if profile.technique("encoder") and (reason := why_not_exact(model)):
         raise InputError(f"{named} asks for the technique 'encoder', but {reason}; switch it off")
     memory = profile.memory

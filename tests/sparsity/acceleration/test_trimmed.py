@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -197,6 +198,16 @@ def test_trimmed_windows_cannot_be_observed(demo_predictor: Any) -> None:
         pytest.raises(InputError, match="windows are trimmed while .*; switch it off to observe"),
     ):
         list(fast.propagate_in_video(state))
+
+
+def test_windows_that_cells_would_straddle_are_refused(demo_predictor: Any) -> None:
+    odd = copy.deepcopy(demo_predictor)
+    odd.image_encoder.trunk.window_spec = [8, 4, 5, 2]
+    whole = Profile(name="whole", windows=Windows())
+    accelerate(odd, whole)
+    cut = whole.model_copy(update={"windows": Windows(trimmed=True)})
+    with pytest.raises(InputError, match=r"windows of 5 tokens .* set windows.trimmed to false"):
+        accelerate(odd, cut)
 
 
 def test_features_of_trimmed_windows_serve_nothing_else() -> None:
