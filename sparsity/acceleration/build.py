@@ -17,6 +17,7 @@ from probes.seam import Seam
 from sparsity.acceleration.compiled import check_compiler
 from sparsity.acceleration.compiled_predictor import CompiledSAM2VideoPredictor
 from sparsity.acceleration.derived import Derived
+from sparsity.acceleration.mask_decoder import CastOnceMaskDecoder
 from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.profile import Profile
@@ -71,7 +72,10 @@ def accelerate(
     accelerated.__dict__.update(_stock=predictor, _seam=Seam(), _derived=Derived())
     accelerated._adopt(load_profile(profile), force)
     accelerated._modules["memory_encoder"] = ChannelsLastMemoryEncoder.sharing(
-        predictor.memory_encoder, accelerated._encodes_memory
+        predictor.memory_encoder, accelerated._encodes_memory, accelerated._casting_once
+    )
+    accelerated._modules["sam_mask_decoder"] = CastOnceMaskDecoder.sharing(
+        predictor.sam_mask_decoder, accelerated._casting_once
     )
     return accelerated
 

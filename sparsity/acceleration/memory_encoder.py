@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,16 +22,19 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
     """
 
     active: Callable[[], bool]
+    casting_once: Callable[[], AbstractContextManager[None]]
 
     @classmethod
     def sharing(
-        cls, encoder: MemoryEncoder, active: Callable[[], bool]
+        cls,
+        encoder: MemoryEncoder,
+        active: Callable[[], bool],
+        casting_once: Callable[[], AbstractContextManager[None]],
     ) -> ChannelsLastMemoryEncoder:
         """Wrap a memory encoder; names of parameters stay as they are."""
         shared = cls.__new__(cls)
         shared.__dict__ = dict(encoder.__dict__)
-        shared.__dict__["active"] = active
-        shared.__dict__["_packed"] = {}
+        shared.__dict__.update(active=active, casting_once=casting_once, _packed={})
         return shared
 
     def __getstate__(self) -> dict[str, Any]:
@@ -43,6 +47,12 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
         """Encode features ``[B, C, H, W]`` and masks ``[B, 1, S, S]`` into memory, like stock."""
         if not self.active():
             return super().forward(pix_feat, masks, skip_mask_sigmoid)
+        with self.casting_once():
+            return self._channels_last(pix_feat, masks, skip_mask_sigmoid)
+
+    def _channels_last(
+        self, pix_feat: Tensor, masks: Tensor, skip_mask_sigmoid: bool
+    ) -> dict[str, object]:
         masks = self.mask_downsampler(masks if skip_mask_sigmoid else torch.sigmoid(masks))
         x = (self.pix_feat_proj(pix_feat) + masks).contiguous(memory_format=torch.channels_last)
         device = x.device.type

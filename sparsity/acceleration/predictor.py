@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -323,15 +323,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         """Whether the memory encoder's rewrite is on."""
         return self._profile.technique("memory_encoder")
 
-    def _encode_new_memory(self, *args: Any, **kwargs: Any) -> Any:
-        """sam2's, with weights cast once."""
-        with self._derived.casting_once(self) if self._encodes_memory() else nullcontext():
-            return super()._encode_new_memory(*args, **kwargs)
-
-    def _forward_sam_heads(self, *args: Any, **kwargs: Any) -> Any:
-        """sam2's prompt encoder and mask decoder, with weights cast once."""
-        with self._derived.casting_once(self) if self._encodes_memory() else nullcontext():
-            return super()._forward_sam_heads(*args, **kwargs)
+    def _casting_once(self) -> AbstractContextManager[None]:
+        """Hold casts of the memory encoder's and the mask decoder's weights, where the rewrite is on."""
+        return self._derived.casting_once(self) if self._encodes_memory() else nullcontext()
 
     @property
     def _own_memory_attention(self) -> bool:
