@@ -19,7 +19,7 @@ Stamp = tuple[tuple[int, int], ...]
 def weights_stamp(module: nn.Module) -> Stamp:
     """Where weights lie and how often they were changed in place; the latter is not counted for inference tensors.
 
-    The modules are walked here because ``module.parameters()`` takes several times as long, on every frame.
+    The modules are walked here because ``module.parameters()`` takes twice as long, on every frame.
     """
     found, waiting = [], [module]
     while waiting:
