@@ -130,8 +130,8 @@ def cue_row(
         float32 ``[2 * windows + 2 + cells]``: `touched`, `mass` (NaN for None), `score`, `jump` and `cells` of
         `ObjectCues`.
     """
-    source = (candidates if windows.candidates == "all" else best[None]) > 0
-    touched = windows_of_mask(source.any(0), grid, windows.margin_px)
+    there = ((candidates if windows.candidates == "all" else best[None]) > 0).any(0)
+    touched = windows_of_mask(there, grid, windows.margin_px)
     mass = None if saliency is None else window_mass(saliency, grid)
     jump = best.new_zeros(()) if before is None else mask_jump(before > 0, best > 0)
     if router is not None and bool(touched.any()):
@@ -143,7 +143,7 @@ def cue_row(
     numbers = torch.stack([torch.as_tensor(score, device=best.device).float(), jump.float()])
     parts = [touched.to(best.device).float(), mass, numbers]
     if windows.trimmed:
-        parts.append(windows_of_mask(source.any(0), grid.cells, windows.margin_px).float())
+        parts.append(windows_of_mask(there, grid.cells, windows.margin_px).float())
     return torch.cat(parts)
 
 
