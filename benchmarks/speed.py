@@ -63,10 +63,12 @@ MODELS = {"large": "4/16", "base-plus": "6/25", "small": "6/25", "tiny": "6/25"}
 
 CASES = [
     *(
-        Case(f"sam2.1-{model}", windows, "bfloat16", allocator, 5 if model == "large" else 7)
+        Case(f"sam2.1-{model}", windows, "bfloat16", allocator, 9, METHODS)
         for allocator in ALLOCATORS
         for model, windows in MODELS.items()
+        if (model, allocator) != ("large", "default")
     ),
+    Case("sam2.1-large", "4/16", "bfloat16", "default", 9),
     Case("demo", None, "float32", "default", 20, quality=QUALITY),
     Case("demo", None, "float32", "default", 20, MAIN, compile=True, quality=QUALITY),
     Case("sam2.1-large", "4/16", "bfloat16", "default", 3, MAIN, objects=4),

@@ -3,6 +3,7 @@
     python benchmarks/techniques.py DAVIS --clips calibrate.txt     write benchmarks/techniques.json
     python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev.json
     python benchmarks/techniques.py DAVIS … --rows recommended      measure this row alone, and put it among the others
+    python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev-bfloat16.json --dtype bfloat16 --rows exact
     python benchmarks/techniques.py --table                         put the figures into docs/techniques.md
 
 Clips are done one after the other and kept, so an interrupted run goes on. Which techniques are recommended is
@@ -23,8 +24,12 @@ from sparsity.runs import write_text
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "techniques.md"
-QUALITY = {"techniques.json": "training clips", "techniques-dev.json": "DAVIS-dev"}
-"""Results with a loss for each row, and what their clips are called."""
+QUALITY = {
+    "techniques.json": "training clips",
+    "techniques-dev.json": "DAVIS-dev",
+    "techniques-dev-bfloat16.json": "DAVIS-dev, bfloat16",
+}
+"""Results with a loss for each row, or for some but the first, and what their clips are called."""
 SPEED = {
     "demo-float32-default": "demo, float32",
     "tiny-float32-default": "Tiny, float32 (AVX2)",
@@ -61,20 +66,21 @@ def page_table() -> str:
     heads = ["row", *heads, "windows", "keys read", *times]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for run in chosen[1].runs[1:]:
-        cells = [run.name, losses(run), *(losses(result.run(run.name)) for _, result in others)]
+        cells = [run.name, losses(run)]
+        for _, result in others:
+            found = [other for other in result.runs if other.name == run.name]
+            cells += [losses(other) for other in found] or [""]
         cells += [f"{run.windows_kept or 0:.0%}", f"{run.keys_kept or 0:.0%}"]
         for runs in times.values():
             ratio = None if run.name not in runs else runs[run.name].ratio
             cells.append("" if ratio is None else f"{ratio.median:.2f}x")
         lines.append(f"| {' | '.join(cells)} |")
-    sizes = " and ".join(
-        f"{len(r.data.clips)} clips of {r.data.root}" for _, r in (chosen, *others)
-    )
+    sizes = [f"{len(r.data.clips)} clips of {r.data.root}" for _, r in (chosen, *others)]
     lines += [
         "",
         f"Loss: points of J&F of the {chosen[1].model.name} model against its dense run, "
-        f"{chosen[1].environment.dtype}, {sizes}, with 95 % interval over clips. Shares of windows "
-        "and keys are those of the training clips, on which techniques are chosen. Rows with `+` are "
+        f"{chosen[1].environment.dtype} where not said, {' and '.join(dict.fromkeys(sizes))}, with 95 % interval over "
+        "clips. Shares of windows and keys are those of the training clips, on which techniques are chosen. Rows with `+` are "
         "on top of `paper`. Times are with random weights and fixed windows but for the demo model, "
         "and on CPUs.",
     ]
@@ -112,16 +118,17 @@ def main() -> None:
     if options.root is not None:
         profiles = [row.profile for row in ladder() if row.profile is not None]
         chosen = [p for p in profiles if not options.rows or p.name in options.rows]
+        added = options.out.exists() and bool(options.rows)
         beside = options.out.with_name(f"{options.out.stem}-rows.json")
         result = evaluate(
             options.root,
             ModelChoice("demo", dtype=options.dtype, device="cpu"),
-            beside if options.rows else options.out,
+            beside if added else options.out,
             profiles=chosen,
             listed=options.clips,
             spread=Spread(options.jobs),
         )
-        if options.rows:
+        if added:
             result = joined(load_result(options.out), result)
             write_text(options.out, result.to_json())
             beside.unlink()

@@ -223,8 +223,10 @@ def window_pictures(image: Tensor, grid: WindowGrid) -> Tensor:
     """
     size, cells = image.shape[-1], 4
     beyond = size // grid.tokens * grid.window * grid.side - size
-    padded = F.pad(image[None].float(), (0, beyond, 0, beyond))
-    small = F.adaptive_avg_pool2d(padded, cells * grid.side)[0]
+    image = image[None].float()
+    if beyond:
+        image = F.pad(image, (0, beyond, 0, beyond))
+    small = F.adaptive_avg_pool2d(image, cells * grid.side)[0]
     cut = small.view(3, grid.side, cells, grid.side, cells)
     return cut.permute(1, 3, 0, 2, 4).reshape(grid.count, -1)
 

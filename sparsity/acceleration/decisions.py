@@ -12,7 +12,7 @@ from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.reuse import PICTURE, parts_of
 from sparsity.acceleration.session import KEY, Chosen, Session
 from sparsity.routing import Decision, FrameCues, ObjectCues, decide, refreshed, trimmed
-from sparsity.select import WindowGrid, scene_change, thumbnail, window_pictures
+from sparsity.select import WindowGrid, scene_change, thumbnail
 
 if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -39,7 +39,7 @@ def decide_frame(
     if rule is None or rule.rolling_refresh is None:
         return decision
     image, before = state["images"][frame].to(state["device"]), last.parts[PICTURE[rule.trimmed]][0]
-    pictures = window_pictures(image, grid.cells if rule.trimmed else grid)
+    pictures = session.pictures_of(frame, image, grid.cells if rule.trimmed else grid)
     change = (pictures - before).abs().mean(1).cpu()
     of, parts = torch.arange(grid.count), 1
     if rule.trimmed:

@@ -11,7 +11,7 @@ from sparsity.acceleration.reuse import CHANGE, PICTURE, LastComputed, parts_of
 from sparsity.acceleration.session import FeatureKind, Session
 from sparsity.acceleration.windows import cells_within, window_tokens
 from sparsity.profile import Windows
-from sparsity.select import WindowGrid, window_pictures
+from sparsity.select import WindowGrid
 
 if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -47,7 +47,9 @@ def prepare_features(
             rule = profile.windows
             if rule is not None and rule.rolling_refresh is not None:
                 grid = window_grid(predictor)
-                pictures = window_pictures(image[0], grid.cells if rule.trimmed else grid)
+                pictures = session.pictures_of(
+                    frame, image[0], grid.cells if rule.trimmed else grid
+                )
                 rows = None if windows is None else _pictured(grid, rule, windows, cells, image)
                 fresh = pictures if rows is None else pictures[rows]
                 last.complete(PICTURE[rule.trimmed], rows, fresh)

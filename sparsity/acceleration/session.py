@@ -21,7 +21,7 @@ from sparsity.acceleration.report import FrameReport, ObjectReport, Report
 from sparsity.acceleration.reuse import LastComputed
 from sparsity.profile import Memory, Windows
 from sparsity.routing import Decision, ObjectCues, parts_computed
-from sparsity.select import WindowGrid
+from sparsity.select import WindowGrid, window_pictures
 
 KEY = "efficient"
 """Key of our entry in sam2's dicts."""
@@ -144,6 +144,8 @@ class Session:
         and direction they are for.
     thumbnails
         Of the adjacent and the current frame, while the guard watches for scene cuts.
+    pictures
+        Of the windows or cells of the frame that was pictured last, with the frame and their number.
     last_dense
         The last frame that was encoded densely.
     last
@@ -160,6 +162,7 @@ class Session:
     decision: tuple[int, bool, Decision] | None = None
     ahead: dict[int, tuple[int, bool, tuple[dict[str, Any], Tensor]]] = field(default_factory=dict)
     thumbnails: dict[int, Tensor] = field(default_factory=dict)
+    pictures: tuple[int, int, Tensor] | None = None
     last_dense: int | None = None
     last: LastComputed | None = None
     current: FrameReport | None = None
@@ -168,6 +171,12 @@ class Session:
         """Forget what belongs to an earlier propagation, which may have been abandoned midway."""
         self.ahead.clear()
         self.decision = self.current = None
+
+    def pictures_of(self, frame: int, image: Tensor, grid: WindowGrid) -> Tensor:
+        """`sparsity.select.window_pictures` of a frame ``[3, S, S]``, made once for its decision and its features."""
+        if self.pictures is None or self.pictures[:2] != (frame, grid.count):
+            self.pictures = frame, grid.count, window_pictures(image, grid)
+        return self.pictures[2]
 
     def frame_report(
         self, frame: int, reverse: bool, decision: Decision, grid: WindowGrid
