@@ -230,6 +230,9 @@ class Profile(_Strict):
     ----------
     model
         Fingerprint of the model the profile was calibrated for, or None for any model.
+    image_size
+        Side of that model's square input in pixels, or None for any size: margins are in its pixels, and what was
+        lost at one size says little of another.
     windows, memory
         SWR and SMR; None switches one off.
     techniques
@@ -241,6 +244,7 @@ class Profile(_Strict):
     schema_: Literal["efficient-sam2/profile/1"] = Field(SCHEMA, alias="schema")
     name: Annotated[str, Field(min_length=1)]
     model: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] | None = None
+    image_size: PositiveInt | None = None
     windows: Windows | None = None
     memory: Memory | None = None
     shortcut: Shortcut = Shortcut()

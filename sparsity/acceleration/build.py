@@ -43,7 +43,7 @@ def accelerate(
     profile
         A `Profile`, the name of a built-in one, or a JSON file.
     force
-        Use a profile that was calibrated for another model; the report then says so.
+        Use a profile that was calibrated for another model or input size; the report then says so.
     compiled
         Compile the exact techniques' parts when they first run; see `sparsity.acceleration.compiled`.
 

@@ -19,13 +19,13 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
     Returns
     -------
     bool
-        Whether the profile was made for another model, and `force` let it pass.
+        Whether the profile was made for another model or input size, and `force` let it pass.
 
     Raises
     ------
     InputError
-        The profile was made for another model (and `force` is not set), or asks for what this model
-        cannot have.
+        The profile was made for another model or input size (and `force` is not set), or asks for what this
+        model cannot have.
     """
     named = f"profile {profile.name!r}"
     routed, trunk = profile.windows is not None, model.image_encoder.trunk
@@ -55,14 +55,18 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
             f"{named} has a router that reads {min(unknown)!r}; expected cues among {', '.join(CUES[:3])}, …; "
             "calibrate anew"
         )
-    if profile.model is None or profile.model == (own := fingerprint(model)):
-        return False
-    if not force:
-        raise InputError(
-            f"{named} was calibrated for the model {profile.model[:19]}…, this one is {own[:19]}…; "
-            "calibrate it for this model, or force it"
+    other = None
+    if profile.model is not None and profile.model != (own := fingerprint(model)):
+        other = f"for the model {profile.model[:19]}…, this one is {own[:19]}…"
+    elif profile.image_size not in (None, model.image_size):
+        other = (
+            f"at an image_size of {profile.image_size} pixels, this model's is {model.image_size}"
         )
-    return True
+    if other is not None and not force:
+        raise InputError(
+            f"{named} was calibrated {other}; calibrate it for this model, or force it"
+        )
+    return other is not None
 
 
 def why_not_exact(model: SAM2Base) -> str | None:

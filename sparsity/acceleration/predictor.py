@@ -80,8 +80,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         Raises
         ------
         InputError
-            The profile was made for another model (and `force` is not set), or asks for what this model
-            cannot have.
+            The profile was made for another model or input size (and `force` is not set), or asks for what this
+            model cannot have.
         """
         before = self._profile, self._forced, self._shortcut
         self._adopt(STOCK_PROFILE if profile is None else load_profile(profile), force)

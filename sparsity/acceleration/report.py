@@ -82,7 +82,7 @@ class Report:
     profile
         Name of the profile that was last in use.
     forced
-        Whether the profile was made for another model and forced.
+        Whether the profile was made for another model or input size and forced.
     frames
         In the order of tracking.
     """

@@ -134,7 +134,9 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     choice = _choose(request, held, tested)
 
     chosen = None if choice.index is None else tested[choice.index]
-    profile = _profile(request, chosen, choice, outcomes, model, traces, cost, promised)
+    bound_to = {"model": model, "image_size": predictor.image_size}
+    profile = _profile(request, chosen, choice, outcomes, traces, cost, promised)
+    profile = profile.model_copy(update=bound_to)
     said = limits(request, choice, tested)
     report = {
         "profile": profile.model_dump(mode="json", by_alias=True),
@@ -217,7 +219,6 @@ def _profile(
     chosen: Candidate | None,
     choice: Choice,
     outcomes: dict[str, Any],
-    model: str,
     traces: Sequence[Trace],
     cost: Cost,
     promised: Sequence[str],
@@ -258,6 +259,4 @@ def _profile(
         "seed": request.seed,
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
-    return profile.model_copy(
-        update={"name": "calibrated", "model": model, "promise": promise, "made_by": made_by}
-    )
+    return profile.model_copy(update={"name": "calibrated", "promise": promise, "made_by": made_by})

@@ -122,10 +122,10 @@ def _same(run: Run, variant: Variant) -> bool:
 
 
 def _deciding(profile: Profile) -> Profile:
-    """What of a profile decides masks: neither its name nor where its weights lie, where their hash is known."""
+    """What of a profile decides masks: not its name, nor the size it is for, nor where weights of a known hash lie."""
     known = profile.shortcut.sha256 is not None
     shortcut = profile.shortcut.model_copy(update={"file": None} if known else {})
-    return profile.model_copy(update={"name": "", "shortcut": shortcut})
+    return profile.model_copy(update={"name": "", "image_size": None, "shortcut": shortcut})
 
 
 def table(result: Result) -> str:

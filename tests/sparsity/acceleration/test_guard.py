@@ -125,6 +125,18 @@ def test_a_profile_for_another_model_is_refused_unless_forced(
     assert not ours.report(track(ours, long_folder, PROMPTS["mask"]).state).forced
 
 
+def test_a_profile_for_another_input_size_is_refused_unless_forced(demo_predictor: Any) -> None:
+    size = demo_predictor.image_size
+    bound = Profile(name="bound", image_size=size, memory=Memory())
+    assert accelerate(demo_predictor, bound).profile == bound
+    other = bound.model_copy(update={"image_size": size + 96})
+    with pytest.raises(
+        InputError, match=f"at an image_size of {size + 96} .* is {size}; .* force it"
+    ):
+        accelerate(demo_predictor, other)
+    assert accelerate(demo_predictor, other, force=True)._forced
+
+
 def test_keep_per_layer_must_fit_the_model(demo_predictor: Any) -> None:
     with pytest.raises(InputError, match="3 values of memory.keep, the model has 4"):
         accelerate(demo_predictor, Profile(name="p", memory=Memory(keep=(0.1, 0.2, 0.3))))
