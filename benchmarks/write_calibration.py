@@ -1,4 +1,4 @@
-"""Write the tables of docs/calibration.md from benchmarks/shortcuts.json and benchmarks/router.json.
+"""Write the tables of docs/calibration-evidence.md from benchmarks/shortcuts.json and benchmarks/router.json.
 
     python benchmarks/write_calibration.py
 
@@ -15,7 +15,7 @@ from typing import Any
 from sparsity.runs import write_text
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "calibration.md"
+PAGE = HERE.parent / "docs" / "calibration-evidence.md"
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def replaced(text: str, name: str, table: str) -> str:
     found, count = re.subn(
         f"{begin}.*?{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.S
     )
-    assert count == 1, f"{PAGE} has no place for {name}"
+    assert count == 1, f"the page has no place for {name}"
     return found
 
 

@@ -1,0 +1,148 @@
+"""Write the tables of docs/techniques.md from benchmarks/speed/ and the results of benchmarks/techniques.py.
+
+    python benchmarks/write_techniques.py
+
+What stands between the marks is replaced.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from write_calibration import replaced
+
+from sparsity.evaluation.results import Result, Run, load_result
+from sparsity.runs import write_text
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "techniques.md"
+
+SPEED = {
+    "large-float32-default": "Large, 4/16, float32 | AVX2",
+    "base-plus-float32-default": "Base+, 6/25, float32 | AVX2",
+    "tiny-float32-default": "Tiny, 6/25, float32 | AVX2",
+    "demo-float32-default": "demo, its own windows, float32 | AVX2",
+    "large-float32-avx512": "Large, 4/16, float32 | AVX-512",
+    "large-bfloat16-default": "Large, 4/16, bfloat16 | AMX",
+    "base-plus-bfloat16-default": "Base+, 6/25, bfloat16 | AMX",
+    "small-bfloat16-default": "Small, 6/25, bfloat16 | AMX",
+    "tiny-bfloat16-default": "Tiny, 6/25, bfloat16 | AMX",
+    "large-bfloat16-no-mmap": "Large, bfloat16, freed memory kept | AMX",
+    "base-plus-bfloat16-no-mmap": "Base+, bfloat16, freed memory kept | AMX",
+    "tiny-bfloat16-no-mmap": "Tiny, bfloat16, freed memory kept | AMX",
+}
+"""Results of benchmarks/speed.py by what was timed, and the CPU's units."""
+PROFILES = ("exact", "SWR + SMR", "paper", "recommended")
+"""Rows of the ladder that users choose among, and both methods inside stock code."""
+
+COMPILED = {
+    "large-float32-default-compiled": "Large, 4/16, float32",
+    "base-plus-float32-default-compiled": "Base+, 6/25, float32",
+    "tiny-float32-default-compiled": "Tiny, 6/25, float32",
+    "demo-float32-default-compiled": "demo, its own windows, float32",
+    "tiny-bfloat16-default-compiled": "Tiny, 6/25, bfloat16 with AMX",
+    "large-bfloat16-default-compiled": "Large, 4/16, bfloat16 with AMX",
+}
+EAGER_AND_COMPILED = ("stock", "exact", "paper")
+
+TIMED = {
+    "demo-float32-default": "demo, float32",
+    "tiny-float32-default": "Tiny, float32",
+    "large-bfloat16-default": "Large, bfloat16",
+}
+"""Results that hold a time for every technique."""
+
+
+def speed() -> str:
+    """Times of a frame by model, format and CPU, with the profiles' ratios."""
+    lines = [
+        "| | CPU | stock sam2 | `exact` | both methods, stock code around them | `paper` | `recommended` |",
+        "|---" * 7 + "|",
+    ]
+    for case, what in SPEED.items():
+        runs = _runs(case)
+        cells = [what, f"{runs['stock'].ms_per_frame.median / 1000:.2f} s"]
+        cells += [_ratio(runs.get(name)) for name in PROFILES]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def compiled() -> str:
+    """Seconds of a frame, eager and compiled."""
+    names = [f"{name}{how}" for name in EAGER_AND_COMPILED for how in ("", " compiled")]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for case, what in COMPILED.items():
+        if not _file(case).exists():
+            continue
+        runs = _runs(case)
+        seconds = [f"{runs[name].ms_per_frame.median / 1000:.2f} s" for name in names]
+        lines.append(f"| {what} | {' | '.join(seconds)} |")
+    return "\n".join(lines)
+
+
+def techniques() -> str:
+    """Loss, agreement, shares and speed of every row of the ladder."""
+    training, dev = (
+        load_result(HERE / f"{name}.json") for name in ("techniques", "techniques-dev")
+    )
+    measured = {run.name: run for run in dev.runs}
+    times = {head: _runs(case) for case, head in TIMED.items()}
+    heads = [
+        "row",
+        "loss, training clips",
+        "loss, DAVIS-dev",
+        "agreement there",
+        "windows",
+        "keys",
+        *times,
+    ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for run in training.runs[1:]:
+        quality = measured[run.name].quality
+        assert quality is not None and quality.agreement is not None, "rows were compared"
+        cells = [run.name, loss(run), loss(measured[run.name]), f"{quality.agreement:.0f} %"]
+        cells += [f"{run.windows_kept or 0:.0%}", f"{run.keys_kept or 0:.0%}"]
+        cells += [_ratio(runs.get(run.name)) for runs in times.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _conditions(training, dev)])
+
+
+def loss(run: Run) -> str:
+    """Loss and its interval, as a cell."""
+    assert run.quality is not None and run.quality.loss is not None, "rows were compared"
+    low, high = run.quality.intervals["loss"]
+    return f"{run.quality.loss:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _conditions(training: Result, dev: Result) -> str:
+    sizes = " and ".join(f"{len(r.data.clips)} clips of {r.data.root}" for r in (training, dev))
+    return (
+        f"Loss: points of J&F of the {training.model.name} model against its dense run, {training.environment.dtype}, "
+        f"{sizes}, with 95 % interval over clips; below zero the row scored above the dense run. Agreement: mean J with "
+        "the dense run's masks. Windows computed and keys read are shares on the training clips. Rows with `+` are on top "
+        "of `paper`. Times: random weights and fixed windows but for the demo model."
+    )
+
+
+def _file(case: str) -> Path:
+    return HERE / "speed" / f"{case}.json"
+
+
+def _runs(case: str) -> dict[str, Run]:
+    return {run.name: run for run in load_result(_file(case)).runs}
+
+
+def _ratio(run: Run | None) -> str:
+    return "" if run is None or run.ratio is None else f"{run.ratio.median:.2f}x"
+
+
+def main() -> None:
+    """Fill the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    for table in (speed, compiled, techniques):
+        text = replaced(text, table.__name__, table())
+    write_text(PAGE, text.rstrip("\n"))
+
+
+if __name__ == "__main__":
+    main()
