@@ -10,6 +10,8 @@ from torch import Tensor
 
 from probes.errors import InputError
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.acceleration.reuse import parts_of
+from sparsity.acceleration.session import KEY
 
 
 def windows_through_shortcut(
@@ -29,8 +31,15 @@ def windows_through_shortcut(
     Raises
     ------
     InputError
-        The profile does not route windows.
+        The profile does not route windows, or lets windows reuse what earlier frames gave: tracking the frame once
+        would change what the next call starts from.
     """
+    profile = predictor.profile
+    if parts_of(profile) or (profile.memory is not None and profile.memory.readers == "routed"):
+        raise InputError(
+            f"profile {profile.name!r} reuses what windows gave on earlier frames; ablation tracks one frame again and "
+            "again from the same state; use a profile that reuses nothing, for example paper"
+        )
     if predictor.profile.windows is None:
         raise InputError(
             f"profile {predictor.profile.name!r} routes no windows; ablation takes some away; use one with windows, "
@@ -39,7 +48,7 @@ def windows_through_shortcut(
 
     def run(kept: Tensor) -> Tensor:
         windows = None if bool(kept.all()) else tuple(torch.nonzero(kept)[:, 0].tolist())
-        state["cached_features"] = {}  # those of more windows would be taken
+        state[KEY].features = None  # those of more windows would be taken
         predictor.choose_windows(state, lambda _: windows)
         try:
             _, ids, masks = next(iter(predictor.propagate_in_video(state, frame, 0)))

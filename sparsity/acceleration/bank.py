@@ -130,11 +130,12 @@ def collect(
             pruned.append(PrunedFrame(f, chosen.per_layer, *parts))
             continue
         features, place = memory_tokens(out, device)
-        if entry.conditioning and len(whole) == len(held) < MOST_HELD:
+        if entry.conditioning and entry.position == 0 and len(whole) == len(held) < MOST_HELD:
             held += _held(out, version, device)
         whole.append(f)
         values.append(features.to(dtype))
         keyed.append((features.float() + (place + temporal)).to(dtype))
+    _release(results, held)
     if layout.pointers:
         pointers, position = _pointers(model, layout, results, device)
         values.append(pointers.to(dtype))
@@ -159,6 +160,13 @@ def _held(out: dict[str, Any], version: int, device: torch.device) -> list[Held]
     if extras.held is None or extras.held.version != version:
         extras.held = Held(version)
     return [extras.held]
+
+
+def _release(results: Results, held: list[Held]) -> None:
+    """Let go of projections of conditioning frames that are not read as such now."""
+    for out in results["cond_frame_outputs"].values():
+        if KEY in out and not any(out[KEY].held is one for one in held):
+            out[KEY].held = None
 
 
 def read(bank: Bank, layer: int) -> Read:

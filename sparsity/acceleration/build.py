@@ -13,12 +13,8 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from probes.errors import InputError
 from probes.models import check_sam2
-from probes.seam import Seam
 from sparsity.acceleration.compiled import check_compiler
 from sparsity.acceleration.compiled_predictor import CompiledSAM2VideoPredictor
-from sparsity.acceleration.derived import Derived
-from sparsity.acceleration.mask_decoder import CastOnceMaskDecoder
-from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.profile import Profile
 from sparsity.profiles import load_profile
@@ -66,18 +62,7 @@ def accelerate(
     if compiled:
         check_compiler(predictor.device)
     kind = CompiledSAM2VideoPredictor if compiled else EfficientSAM2VideoPredictor
-    accelerated = kind.__new__(kind)
-    accelerated.__dict__ = dict(predictor.__dict__)
-    accelerated.__dict__["_modules"] = dict(predictor._modules)
-    accelerated.__dict__.update(_stock=predictor, _seam=Seam(), _derived=Derived())
-    accelerated._adopt(load_profile(profile), force)
-    accelerated._modules["memory_encoder"] = ChannelsLastMemoryEncoder.sharing(
-        predictor.memory_encoder, accelerated._encodes_memory, accelerated._casting_once
-    )
-    accelerated._modules["sam_mask_decoder"] = CastOnceMaskDecoder.sharing(
-        predictor.sam_mask_decoder, accelerated._casting_once
-    )
-    return accelerated
+    return kind.sharing(predictor, load_profile(profile), force)
 
 
 @lru_cache(maxsize=1)

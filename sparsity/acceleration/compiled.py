@@ -23,6 +23,9 @@ from probes.errors import InputError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+VARIANTS = 128
+"""Compiled forms of one function: one for each width of each model and number format in the process."""
+
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
@@ -31,7 +34,8 @@ def compiled_parts() -> Iterator[None]:
     """Run compiled what is `compilable`, for the length of the context."""
     token = _compiling.set(True)
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+            yield
     finally:
         _compiling.reset(token)
 

@@ -17,7 +17,9 @@ Stamp = tuple[tuple[int, int], ...]
 
 
 def weights_stamp(module: nn.Module) -> Stamp:
-    """Where weights lie and how often they were changed in place; the latter is not counted for inference tensors.
+    """Where weights lie and how often they were changed in place.
+
+    Changes through ``p.data`` and those of inference tensors are not counted: `Derived.forget` is for them.
 
     The modules are walked here because ``module.parameters()`` takes twice as long, on every frame.
     """
@@ -62,6 +64,10 @@ class Derived:
             torch.clear_autocast_cache()
             self._stamp = stamp
         self._looked = None if self._looked is None else True
+
+    def forget(self) -> None:
+        """Drop what was made, whatever the weights look like."""
+        self._stamp = ()
 
     @contextmanager
     def casting_once(self, model: SAM2Base) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Features of a frame in sam2's one-frame cache: routed where a decision says so, dense everywhere else."""
+"""Features of a frame as the profile wants them: routed where a decision says so, dense everywhere else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsity.acceleration.encoder import Routing, window_grid
 from sparsity.acceleration.reuse import CHANGE, PICTURE, LastComputed, parts_of
-from sparsity.acceleration.session import FeatureKind, Session
+from sparsity.acceleration.session import FeatureKind, FrameFeatures, Session
 from sparsity.acceleration.windows import cells_within, window_tokens
 from sparsity.profile import Windows
 from sparsity.select import WindowGrid
@@ -17,46 +17,43 @@ if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 
 
-def prepare_features(
+def own_features(
     predictor: EfficientSAM2VideoPredictor, state: dict[str, Any], session: Session, frame: int
-) -> None:
-    """See to it that what sam2 finds in its cache for a frame is what is wanted; stock computes what is missing."""
+) -> FrameFeatures | None:
+    """Return a frame's features, encoded now unless those of the last call serve; None where stock's are wanted."""
     profile, routed = predictor.profile, session.routing
     windows, cells = (None, None) if routed is None else (routed.windows, routed.cells)
     wanted = FeatureKind(windows, cells, profile.technique("encoder"))
-    cache = state["cached_features"]
-    if frame in cache and not session.features.serves(wanted):
-        state["cached_features"] = cache = {}
-    if frame not in cache:
-        parts = parts_of(profile)
-        if windows is not None or wanted.exact or parts:
-            image = state["images"][frame].to(state["device"]).float().unsqueeze(0)
-            encoder, techniques = predictor._encoder, profile.calibrated_techniques
-            last = session.last
-            if windows is None or last is None:
-                last = session.last = LastComputed(encoder.version, frame)
-            last.carry(parts)
-            shortcut = predictor._shortcut
-            if shortcut is None and CHANGE in last.parts:
-                shortcut = _add(*last.parts[CHANGE])
-            routing = Routing(windows, cells, shortcut, CHANGE in parts, techniques, last)
-            features, change = encoder(image, routing, exact=wanted.exact)
-            state["cached_features"] = {frame: (image, features)}
-            if change is not None:
-                last.parts[CHANGE] = (change,)
-            rule = profile.windows
-            if rule is not None and rule.rolling_refresh is not None:
-                grid = window_grid(predictor)
-                pictures = session.pictures_of(
-                    frame, image[0], grid.cells if rule.trimmed else grid
-                )
-                rows = None if windows is None else _pictured(grid, rule, windows, cells, image)
-                fresh = pictures if rows is None else pictures[rows]
-                last.complete(PICTURE[rule.trimmed], rows, fresh)
-            last.frame = frame
-        session.features = wanted
-    if windows is None:
+    parts, found = parts_of(profile), session.features
+    if routed is not None and windows is None:
         session.last_dense = frame
+    if windows is None and not wanted.exact and not parts:
+        return None
+    encoder, last = predictor._encoder, session.last
+    same = found is not None and (found.frame, found.version) == (frame, encoder.version)
+    if found is not None and same and found.kind.serves(wanted):
+        return found
+    image = state["images"][frame].to(state["device"]).float().unsqueeze(0)
+    if windows is None or last is None:
+        last = session.last = LastComputed(encoder.version, frame)
+    last.carry(parts)
+    shortcut = predictor._shortcut
+    if shortcut is None and CHANGE in last.parts:
+        shortcut = _add(*last.parts[CHANGE])
+    techniques = profile.calibrated_techniques
+    routing = Routing(windows, cells, shortcut, CHANGE in parts, techniques, last)
+    output, change = encoder(image, routing, exact=wanted.exact)
+    if change is not None:
+        last.parts[CHANGE] = (change,)
+    rule = profile.windows
+    if rule is not None and rule.rolling_refresh is not None:
+        grid = window_grid(predictor)
+        pictures = session.pictures_of(frame, image[0], grid.cells if rule.trimmed else grid)
+        rows = None if windows is None else _pictured(grid, rule, windows, cells, image)
+        last.complete(PICTURE[rule.trimmed], rows, pictures if rows is None else pictures[rows])
+    last.frame = frame
+    session.features = FrameFeatures(frame, wanted, encoder.version, image, output)
+    return session.features
 
 
 def _pictured(

@@ -20,9 +20,11 @@ from probes.video import EndOfVideo, ModelFrames, open_video
 from sparsity.acceleration.decisions import decide_frame
 from sparsity.acceleration.derived import Derived
 from sparsity.acceleration.encoder import Encoder, window_grid
-from sparsity.acceleration.features import prepare_features
+from sparsity.acceleration.features import own_features
 from sparsity.acceleration.fit import check_fit
+from sparsity.acceleration.mask_decoder import CastOnceMaskDecoder
 from sparsity.acceleration.memory import SparseMemoryAttention
+from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
 from sparsity.acceleration.recall import recall_memory
 from sparsity.acceleration.report import Report
 from sparsity.acceleration.saliency import token_to_image
@@ -43,6 +45,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
 
     Made by `accelerate` from a stock predictor, whose modules it shares and leaves untouched. Methods and
     signatures are sam2's. All state of a video lives in its ``inference_state``.
+
+    One predictor tracks in one thread at a time. For another thread accelerate the stock predictor once more: the two
+    share the weights.
     """
 
     _stock: SAM2VideoPredictor
@@ -51,6 +56,33 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     _seam: Seam
     _derived: Derived
     _shortcut: ShortcutFunction | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise InputError(
+            f"{type(self).__name__} was called like sam2's class; expected a stock predictor to accelerate; write "
+            "accelerate(predictor), or build_efficient_sam2_video_predictor(config, checkpoint)"
+        )
+
+    @classmethod
+    def sharing(
+        cls, stock: SAM2VideoPredictor, profile: Profile, forced: bool
+    ) -> EfficientSAM2VideoPredictor:
+        """Make one that shares a stock predictor's modules; `accelerate` checks what is given first."""
+        shared = cls.__new__(cls)
+        shared.__dict__ = {**stock.__dict__, "_modules": dict(stock._modules)}
+        shared.__dict__.update(_stock=stock, _seam=Seam(), _derived=Derived())
+        shared._adopt(profile, forced)
+        shared._modules["memory_encoder"] = ChannelsLastMemoryEncoder.sharing(
+            stock.memory_encoder, shared._encodes_memory, shared._casting_once
+        )
+        shared._modules["sam_mask_decoder"] = CastOnceMaskDecoder.sharing(
+            stock.sam_mask_decoder, shared._casting_once
+        )
+        return shared
+
+    def __copy__(self) -> EfficientSAM2VideoPredictor:
+        """Another one on the same weights, with the same profile."""
+        return self.sharing(self._stock, self._profile, self._forced)
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> EfficientSAM2VideoPredictor:
@@ -76,6 +108,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     @contextmanager
     def use(self, profile: Profile | str | Path | None, *, force: bool = False) -> Iterator[None]:
         """Use another profile for the length of the context; None means stock behaviour, bit for bit.
+
+        What counts is the profile in use while a frame is tracked: consume `propagate_in_video` inside the context.
 
         Raises
         ------
@@ -105,6 +139,13 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         """
         self._session(inference_state).chooser = chooser
 
+    def weights_changed(self) -> None:
+        """Take over weights that were changed through ``parameter.data`` (by ``p.data.copy_``, for instance).
+
+        All other changes are noticed: new tensors, ``load_state_dict``, operations in place.
+        """
+        self._derived.forget()
+
     def _adopt(self, profile: Profile, force: bool) -> None:
         forced = check_fit(profile, self, force)
         trunk = self.image_encoder.trunk
@@ -132,7 +173,11 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         video_path
             Whatever `probes.video.open_video` opens: a folder of frames, a video file, an array
             ``[T, H, W, 3]``, or an iterator of frames.
-        offload_video_to_cpu, async_loading_frames
+        offload_video_to_cpu
+            Keep decoded frames in main memory.
+        offload_state_to_cpu
+            Keep results there, as in sam2.
+        async_loading_frames
             Accepted for sam2's sake; frames are always decoded when they are needed.
         history
             ``"full"`` keeps every result, as stock does; ``"bounded"`` drops those that no future frame
@@ -243,6 +288,11 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                     inference_state, output_dict, frame_idx, batch_size, is_init_cond_frame,
                     point_inputs, mask_inputs, reverse, run_mem_encoder, prev_sam_mask_logits,
                 )  # fmt: skip
+        if not output_dict["cond_frame_outputs"]:
+            raise InputError(
+                f"object {inference_state['obj_idx_to_id'][index]} lost its last prompt before frame {frame_idx}; "
+                "expected every tracked object to have one; prompt it again, or remove it, and propagate anew"
+            )
         found = session.ahead.pop(index, None)
         if found is not None and found[:2] == (frame_idx, reverse):
             return found[2]
@@ -314,7 +364,10 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         self, inference_state: dict[str, Any], frame_idx: int, batch_size: int
     ) -> tuple[Any, ...]:
         """Features of a frame: routed inside a tracking call that decided so, dense everywhere else."""
-        prepare_features(self, inference_state, self._session(inference_state), frame_idx)
+        own = own_features(self, inference_state, self._session(inference_state), frame_idx)
+        if own is not None:
+            cache = {frame_idx: (own.image, own.output)}
+            inference_state = {**inference_state, "cached_features": cache}
         return super()._get_image_feature(inference_state, frame_idx, batch_size)
 
     # ------------------------------------------------------------------ memory

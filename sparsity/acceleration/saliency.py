@@ -31,8 +31,10 @@ class TokenToImage:
                 module.q_proj(tokens[:, : self.output_tokens]), module.num_heads
             )
             k = module._separate_heads(module.k_proj(image), module.num_heads)
-            logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-            maps.append(logits.softmax(-1).mean((1, 2)))
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(
+                -1, -2
+            )  # scaled first: float16 overflows
+            maps.append(logits.float().softmax(-1).mean((1, 2)))
         return torch.stack(maps).mean(0).view(-1, grid, grid)
 
 

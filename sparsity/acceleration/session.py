@@ -123,6 +123,27 @@ class FeatureKind:
         return set(wanted.windows) <= set(self.windows)
 
 
+@dataclass(frozen=True)
+class FrameFeatures:
+    """Image features of the frame that was encoded last, and what made them.
+
+    Attributes
+    ----------
+    version
+        Of the encoder: its weights and number format.
+    image
+        ``[1, 3, S, S]``.
+    output
+        sam2's backbone output.
+    """
+
+    frame: int
+    kind: FeatureKind
+    version: int
+    image: Tensor
+    output: dict[str, Any]
+
+
 @dataclass
 class Session:
     """Our entry in a video's inference state.
@@ -134,7 +155,8 @@ class Session:
     chooser
         Chooses windows instead of the profile's rule, when given.
     features
-        Kind of the features in sam2's one-frame cache.
+        Those that were computed here; a copy does without. sam2's own one-frame cache holds none of them, so that a
+        stock predictor never takes routed features for its own.
     routing
         Decision that is being carried out; None outside tracking calls, where frames are dense.
     decision
@@ -157,7 +179,7 @@ class Session:
     report: Report
     history: Literal["full", "bounded"] = "full"
     chooser: WindowChooser | None = None
-    features: FeatureKind = FeatureKind()
+    features: FrameFeatures | None = None
     routing: Decision | None = None
     decision: tuple[int, bool, Decision] | None = None
     ahead: dict[int, tuple[int, bool, tuple[dict[str, Any], Tensor]]] = field(default_factory=dict)
@@ -166,6 +188,10 @@ class Session:
     last_dense: int | None = None
     last: LastComputed | None = None
     current: FrameReport | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: all but the features, which are large and soon made."""
+        return {**self.__dict__, "features": None}
 
     def begin_pass(self) -> None:
         """Forget what belongs to an earlier propagation, which may have been abandoned midway."""

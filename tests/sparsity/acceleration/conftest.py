@@ -15,6 +15,7 @@ from PIL import Image
 from probes import build_predictor
 from sparsity import accelerate
 from sparsity.acceleration.report import FrameReport
+from sparsity.acceleration.session import KEY
 from sparsity.profile import Memory, Profile, Windows
 from tests.conftest import make_frames, make_mask
 
@@ -117,11 +118,17 @@ def stock(request: pytest.FixtureRequest) -> Any:
 
 def step(predictor: Any, state: dict[str, Any], frame: int) -> torch.Tensor:
     """Track one frame from what the state remembers, features computed anew: low-resolution logits ``[O, h, w]``."""
-    state["cached_features"].clear()
+    if KEY in state:
+        state[KEY].features = None  # those of more windows would serve
     for _ in predictor.propagate_in_video(state, frame, max_frame_num_to_track=0):
         pass
     results = state["output_dict_per_obj"].values()
     return torch.cat([out["non_cond_frame_outputs"][frame]["pred_masks"][0] for out in results])
+
+
+def encoded(state: dict[str, Any]) -> list[torch.Tensor]:
+    """Feature levels that an accelerated predictor computed last, fine to coarse."""
+    return state[KEY].features.output["backbone_fpn"]
 
 
 def off_by(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -18,6 +18,7 @@ import torch
 from probes.errors import InputError
 from probes.observing import observe
 from sparsity.acceleration.build import accelerate
+from sparsity.acceleration.compiled import compilable, compiled_parts
 from sparsity.acceleration.compiled_predictor import compiled_stock
 from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.session import Chosen
@@ -122,6 +123,21 @@ def test_trimmed_windows_compiled_are_eagers(
     with eager.use("recommended"):
         whole = routed(eager, long_folder, ROUTES[:2])
     assert max(off_by(whole[t], expected[t]) for t in found) > 1e-3
+
+
+def test_functions_have_a_form_for_each_width() -> None:
+    """As many as several models and number formats in one process ask for; torch stops at eight unless told."""
+
+    @compilable
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    before = graphs()
+    with compiled_parts():
+        for width in range(3, 13):
+            x = torch.arange(2.0 * width).view(2, width)
+            assert torch.equal(doubled(x), x * 2)
+    assert graphs() == before + 10
 
 
 def test_a_compiled_predictor_is_not_observed(compiled: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from probes import build_predictor
 from probes.errors import InputError
@@ -68,12 +67,42 @@ def test_made_and_run_under_inference_mode(long_folder: str) -> None:
     assert off_by(run.logits[2], run.logits[3]) > 1e-3
 
 
+def test_a_shallow_copy_shares_weights_and_nothing_else(
+    demo_predictor: Any, long_folder: str, stock_runs: StockRuns
+) -> None:
+    fast = accelerate(demo_predictor, "exact")
+    other = copy.copy(fast)
+    with other.use(None):
+        assert track(other, long_folder, PROMPTS["mask"]).equal(stock_runs(demo_predictor, "mask"))
+        assert fast.profile.name == "exact" and other.profile.name == "dense"
+    assert other.mask_downsample is fast.mask_downsample
+    assert other.profile == fast.profile and other._derived is not fast._derived
+
+
+def test_weights_changed_through_data_are_taken_over_when_said(long_folder: str) -> None:
+    stock = build_predictor("demo", image_size=256, device="cpu")
+    fast = accelerate(stock, "exact")
+    state = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=3).state
+    before = step(fast, state, 3)
+    stock.memory_attention.layers[0].linear2.weight.data.mul_(0.5)
+    expected = step(stock, state, 3)
+    assert off_by(step(fast, state, 3), expected) > 1e-3, "nobody said so"
+    fast.weights_changed()
+    assert off_by(step(fast, state, 3), expected) <= 1e-4
+    assert off_by(before, expected) > 1e-3
+
+
+def test_made_like_sam2_makes_its_own_is_refused(demo_predictor: Any) -> None:
+    with pytest.raises(InputError, match=r"write accelerate\(predictor\)"):
+        EfficientSAM2VideoPredictor(demo_predictor.image_encoder)
+    assert isinstance(accelerate(demo_predictor), EfficientSAM2VideoPredictor)
+
+
 def test_from_pretrained_does_not_return_a_stock_predictor() -> None:
     with pytest.raises(
         InputError, match=r"accelerate\(SAM2VideoPredictor.from_pretrained\('a/b'\)\)"
     ):
         EfficientSAM2VideoPredictor.from_pretrained("a/b")
-    assert EfficientSAM2VideoPredictor.from_pretrained != SAM2VideoPredictor.from_pretrained
 
 
 def test_a_history_of_no_kind_is_refused(demo_predictor: Any, long_folder: str) -> None:

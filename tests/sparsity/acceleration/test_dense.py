@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.sparsity.acceleration.conftest import (
     PROMPTS,
     Prompt,
     StockRuns,
+    off_by,
     part_of_mask,
     track,
 )
@@ -74,7 +76,6 @@ def test_use_none_in_mid_session_equals_stock_on_the_same_state(
     with fast.use(None):
         mine = [_step(fast, run.state, frame) for frame in (8, 9)]
     again = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
-    again.state["cached_features"].clear()
     for frame, logits in zip((8, 9), mine, strict=True):
         assert torch.equal(logits, _step(demo_predictor, again.state, frame))
     still = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
@@ -122,3 +123,61 @@ def test_objects_keep_their_place(stock: Any, long_folder: str, stock_runs: Stoc
     turned = tuple(Prompt(0, i + 1, part_of_mask((i + 1) % 3)) for i in range(3))
     run = track(accelerate(stock, "dense"), long_folder, turned)
     assert not run.equal(stock_runs(stock, "three objects"))
+
+
+def test_stock_on_a_state_that_was_routed_computes_its_own_features(
+    demo_predictor: Any, long_folder: str
+) -> None:
+    fast = accelerate(demo_predictor, "paper")
+    click = Prompt(frame=7, points=((51, 48),))
+    clicked = {}
+    for name, predictor in (("routed", fast), ("stock", demo_predictor)):
+        run = track(predictor, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
+        clicked[name] = _clicked(demo_predictor, run.state, click)
+        if name == "routed":
+            assert fast.report(run.state).frames[-1].windows is not None
+            own = fast.report(run.state).frames[-1]
+            assert own.frame == 7
+            fresh = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
+            clicked["dense"] = _clicked(fast, fresh.state, click)
+    assert off_by(clicked["routed"], clicked["dense"]) <= 1e-4
+    assert not torch.equal(clicked["routed"], clicked["stock"]), "memory was another"
+
+
+def _clicked(predictor: Any, state: Any, click: Prompt) -> torch.Tensor:
+    """Mask logits of a click on a frame that was tracked."""
+    points, labels = np.array(click.points, np.float32), np.ones(len(click.points), np.int32)
+    return predictor.add_new_points_or_box(state, click.frame, 1, points=points, labels=labels)[2]
+
+
+def test_after_a_frame_that_is_not_there_a_click_is_answered_from_dense_features(
+    demo_predictor: Any, long_folder: str
+) -> None:
+    fast = accelerate(
+        demo_predictor, Profile(name="methods alone", windows=Windows(), memory=Memory())
+    )
+    found = []
+    for fails in (False, True):
+        state = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7).state
+        if fails:
+            with pytest.raises(IndexError):
+                _clicked(fast, state, Prompt(frame=40, points=((51, 48),)))
+        found.append(_clicked(fast, state, Prompt(frame=7, points=((51, 48),))))
+    assert torch.equal(*found)
+
+
+def test_threads_with_a_predictor_each_do_not_hear_one_another(
+    demo_predictor: Any, long_folder: str
+) -> None:
+    """Routing by decoder attention, two predictors on the same weights at once, and stock beside them."""
+    asked = Windows(score_below=1000.0)
+    profile = Profile(name="by saliency", windows=asked, memory=Memory())
+    alone = track(accelerate(demo_predictor, profile), long_folder, PROMPTS["mask"])
+    fast = [accelerate(demo_predictor, profile) for _ in range(2)]
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [
+            pool.submit(track, p, long_folder, PROMPTS["mask"]) for p in (*fast, demo_predictor)
+        ]
+        first, second, stock = (job.result() for job in jobs)
+    assert first.equal(alone) and second.equal(alone)
+    assert not stock.equal(alone)

@@ -24,6 +24,7 @@ from tests.sparsity.acceleration.conftest import (
     PROMPTS,
     Run,
     StockRuns,
+    encoded,
     off_by,
     other_pixels,
     step,
@@ -83,7 +84,9 @@ def test_early_stages_in_one_strip_equal_those_in_many(monkeypatch: pytest.Monke
 def _levels(predictor: Any, frames: np.ndarray | None = None) -> list[Tensor]:
     """Feature levels of the first frame."""
     state = predictor.init_state(make_frames(1) if frames is None else frames)
-    return [level.clone() for level in state["cached_features"][0][1]["backbone_fpn"]]
+    stock = state["cached_features"]
+    levels = stock[0][1]["backbone_fpn"] if stock else encoded(state)
+    return [level.clone() for level in levels]
 
 
 @pytest.mark.parametrize("kind", ["mask", "three objects"])

@@ -84,7 +84,6 @@ def test_forward_then_reverse_from_the_middle(fast: Any, long_folder: str) -> No
 
 def step_back(predictor: Any, state: dict[str, Any], frame: int) -> torch.Tensor:
     """Track one frame in reverse."""
-    state["cached_features"].clear()
     options = {"start_frame_idx": frame, "max_frame_num_to_track": 0, "reverse": True}
     return run(predictor, state, **options)[frame]
 
@@ -201,6 +200,21 @@ def test_other_image_sizes(size: int) -> None:
         assert off_by(step(fast, state, 10), expected) <= 1e-4
         fast.choose_windows(state, lambda frame: (0,))
         assert off_by(step(fast, state, 10), expected) > 1e-3
+
+
+def test_an_object_that_loses_its_prompt_in_mid_pass_is_named(fast: Any, long_folder: str) -> None:
+    for loses in (False, True):
+        state = fast.init_state(long_folder)
+        PROMPTS["mask"][0].give(fast, state)
+        frames = fast.propagate_in_video(state)
+        for _ in range(4):
+            next(frames)
+        if not loses:
+            assert next(frames)[0] == 4
+            continue
+        fast.clear_all_prompts_in_frame(state, 0, 1)
+        with pytest.raises(InputError, match="object 1 lost its last prompt before frame 4"):
+            next(frames)
 
 
 def test_a_model_without_pointers(long_folder: str) -> None:

@@ -19,7 +19,13 @@ from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.shortcuts import load_shortcut
 from sparsity.profile import Profile, Shortcut, Windows
 from tests.conftest import make_frames
-from tests.sparsity.acceleration.conftest import PROMPTS, off_by, step, track
+from tests.sparsity.acceleration.conftest import (
+    PROMPTS,
+    encoded,
+    off_by,
+    step,
+    track,
+)
 
 CPU = torch.device("cpu")
 
@@ -136,10 +142,7 @@ def test_the_cached_change_is_nearer_where_nothing_moves() -> None:
         assert fast.report(run.state).frames[-1].windows is not None
         expected = accelerate(stock, "exact")
         state = track(expected, still, PROMPTS["mask"]).state
-        levels = run.state["cached_features"][5][1]["backbone_fpn"][-1]
-        errors[profile.shortcut.kind] = off_by(
-            levels, state["cached_features"][5][1]["backbone_fpn"][-1]
-        )
+        errors[profile.shortcut.kind] = off_by(encoded(run.state)[-1], encoded(state)[-1])
     assert 0 < errors["cached"] < 0.5 * errors["identity"]
 
 
@@ -159,7 +162,7 @@ def test_the_cached_change_is_as_young_as_the_window(demo_predictor: Any) -> Non
         fast.choose_windows(state, routes.get)
         for _ in fast.propagate_in_video(state):
             pass
-        levels = state["cached_features"][4][1]["backbone_fpn"][-1]
+        levels = encoded(state)[-1]
         found[given] = levels[..., : levels.shape[-2] // 4, :]
     assert off_by(found[some], found[None]) < off_by(found[others], found[None])
 

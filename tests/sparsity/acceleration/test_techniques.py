@@ -23,8 +23,16 @@ from sparsity.profile import CALIBRATED_TECHNIQUES, Memory, Profile
 from sparsity.profiles import BUILTIN, parse_profile
 from sparsity.routing import Decision
 from sparsity.techniques import FURTHER, further_profiles
-from tests.conftest import make_frames
-from tests.sparsity.acceleration.conftest import PROMPTS, Run, off_by, step, track
+from tests.conftest import make_frames, make_mask
+from tests.sparsity.acceleration.conftest import (
+    PROMPTS,
+    Prompt,
+    Run,
+    encoded,
+    off_by,
+    step,
+    track,
+)
 
 SOME = (5, 6, 9, 10)
 NAMES = [profile.name for profile in further_profiles()]
@@ -150,8 +158,7 @@ def test_reused_windows_are_as_old_as_their_last_computation(demo: Any) -> None:
     PROMPTS["mask"][0].give(fast, state)
     seen = []
     for _ in fast.propagate_in_video(state):
-        ((_, features),) = state["cached_features"].values()
-        seen.append(features["backbone_fpn"][0].clone())
+        seen.append(encoded(state)[0].clone())
     corner, last = (..., slice(0, 16), slice(0, 16)), (..., slice(48, 64), slice(48, 64))
     same = [
         [torch.equal(seen[f][part], seen[f - 1][part]) for f in range(2, 5)]
@@ -289,6 +296,26 @@ def test_projections_of_a_prompt_are_held_until_weights_change() -> None:
     assert prompt[KEY].held is not held
     assert off_by(after, step(stock, state, 4)) <= 1e-3
     assert off_by(after, before) > 1e-3
+
+
+def test_projections_are_held_of_prompts_that_are_read_alone(demo: Any, long_folder: str) -> None:
+    """Six prompts, of which the two nearest are read on a frame."""
+    demo.max_cond_frames_in_attn = 2
+    try:
+        state = demo.init_state(long_folder)
+        for frame in range(6):
+            Prompt(frame, mask=make_mask()).give(demo, state)
+        fast = accelerate(demo, "exact")
+        for _ in fast.propagate_in_video(state):
+            pass
+        expected = step(demo, state, 9)
+        assert off_by(step(fast, state, 9), expected) <= 1e-4
+    finally:
+        demo.max_cond_frames_in_attn = -1
+    prompts = state["output_dict_per_obj"][0]["cond_frame_outputs"]
+    held = [frame for frame, out in prompts.items() if KEY in out and out[KEY].held is not None]
+    assert len(prompts) == 6 and 1 <= len(held) <= 2
+    assert off_by(step(demo, state, 8), expected) > 1e-3
 
 
 @settings(deadline=None, max_examples=20)
