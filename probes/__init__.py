@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from probes.models import MODEL_NAMES as MODEL_NAMES
     from probes.models import build_predictor as build_predictor
     from probes.models import fingerprint as fingerprint
+    from probes.models import name_of as name_of
     from probes.observing import observe as observe
     from probes.recording import record as record
     from probes.sites import attention_sites as attention_sites
@@ -26,6 +27,7 @@ _HOME = {
     "attention_sites": "probes.sites",
     "build_predictor": "probes.models",
     "fingerprint": "probes.models",
+    "name_of": "probes.models",
     "observe": "probes.observing",
     "open_video": "probes.video",
     "record": "probes.recording",

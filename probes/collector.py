@@ -211,14 +211,15 @@ class Collector:
         remembered = self._coverage.get(i, {})
         return statistics_table(entry, [self.sites[name] for name in names], mask, remembered)
 
-    def arrays(self) -> dict[str, Array]:
-        """Everything as the arrays of a shard."""
+    def take_arrays(self) -> dict[str, Array]:
+        """Hand over everything as the arrays of a shard; what is handed over is no longer held here."""
         merged = {
-            name: np.stack([np.asarray(entry[name]) for entry in entries])
+            name: np.stack([np.asarray(entry.pop(name)) for entry in entries])
             for entries in (self.frames, self.rows)
-            for name in entries[0]
+            for name in list(entries[0])
         }
-        for site, parts in self.stored.items():
+        for site in list(self.stored):
+            parts = self.stored.pop(site)
             merged[f"rows/{site}"] = np.stack([levels for levels, _ in parts])
             merged[f"row_scale/{site}"] = np.stack([scale for _, scale in parts])
         return merged

@@ -63,6 +63,8 @@ class Settings(_Strict):
     ----------
     query_rows
         Query rows, at least, that means over rows were measured from; key mass is from all rows.
+    seed
+        Of that sample.
     keep_shares
         Shares G of `recall`.
     statistics
@@ -78,6 +80,7 @@ class Settings(_Strict):
 
     dtype: Literal["float32", "bfloat16", "float16"]
     query_rows: int
+    seed: int = 0
     keep_shares: tuple[float, ...] = KEEP_SHARES
     statistics: tuple[str, ...] = STATISTICS
     encoder_sites: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from probes.errors import InputError
 from probes.keymass import key_mass
 from probes.mass import row_blocks, window_slots
 from probes.rows import attention_rows as attention_rows
-from probes.rows import positions, query_side, site_of
+from probes.rows import computed_queries, in_dense_order, positions, query_side, site_of
 from probes.seam import AttentionCall
 
 OUTPUT_TOKENS = 6
@@ -33,14 +33,15 @@ def attention_map(
     Parameters
     ----------
     calls
-        One call or several, of which those that fit `layer` and `object` are averaged.
+        One call or several, of which those that fit `layer` and `object` are averaged, each over its objects.
     query_xy
         What does this pixel look at? (x, y) in pixels of the video.
     key_xy
         Who looks at this pixel (in memory: at this place of the remembered frame)?
     object
-        Id of the object, where a call holds several. For ``token_to_image`` without a pixel: where do the
-        decoder's output tokens for this object look? For memory: what is recalled for it, mean over queries?
+        Id of the object; None for the mean over all that were tracked. For ``token_to_image`` without a pixel:
+        where do the decoder's output tokens for this object look? For memory: what is recalled for it, mean over
+        queries?
     head
         One head; None for the mean.
     layer
@@ -51,23 +52,24 @@ def attention_map(
     Returns
     -------
     Tensor
-        float32 ``[g, g]``: attention weights; for `key_xy` on the grid of queries.
+        float32 ``[g, g]``: attention weights; for `key_xy` on the grid of queries, 0 where none was computed.
 
     Raises
     ------
     InputError
-        No call fits, or the question has no answer at that site.
+        No call fits, the question has no answer at that site, or the query was not computed.
     """
     given = [calls] if isinstance(calls, AttentionCall) else list(calls)
     maps = []
     for call in given:
         if layer is not None and site_of(call).layer != layer:
             continue
-        ids = call.moment.objects
-        if object is not None and ids and object not in ids:
-            continue
-        row = ids.index(object) if object is not None and ids and len(call.q) > 1 else 0
-        maps.append(_one_map(call, row, query_xy, key_xy, memory_age, head))
+        found = [
+            _one_map(call, row, query_xy, key_xy, memory_age, head)
+            for row in _rows_of(call, object)
+        ]
+        if found:
+            maps.append(torch.stack(found).mean(0))
     if not maps or len({m.shape for m in maps}) > 1:
         raise InputError(
             f"{len(maps)} of {len(given)} calls fit layer {layer} and object {object}"
@@ -96,6 +98,16 @@ def token_at(call: AttentionCall, xy: tuple[float, float], side: int) -> int:
     return int(y / height * side) * side + int(x / width * side)
 
 
+def _rows_of(call: AttentionCall, object_id: int | None) -> Sequence[int]:
+    """Rows of a call that hold an object (None: any); the encoder's windows and what objects share count as one."""
+    ids = call.moment.objects
+    if object_id is not None and ids and object_id not in ids:
+        return []
+    if site_of(call).part == "encoder" or len(call.q) == 1:
+        return [0]
+    return [ids.index(object_id)] if object_id is not None and ids else range(len(call.q))
+
+
 def _one_map(
     call: AttentionCall,
     row: int,
@@ -115,7 +127,8 @@ def _one_map(
     elif query_xy is None and key_xy is None and site.kind == "token_to_image":
         rows = attention_rows(call, list(range(OUTPUT_TOKENS)), row=row).mean(1)
     elif query_xy is None and key_xy is None and site.part == "memory":
-        rows = _mean_row(call, row)
+        mean = key_mass(call.q[row : row + 1], call.k[row : row + 1])[0]
+        rows = in_dense_order(call, mean, row)
     else:
         raise InputError(
             f"this question has no answer at {call.site}; a pixel can be asked about at encoder and memory sites, "
@@ -163,19 +176,10 @@ def _looked_at(
             for _, p in row_blocks(call.q[row : row + 1], call.k[row : row + 1])
         ]
         full = torch.cat(parts, -1)
-        if site.kind == "global" and call.keys is not None:
-            full = full.new_zeros(len(full), side * side).index_copy(1, call.keys, full)
+        asked = computed_queries(call)
+        if asked is not None:
+            full = full.new_zeros(len(full), side * side).index_copy_(1, asked, full)
     return (full.mean(0) if head is None else full[head]).view(side, side)
-
-
-def _mean_row(call: AttentionCall, row: int) -> Tensor:
-    """Mean attention row over all queries, ``[h, keys]`` in the dense layout."""
-    total = key_mass(call.q[row : row + 1], call.k[row : row + 1])[0]
-    if call.keys is None:
-        return total
-    return total.new_zeros(len(total), call.moment.layouts[row].keys).index_copy(
-        1, call.keys, total
-    )
 
 
 def _frame_of(call: AttentionCall, row: int, age: int) -> int:

@@ -28,6 +28,7 @@ from probes.mass import (
     window_slots,
 )
 from probes.records import QUERY_ROWS, SLOTS
+from probes.rows import computed_queries, in_dense_order
 from probes.seam import AttentionCall
 
 FULL_ROW = 512
@@ -148,11 +149,7 @@ def received(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         share = real.sum(1) / real.sum()  # of all real rows, in each window
         mass = key_mass(call.q, call.k, real.float()) * share[:, None, None]
         return _on_grid(mass, tokens, site.grid), None
-    mass = key_mass(call.q, call.k)
-    if call.keys is not None:
-        count = call.moment.layouts[0].keys if site.kind == "cross" else site.grid**2
-        mass = mass.new_zeros(*mass.shape[:2], count).index_copy(2, call.keys, mass)
-    return mass, None
+    return in_dense_order(call, key_mass(call.q, call.k)), None
 
 
 def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
@@ -182,14 +179,14 @@ def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None
         return slots.to(device), at, key_at, real
     if site.kind == "global" or site.part == "memory":
         at = grid_positions(site.grid, float(site.stride)).to(device)
+        asked = computed_queries(call)
+        asking = at if asked is None else at[asked]
+        ids = everything[0] if call.keys is None else call.keys
         if site.kind == "cross":
             layout = call.moment.layouts[0]
-            ids = everything[0] if call.keys is None else call.keys
             of_frames = ids[ids < layout.frame_keys]
-            asking = at if call.queries is None else at[call.queries]
             return everything, asking, at[of_frames % layout.tokens], real
-        ids = everything[0] if call.keys is None else call.keys
-        return ids.expand(groups, keys), at[ids], at[ids], real
+        return ids.expand(groups, keys), asking, at[ids], real
     return everything, None, None, real
 
 

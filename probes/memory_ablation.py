@@ -61,7 +61,7 @@ def memory_groups(
     predictor
         The stock predictor.
     state
-        Tracked up to the frame before, at least; it is not changed.
+        Tracked up to the frame before (going back: after), at least; it is not changed.
     frame, object_id
         Where to look.
     count
@@ -142,8 +142,9 @@ def memory_tokens_removed(
     return run
 
 
+@torch.inference_mode()
 def _mask_logits(predictor: Any, state: dict[str, Any], frame: int, object_id: int) -> Tensor:
-    """Track an object into a frame and store nothing."""
+    """Track an object into a frame, the way it was tracked or comes next, and store nothing."""
     check_stock(predictor)
     index = state["obj_id_to_idx"].get(object_id)
     known = None if index is None else state["output_dict_per_obj"][index]
@@ -152,6 +153,8 @@ def _mask_logits(predictor: Any, state: dict[str, Any], frame: int, object_id: i
             f"object {object_id} on frame {frame} was given; expected an object that was tracked, on a frame "
             f"without a prompt; the video has objects {list(state['obj_ids'])}; choose another"
         )
+    tracked = state["frames_tracked_per_obj"][index]
+    nearest = tracked.get(frame, tracked.get(frame + 1, {"reverse": False}))
     _, logits = predictor._run_single_frame_inference(
         inference_state=state,
         output_dict=known,
@@ -160,7 +163,7 @@ def _mask_logits(predictor: Any, state: dict[str, Any], frame: int, object_id: i
         is_init_cond_frame=False,
         point_inputs=None,
         mask_inputs=None,
-        reverse=False,
+        reverse=nearest["reverse"],
         run_mem_encoder=False,
     )
     found: Tensor = logits[0, 0]

@@ -6,10 +6,7 @@ Hydra's global state nor the working directory matters.
 
 from __future__ import annotations
 
-import hashlib
-from importlib.metadata import packages_distributions
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +14,8 @@ import torch
 from torch import Tensor
 
 from probes.errors import InputError
+from probes.installed import check_sam2 as check_sam2
+from probes.installed import sam2_folder
 from probes.weights import fingerprint as fingerprint
 from probes.weights import load_strictly, read_checkpoint
 
@@ -36,14 +35,8 @@ DEMO = "demo"
 
 MODEL_NAMES = (*CONFIGS, DEMO)
 
-# Files that everything here is built on, as they are in sam2 1.1.0. Other packages (rf-sam-2, EdgeTAM)
-# install a top-level `sam2` of their own.
-_SAM2_FILES = {
-    "sam2_video_predictor.py": "912555920a77f72ded07839efa33fcceecc79f3523abbec783f0be46ee2c55c2",
-    "modeling/sam2_base.py": "69a46b44e8625f509791352bd09beaafe589cd7d872721384e63d37f9fdc6e41",
-    "modeling/sam/transformer.py": "cda19052331e775190ce8b1159efcb828a4632d931a6d8bd4d47109f121782f1",
-    "modeling/backbones/hieradet.py": "03785581ca304d0451ae0df7a08ee0bf1e1dbe66fad285066e6b9ffc0d88d64f",
-}
+UNKNOWN = "sam2"
+"""What a model is called whose weights aren't known."""
 
 LARGEST_SIDE = 4096
 """Pixels: global attention, which grows with the fourth power, takes 256 times what it takes at 1024."""
@@ -119,31 +112,22 @@ def build_predictor(
         from probes.random_weights import make_it_track
 
         make_it_track(model, seed)
+    if weights or (name and checkpoint is None):
+        model.probes_name = weights or name
     return model
 
 
-def check_sam2() -> None:
-    """Refuse a top-level ``sam2`` that isn't the expected package.
+def name_of(predictor: SAM2VideoPredictor) -> str:
+    """Say which weights a predictor has, as `build_predictor` chose them.
 
-    Raises
-    ------
-    InputError
-        sam2 is absent, or one of its files differs from sam2 1.1.0.
+    Returns
+    -------
+    str
+        One of `MODEL_NAMES`, ``"random"`` for random weights, ``"sam2"`` where it isn't known: weights from a
+        checkpoint that was given, or a predictor from elsewhere. An accelerated predictor has its stock
+        predictor's name.
     """
-    advice = "use an environment of its own and install sam2==1.1.0 there"
-    spec = find_spec("sam2")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"no package sam2 is installed; expected sam2 1.1.0; {advice}")
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    for name, expected in _SAM2_FILES.items():
-        file = folder / name
-        found = file.read_bytes().replace(b"\r\n", b"\n") if file.is_file() else b""
-        if hashlib.sha256(found).hexdigest() != expected:
-            owners = " and ".join(sorted(set(packages_distributions().get("sam2", [])))) or folder
-            raise InputError(
-                f"the installed sam2 (from {owners}) is another one, its {name} differs; expected "
-                f"sam2 1.1.0 unmodified; {advice}"
-            )
+    return str(getattr(predictor, "probes_name", UNKNOWN))
 
 
 def _config_file(name: str | None, config: str | Path | None) -> Path:
@@ -154,7 +138,7 @@ def _config_file(name: str | None, config: str | Path | None) -> Path:
             f"name one of {', '.join(MODEL_NAMES)} or give a sam2 yaml file"
         )
     if config is not None:
-        for candidate in (Path(config), _sam2_folder() / config):
+        for candidate in (Path(config), sam2_folder() / config):
             if candidate.is_file():
                 return candidate
         raise InputError(
@@ -168,13 +152,7 @@ def _config_file(name: str | None, config: str | Path | None) -> Path:
             f"model {name!r} is not known; expected one of {', '.join(MODEL_NAMES)}; choose one, or give "
             "a configuration and a checkpoint"
         )
-    return _sam2_folder() / "configs" / "sam2.1" / CONFIGS[name]
-
-
-def _sam2_folder() -> Path:
-    spec = find_spec("sam2")
-    assert spec is not None and spec.submodule_search_locations, "check_sam2 found it"
-    return Path(next(iter(spec.submodule_search_locations)))
+    return sam2_folder() / "configs" / "sam2.1" / CONFIGS[name]
 
 
 def _demo_file(name: str) -> Path:

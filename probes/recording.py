@@ -6,27 +6,26 @@ what that is and reads it.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from probes.collector import Collector
 from probes.errors import InputError
+from probes.models import name_of
+from probes.prompts import Prompts
 from probes.rawrows import row_forms
-from probes.recording_files import add_shards, open_header
+from probes.recording_files import check_name, name_clips, open_header, write_shard
 from probes.recording_files import extend_recording as extend_recording
 from probes.recording_files import merge_recordings as merge_recordings
 from probes.records import QUERY_ROWS, ClipInfo, Recording, Settings
 from probes.sites import attention_sites, find_sites
-from probes.tracking import Prompts as Prompts
 from probes.tracking import begin_video as begin_video
-from probes.tracking import check_stock, hash_of_frames, track_and_collect
-from probes.video import VideoSource, open_video
+from probes.tracking import check_stock, digest_of, hash_of_frames, track_and_collect
+from probes.video import VideoSource, has_frame, open_video
 
 ROW_SIDE = 16
 """Queries per side of the token grid whose raw rows are stored, at most."""
@@ -48,7 +47,7 @@ def record(
     seed: int = 0,
     max_frames: int | None = None,
     autocast: bool = False,
-    model: str = "sam2",
+    model: str | None = None,
     say: Callable[[str], None] | None = None,
     progress: bool = False,
 ) -> Recording:
@@ -62,13 +61,13 @@ def record(
     predictor
         Stock ``SAM2VideoPredictor``: calibration needs a dense run.
     video
-        Whatever `open_video` opens.
+        Whatever `open_video` opens. A stream is tracked to its end, and not back from its first prompt.
     prompts
         What to track.
     out
         Folder of the recording; made, or added to when model and settings are the same.
     name
-        Of the clip; default: the video's file name.
+        Of the clip, and of its file; default: the video's file name.
     statistics
         Patterns of sites whose statistics are kept. Memory and the decoder's saliency always are.
     rows
@@ -83,7 +82,7 @@ def record(
     autocast
         Run in bfloat16.
     model
-        What to call the model in the header.
+        What to call the model in the header; default: `probes.models.name_of`.
     say
         Where messages go; default: stderr.
     progress
@@ -92,26 +91,25 @@ def record(
     Raises
     ------
     InputError
-        The predictor is not stock, a pattern matches nothing, `rows` match no site that has some, or the folder holds
-        another recording.
+        The predictor is not stock, a pattern matches nothing, `rows` match no site that has some, the prompts or the
+        name can't be used, or the folder holds another recording.
     """
     check_stock(predictor)
     source = open_video(video)
-    settings = _settings(predictor, statistics, rows, query_rows, autocast)
-    folder = Path(out)
-    header = open_header(predictor, settings, folder, model)
     clip = name or (Path(video).stem if isinstance(video, (str, Path)) else "clip")
-    digest = _digest(prompts)
-    limits = [limit for limit in (max_frames, source.num_frames) if limit is not None]
-    length = min(limits, default=None)
+    check_name(clip)
+    settings = _settings(predictor, statistics, rows, query_rows, seed, autocast)
+    folder = Path(out)
+    header = open_header(
+        predictor, settings, folder, name_of(predictor) if model is None else model
+    )
     for info in header.clips:
         if info.name == clip:
-            differing = "another prompt or length"
-            if info.prompt == digest and length in (info.frames, None):
-                held = Recording(folder, header)
-                if hash_of_frames(source, held.clip(clip).frame.tolist()) == info.video:
-                    return held
-                differing = "other frames"
+            held = Recording(folder, header)
+            digest = digest_of(predictor, source, prompts)
+            differing = _difference(source, info, digest, held, max_frames)
+            if differing is None:
+                return held
             raise InputError(
                 f"clip {clip!r} is in {folder} with {differing}; expected a new name or the same clip; choose "
                 "another name or folder"
@@ -119,18 +117,17 @@ def record(
     collector = Collector(predictor, settings, seed)
     if settings.row_sites:
         _tell_size(collector, settings, source, max_frames, say)
-    video_hash, objects = track_and_collect(
+    run = track_and_collect(
         predictor, source, prompts, collector, max_frames, autocast, progress, clip
     )
-    arrays = collector.arrays()
+    arrays = collector.take_arrays()
     shard = f"{clip}.safetensors"
-    content = save(arrays)
     info = ClipInfo(
-        name=clip, video=video_hash, prompt=digest, height=source.height, width=source.width,
-        frames=len(arrays["frame"]), objects=objects, fps=source.fps, shard=shard,
-        sha256=hashlib.sha256(content).hexdigest(),
+        name=clip, video=run.video, prompt=run.prompt, height=source.height, width=source.width,
+        frames=len(arrays["frame"]), objects=run.objects, fps=source.fps, shard=shard,
+        sha256=write_shard(folder / shard, arrays),
     )  # fmt: skip
-    return add_shards(folder, header, {info: content})
+    return name_clips(folder, header, [info])
 
 
 def recorded_clips(
@@ -140,8 +137,9 @@ def recorded_clips(
     statistics: str | Sequence[str] = "*",
     rows: str | Sequence[str] = (),
     query_rows: int = QUERY_ROWS,
+    seed: int = 0,
     autocast: bool = False,
-    model: str = "sam2",
+    model: str | None = None,
 ) -> list[str]:
     """Return the names of the clips that a recording holds; none where there is no recording. See `record`.
 
@@ -150,8 +148,24 @@ def recorded_clips(
     InputError
         A pattern matches nothing, or the folder holds another recording or other files.
     """
-    settings = _settings(predictor, statistics, rows, query_rows, autocast)
-    return [info.name for info in open_header(predictor, settings, Path(out), model).clips]
+    settings = _settings(predictor, statistics, rows, query_rows, seed, autocast)
+    called = name_of(predictor) if model is None else model
+    return [info.name for info in open_header(predictor, settings, Path(out), called).clips]
+
+
+def _difference(
+    source: VideoSource, info: ClipInfo, digest: str, held: Recording, max_frames: int | None
+) -> str | None:
+    """Say in what a recorded clip differs from the one that is to be recorded; None where in nothing."""
+    other_length = "another prompt or length"
+    stream = source.num_frames is None
+    most = min(n for n in (max_frames, source.num_frames, sys.maxsize) if n is not None)
+    if info.prompt != digest or info.frames > most or (info.frames < most and not stream):
+        return other_length
+    frames = held.clip(info.name).frame.tolist()
+    if hash_of_frames(source, frames) != info.video:
+        return "other frames"
+    return other_length if info.frames < most and has_frame(source, frames[-1] + 1) else None
 
 
 def _settings(
@@ -159,6 +173,7 @@ def _settings(
     statistics: str | Sequence[str],
     rows: str | Sequence[str],
     query_rows: int,
+    seed: int,
     autocast: bool,
 ) -> Settings:
     measured = find_sites(predictor, statistics)
@@ -178,6 +193,7 @@ def _settings(
     return Settings(
         dtype="bfloat16" if autocast else "float32",
         query_rows=query_rows,
+        seed=seed,
         encoder_sites=tuple(s.name for s in measured if s.part == "encoder"),
         object_sites=tuple(s.name for s in measured if s.part != "encoder"),
         map_sites=tuple(s.name for s in attention_sites(predictor, "encoder", "global")),
@@ -207,15 +223,3 @@ def _tell_size(
         print(text, file=sys.stderr)
     else:
         say(text)
-
-
-def _digest(prompts: Prompts) -> str:
-    if callable(prompts):
-        owner: Any = getattr(prompts, "__self__", None)
-        return str(owner.digest()) if hasattr(owner, "digest") else "custom"
-    found = hashlib.sha256()
-    for object_id, mask in sorted(prompts.items()):
-        found.update(
-            f"{object_id} {mask.shape}".encode() + np.packbits(np.asarray(mask) > 0).tobytes()
-        )
-    return found.hexdigest()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import save_file
+
 from probes.errors import InputError
 from probes.records import (
     HEADER,
     SCHEMA,
+    Array,
     ClipInfo,
     Header,
     ModelInfo,
@@ -23,6 +27,12 @@ from probes.records import (
 )
 from probes.sites import attention_sites
 from probes.weights import fingerprint
+
+LONGEST_NAME = 200
+"""Bytes of a clip's name, which with its suffixes is a file's name."""
+
+HASHED = 2**20
+"""Bytes that are hashed at a time."""
 
 
 def open_header(predictor: Any, settings: Settings, folder: Path, name: str) -> Header:
@@ -68,21 +78,45 @@ def open_header(predictor: Any, settings: Settings, folder: Path, name: str) -> 
     )
 
 
-def add_shards(folder: Path, header: Header, shards: Mapping[ClipInfo, bytes | Path]) -> Recording:
-    """Add shards to a recording: first the files, then the header that names them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for info, content in shards.items():
-        part = folder / f".{info.shard}.part"
-        if isinstance(content, Path):
-            shutil.copyfile(content, part)
-        else:
-            part.write_bytes(content)
-        os.replace(part, folder / info.shard)
-    full = header.model_copy(update={"clips": (*header.clips, *shards)})
+def check_name(clip: str) -> None:
+    """Refuse a clip's name that its shard can't have."""
+    if set(clip) & set("/\\\0") or len(clip.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"clip name {clip[:80]!r} was given; expected a file name of {LONGEST_NAME} bytes at most, without / and "
+            "\\; choose another"
+        )
+
+
+def write_shard(path: Path, arrays: Mapping[str, Array]) -> str:
+    """Write a clip's arrays to its shard, without a copy of them in memory; return the file's sha256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    save_file(dict(arrays), part)
+    found = hashlib.sha256()
+    with part.open("rb") as file:
+        while block := file.read(HASHED):
+            found.update(block)
+    os.replace(part, path)
+    return found.hexdigest()
+
+
+def name_clips(folder: Path, header: Header, clips: Iterable[ClipInfo]) -> Recording:
+    """Add clips, whose shards are there, to a recording's header."""
+    full = header.model_copy(update={"clips": (*header.clips, *clips)})
     part = folder / f".{HEADER}.part"
     part.write_text(full.to_json() + "\n", encoding="utf-8")
     os.replace(part, folder / HEADER)
     return Recording(folder, full)
+
+
+def copy_shards(folder: Path, header: Header, shards: Mapping[ClipInfo, Path]) -> Recording:
+    """Add shards of other recordings: first the files, then the header that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for info, path in shards.items():
+        part = folder / f".{info.shard}.part"
+        shutil.copyfile(path, part)
+        os.replace(part, folder / info.shard)
+    return name_clips(folder, header, shards)
 
 
 def merge_recordings(recordings: Sequence[str | Path], out: str | Path) -> Recording:
@@ -98,7 +132,7 @@ def merge_recordings(recordings: Sequence[str | Path], out: str | Path) -> Recor
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; expected a new folder; choose another")
-    return add_shards(folder, opened[0].header.model_copy(update={"clips": ()}), clips)
+    return copy_shards(folder, opened[0].header.model_copy(update={"clips": ()}), clips)
 
 
 def extend_recording(out: str | Path, recordings: Sequence[str | Path]) -> Recording:
@@ -115,7 +149,7 @@ def extend_recording(out: str | Path, recordings: Sequence[str | Path]) -> Recor
         return merge_recordings(recordings, folder)
     recording = load_recording(folder)
     _together([recording, *others])
-    return add_shards(folder, recording.header, _together(others)) if others else recording
+    return copy_shards(folder, recording.header, _together(others)) if others else recording
 
 
 def _together(opened: Sequence[Recording]) -> dict[ClipInfo, Path]:

@@ -38,9 +38,7 @@ def attention_rows(
         A query does not exist or was not computed.
     """
     site = site_of(call)
-    total = query_side(site) ** 2 if site.kind == "window" else call.q.shape[2]
-    if site.kind == "global":
-        total = site.grid**2
+    total = call.q.shape[2] if site.part == "decoder" else query_side(site) ** 2
     wanted = torch.arange(total) if queries is None else torch.as_tensor(queries).reshape(-1)
     if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < total:
         raise InputError(
@@ -49,13 +47,26 @@ def attention_rows(
         )
     if site.kind == "window":
         return _window_rows(call, site, wanted)
-    at, keys, count = wanted, call.keys, call.k.shape[2]
-    if site.kind == "global" and keys is not None:
-        at, count = positions(wanted, keys, call.site), site.grid**2
-    if site.kind == "cross" and keys is not None:
-        count = call.moment.layouts[row].keys
+    asked = computed_queries(call)
+    at = wanted if asked is None else positions(wanted, asked, call.site)
     p = attention_weights(call.q[row][:, at.to(call.q.device)], call.k[row])
-    return p if keys is None else p.new_zeros(*p.shape[:2], count).index_copy(2, keys, p)
+    return in_dense_order(call, p, row)
+
+
+def computed_queries(call: AttentionCall) -> Tensor | None:
+    """Which tokens of the grid the queries of a memory or global call are, int64 ``[Nq]``; None: all, in order."""
+    if call.queries is None and site_of(call).kind == "global":
+        return call.keys
+    return call.queries
+
+
+def in_dense_order(call: AttentionCall, values: Tensor, row: int = 0) -> Tensor:
+    """Lay out one value a key of a memory or global call, ``[..., Nk]``, like the dense run's keys; 0 where not read."""
+    if call.keys is None:
+        return values
+    site = site_of(call)
+    count = call.moment.layouts[row].keys if site.kind == "cross" else site.grid**2
+    return values.new_zeros(*values.shape[:-1], count).index_copy_(-1, call.keys, values)
 
 
 def query_side(site: AttentionSite) -> int:
@@ -75,8 +86,8 @@ def positions(wanted: Tensor, keys: Tensor, site: str) -> Tensor:
     at = torch.searchsorted(keys.cpu()[order], wanted).clamp(max=len(keys) - 1)
     if not torch.equal(keys.cpu()[order[at]], wanted):
         raise InputError(
-            f"a token was asked for that {site} did not compute on this frame (it went through the shortcut); "
-            "expected one in a computed window; choose another, or a dense frame"
+            f"a token was asked for that {site} did not compute on this frame (its window was left out); expected "
+            "one in a computed window; choose another, or a dense frame"
         )
     return order[at]
 

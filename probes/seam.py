@@ -57,10 +57,10 @@ class AttentionCall:
         When it happens.
     keys
         int64: what took part, where that is not everything in its natural order. Memory and global
-        blocks: ``[Nk]``, which of the dense run's keys (in global blocks queries are these tokens too).
-        Windowed blocks: ``[B]``, which windows.
+        blocks: ``[Nk]``, which of the dense run's keys. Windowed blocks: ``[B]``, which windows.
     queries
-        int64 ``[Nq]``: which of the dense run's queries a memory call made; None for all of them.
+        int64 ``[Nq]``: which of the dense run's queries a memory or global call made; None for all of them, in
+        global blocks for those that `keys` names.
     where
         The site itself with its geometry; None for a call that did not pass through `observe`.
     size
@@ -113,12 +113,14 @@ class Seam:
         row: int | None = None,
         queries: Tensor | None = None,
     ) -> None:
-        """Hand a call to all observers; `row` says which of the moment's objects it belongs to."""
+        """Hand a call to all observers, without gradients; `row` says which of the moment's objects it belongs to."""
         if self._strips is not None:
             self._strips.setdefault(site, []).append((q, k, v))
             return
         moment = self.moment if row is None else self.moment.of_row(row)
-        call = AttentionCall(site, q, k, v, moment, keys, queries, size=self.size)
+        call = AttentionCall(
+            site, q.detach(), k.detach(), v.detach(), moment, keys, queries, size=self.size
+        )
         for observer in self.observers:
             observer(call)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +19,8 @@ from probes.seam import AttentionCall
 class AttentionStatistics:
     """Accumulates statistics per site, head and object over frames; two halves merge to the whole.
 
+    Calls of several row lengths are kept apart: entropy and the like can't be averaged over them.
+
     Parameters
     ----------
     rows, seed
@@ -33,7 +33,7 @@ class AttentionStatistics:
 
     def __init__(self, rows: int | None = QUERY_ROWS, seed: int = 0) -> None:
         self.rows, self.seed = rows, seed
-        self._sums: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self._sums: dict[tuple[str, int, int], dict[str, Tensor]] = {}
 
     def add(self, call: AttentionCall, foreground: Tensor | None = None) -> CallStatistics:
         """Add a call, and return its own statistics.
@@ -53,7 +53,8 @@ class AttentionStatistics:
                 values["slots"] = slot_shares(found, call)[o]
             if foreground is not None and found.mass.shape[-1] == len(foreground):
                 values["lift"] = foreground_lift(found.mass[o], foreground)
-            sums = self._sums.setdefault((found.site, object_id), {})
+            key = found.site, object_id, call.k.shape[2]
+            sums = self._sums.setdefault(key, {})
             for name, value in values.items():
                 kept = value.detach().double().cpu()
                 known = torch.isfinite(kept)
@@ -69,13 +70,14 @@ class AttentionStatistics:
                 own[name] = own[name] + value if name in own else value.clone()
 
     def result(self) -> list[dict[str, Any]]:
-        """Means over frames: one entry per site and object (-1: encoder), with a list over heads per statistic.
+        """Means over frames: one entry per site, object (-1: encoder) and ``keys`` of a row, with a list over heads
+        per statistic.
 
         ``slots`` is a list over `probes.records.SLOTS`. Every entry also says over how many ``calls``.
         """
         entries = []
-        for (site, object_id), sums in sorted(self._sums.items()):
-            entry: dict[str, Any] = {"site": site, "object": object_id}
+        for (site, object_id, keys), sums in sorted(self._sums.items()):
+            entry: dict[str, Any] = {"site": site, "object": object_id, "keys": keys}
             for name, (total, count) in sums.items():
                 entry[name] = (total / count).tolist()
             entry["calls"] = int(sums["entropy"][1].max())
@@ -85,8 +87,8 @@ class AttentionStatistics:
     def state_dict(self) -> dict[str, Tensor]:
         """All sums, for `load_state_dict` and safetensors."""
         return {
-            f"{site}|{object_id}|{name}": value
-            for (site, object_id), sums in self._sums.items()
+            f"{site}|{object_id}|{keys}|{name}": value
+            for (site, object_id, keys), sums in self._sums.items()
             for name, value in sums.items()
         }
 
@@ -94,17 +96,12 @@ class AttentionStatistics:
         """Continue from saved sums."""
         self._sums = {}
         for key, value in state.items():
-            site, object_id, name = key.split("|")
-            self._sums.setdefault((site, int(object_id)), {})[name] = value.clone()
+            site, object_id, keys, name = key.split("|")
+            sums = self._sums.setdefault((site, int(object_id), int(keys)), {})
+            sums[name] = value.clone()
 
 
 def token_coverage(mask: Tensor, grid: int) -> Tensor:
     """Share of each token that a mask ``[h, w]`` covers, float32 ``[grid**2]``; h and w divide by the grid."""
     pooled = torch.nn.functional.adaptive_avg_pool2d(mask[None, None].float(), grid)
     return pooled.reshape(-1)
-
-
-def mean_over(entries: Sequence[dict[str, Any]], name: str) -> float:
-    """Mean of a statistic over entries of `AttentionStatistics.result` and heads."""
-    values = [v for entry in entries if name in entry for v in entry[name] if v == v]
-    return sum(values) / len(values) if values else math.nan

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from probes.collector import Collector
 from probes.errors import InputError
 from probes.observing import observe
+from probes.prompts import Prompts, digest_of_prompted, digest_of_prompts, give_prompts
 from probes.video import EndOfVideo, ModelFrames, VideoSource
 
-Prompts = Mapping[int, NDArray[Any]] | Callable[[Any, dict[str, Any]], Any]
-"""Masks bool ``[H, W]`` of frame 0 by object id, or a function of predictor and state that gives prompts."""
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a run was of: hashes of the video's tracked frames and of the prompts, and the objects' ids."""
+
+    video: str
+    prompt: str
+    objects: tuple[int, ...]
 
 
 def check_stock(predictor: Any) -> None:
@@ -68,37 +74,46 @@ def track_and_collect(
     autocast: bool,
     progress: bool,
     clip: str,
-) -> tuple[str, tuple[int, ...]]:
-    """Run the model, forward from the first prompt and then back; return the video's hash and the objects."""
+) -> Tracked:
+    """Run the model, forward from the first prompt and then, unless the video is a stream, back."""
     precision = torch.autocast(predictor.device.type, torch.bfloat16) if autocast else nullcontext()
     pixels = hashlib.sha256()
     done: set[int] = set()
+    stream = source.num_frames is None
     bar = tqdm(total=max_frames or source.num_frames, desc=clip, unit="frame", disable=not progress)
     with torch.inference_mode(), precision, collector.listening(), bar:
         with observe(predictor, collector.add, "*"), _noting(predictor, collector):
             state = begin_video(predictor, source)
-            _give(prompts, predictor, state)
-            start = min(
-                t
-                for outputs in state["temp_output_dict_per_obj"].values()
-                for t in outputs["cond_frame_outputs"]
-            )
+            start = give_prompts(prompts, predictor, source, state)
             for reverse in (False, True):
-                if reverse and start == 0:
+                if reverse and (stream or start == 0):
                     continue
                 # going back begins on a frame that is done
                 left = None if max_frames is None else max_frames - len(done)
                 limit = left if left is None or reverse else left - 1
                 if limit is not None and limit < (1 if reverse else 0):
                     continue
-                for frame, _, _ in predictor.propagate_in_video(state, start, limit, reverse):
-                    if frame in done:
-                        continue
-                    collector.finish_frame(state, frame, reverse)
-                    pixels.update(source.frame(frame).tobytes())
-                    done.add(frame)
-                    bar.update()
-    return pixels.hexdigest(), tuple(state["obj_ids"])
+                with suppress(EndOfVideo):  # a stream says where it ends when it does
+                    for frame, _, _ in predictor.propagate_in_video(state, start, limit, reverse):
+                        if frame in done:
+                            continue
+                        collector.finish_frame(state, frame, reverse)
+                        pixels.update(source.frame(frame).tobytes())
+                        done.add(frame)
+                        bar.update()
+    prompt = digest_of_prompts(prompts) or digest_of_prompted(state)
+    return Tracked(pixels.hexdigest(), prompt, tuple(state["obj_ids"]))
+
+
+def digest_of(predictor: Any, source: VideoSource, prompts: Prompts) -> str:
+    """Hash prompts as `track_and_collect` does, by giving them where they don't say what they are."""
+    found = digest_of_prompts(prompts)
+    if found is None:
+        state = begin_video(predictor, source)
+        with torch.inference_mode():
+            give_prompts(prompts, predictor, source, state)
+        found = digest_of_prompted(state)
+    return found
 
 
 def hash_of_frames(source: VideoSource, frames: Sequence[int]) -> str | None:
@@ -145,11 +160,3 @@ class _noting:
 
     def __exit__(self, *_: Any) -> None:
         self.predictor.__dict__.update(self.before)
-
-
-def _give(prompts: Prompts, predictor: Any, state: dict[str, Any]) -> None:
-    if callable(prompts):
-        prompts(predictor, state)
-        return
-    for object_id, mask in prompts.items():
-        predictor.add_new_mask(state, 0, object_id, np.asarray(mask, dtype=bool))

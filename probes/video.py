@@ -95,6 +95,15 @@ def open_video(source: Any) -> VideoSource:
     )
 
 
+def has_frame(source: VideoSource, index: int) -> bool:
+    """Whether a video has frame `index`; a stream is read up to it."""
+    try:
+        source.frame(index)
+    except EndOfVideo:
+        return False
+    return True
+
+
 class ModelFrames:
     """A video's frames as the model wants them: square, normalised, made when asked for.
 

@@ -24,10 +24,10 @@ def demo_stock() -> Any:
 @pytest.fixture(scope="session")
 def demo_calls(
     demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
-) -> Callable[[str], list[AttentionCall]]:
-    """All attention calls of frame 3 of the clip under a profile."""
+) -> Callable[..., list[AttentionCall]]:
+    """All attention calls of frame 3 of the clip under a profile; object 2 is a shifted copy of object 1."""
 
-    def run(profile: str) -> list[AttentionCall]:
+    def run(profile: str, objects: int = 1) -> list[AttentionCall]:
         seen: list[AttentionCall] = []
         predictor = accelerate(demo_stock, profile)
 
@@ -37,7 +37,8 @@ def demo_calls(
 
         with torch.inference_mode(), observe(predictor, keep, "*"):
             state = predictor.init_state(clip_frames)
-            predictor.add_new_mask(state, 0, 1, clip_mask)
+            for i in range(objects):
+                predictor.add_new_mask(state, 0, 1 + i, np.roll(clip_mask, 20 * i, 1))
             list(predictor.propagate_in_video(state, max_frame_num_to_track=3))
         return seen
 

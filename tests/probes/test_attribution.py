@@ -61,3 +61,5 @@ def test_windows_of_a_real_frame(
     assert masks.keys() == {0, 1, 2, 3}
     with pytest.raises(InputError, match="routes no windows"):
         windows_through_shortcut(accelerate(demo_stock, "exact"), state, 3, 1)
+    with pytest.raises(InputError, match="reuses what windows gave on earlier frames"):
+        windows_through_shortcut(accelerate(demo_stock, "recommended"), state, 3, 1)

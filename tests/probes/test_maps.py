@@ -6,16 +6,22 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from probes.errors import InputError
 from probes.maps import attention_map, attention_rows, token_at
 from probes.seam import AttentionCall
 
-Calls = Callable[[str], list[AttentionCall]]
+Calls = Callable[..., list[AttentionCall]]
 
 
 def by_site(calls: list[AttentionCall]) -> dict[str, AttentionCall]:
     return {call.site: call for call in calls}
+
+
+def weights(call: AttentionCall) -> Tensor:
+    """The whole attention matrix of the first row, ``[h, Nq, Nk]``."""
+    return (call.q[0].float() @ call.k[0].float().mT * call.q.shape[-1] ** -0.5).softmax(-1)
 
 
 @pytest.mark.parametrize("profile", ["dense", "exact"])
@@ -25,8 +31,7 @@ def test_rows_are_the_matrix_in_natural_order(demo_calls: Calls, profile: str) -
         rows = attention_rows(call, [0, 5])
         if call.where is not None and call.where.kind != "window":
             ref = reference[site]
-            p = (ref.q[0].float() @ ref.k[0].float().mT * ref.q.shape[-1] ** -0.5).softmax(-1)
-            assert torch.allclose(rows, p[:, [0, 5]], atol=2e-3), site
+            assert torch.allclose(rows, weights(ref)[:, [0, 5]], atol=2e-3), site
         assert torch.allclose(rows.sum(-1), torch.ones(()), atol=1e-4)
 
 
@@ -62,7 +67,61 @@ def test_what_a_pixel_looks_at_is_whom_it_looks_at(demo_calls: Calls) -> None:
         at, key = token_at(call, (40, 50), 16), token_at(call, (42, 30), 16)
         assert seen.view(-1)[key].item() == pytest.approx(back.view(-1)[at].item(), abs=1e-6)
         assert not torch.allclose(seen, attention_map(call, query_xy=(80, 50)))
-        assert not torch.allclose(seen, attention_map(call, query_xy=(40, 50), head=0) * 1.5)
+        by_head = [attention_map(call, query_xy=(40, 50), head=h) for h in range(call.q.shape[1])]
+        assert torch.allclose(seen, torch.stack(by_head).mean(0), atol=1e-6)
+        assert len(by_head) == 1 or not torch.allclose(by_head[0], by_head[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "site", ["encoder.stage3.block9.global", "memory.layer1.self", "memory.layer1.cross"]
+)
+def test_maps_of_some_queries_are_those_queries_maps(demo_calls: Calls, site: str) -> None:
+    call = by_site(demo_calls("recommended"))[site]
+    assert call.queries is not None
+    asked, p, read = call.queries.tolist(), weights(call), call.keys
+    token = next(t for i, t in enumerate(asked) if t > i and t < len(asked) - 1)
+    row = p.new_zeros(len(p), call.moment.layouts[0].keys if "cross" in site else 256)
+    row[:, torch.arange(p.shape[2]) if read is None else read] = p[:, asked.index(token)]
+    assert torch.allclose(attention_rows(call, [token])[:, 0], row, atol=1e-6)
+    assert not torch.allclose(row, attention_rows(call, [asked[token]])[:, 0], atol=1e-4)
+    xy = (token % 16 * 8 + 4, token // 16 * 6 + 3)
+    seen = attention_map(call, query_xy=xy)
+    assert torch.allclose(
+        seen.flatten(), row.mean(0)[: row.shape[1] // 256 * 256].view(-1, 256).sum(0), atol=1e-6
+    )
+    whole = attention_map(call, key_xy=xy).flatten()
+    left = torch.ones(256, dtype=torch.bool)
+    left[asked] = False
+    assert left.any() and (whole[left] == 0).all() and (whole[asked] > 0).all()
+    assert whole[token].item() == pytest.approx(seen.flatten()[token].item(), abs=1e-6)
+    if site == "memory.layer1.self":
+        assert torch.allclose(attention_map(call, object=1).flatten()[read], p.mean((0, 1)))
+    with pytest.raises(InputError, match="did not compute"):
+        attention_rows(call, [int(left.nonzero()[0])])
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        "memory.layer0.self",
+        "memory.layer1.self",
+        "memory.layer1.cross",
+        "decoder.final.token_to_image",
+    ],
+)
+def test_without_an_object_all_are_averaged(demo_calls: Calls, site: str) -> None:
+    dense, exact = (
+        [c for c in demo_calls(profile, objects=2) if c.site == site]
+        for profile in ("dense", "exact")
+    )
+    where = {} if site.startswith("decoder") else {"query_xy": (40, 50)}
+    both = attention_map(dense, **where)
+    assert torch.allclose(both, attention_map(exact, **where), atol=1e-3 * both.max())
+    for calls in (dense, exact):
+        one, two = (attention_map(calls, object=i, **where) for i in (1, 2))
+        assert torch.allclose(both, (one + two) / 2, atol=1e-3 * both.max())
+        same = torch.allclose(one, both, atol=1e-2 * both.max())
+        assert same == (site == "memory.layer0.self")  # that has not read the objects yet
 
 
 def test_memory_frames_add_up(demo_calls: Calls) -> None:

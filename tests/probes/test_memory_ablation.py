@@ -89,6 +89,37 @@ def test_attended_tokens_matter_more_and_layers_differ(
     assert inserted[-1] == 1
 
 
+def test_no_gradients_are_needed_or_made(
+    demo_stock: Any, tracked: dict[str, Any], groups: MemoryGroups
+) -> None:
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    found = memory_groups(demo_stock, tracked, FRAME, 1, GROUPS)
+    assert torch.equal(found.of_token, groups.of_token)
+    before = memory_groups(demo_stock, tracked, FRAME - 1, 1, GROUPS)
+    assert not torch.equal(before.mass, groups.mass)
+    run = memory_tokens_removed(demo_stock, tracked, FRAME, 1, found)
+    effects = ablate_groups(run, GROUPS)
+    assert effects.passes == GROUPS + 1 and effects.logit_change[0] > 0
+
+
+def test_a_clip_that_was_tracked_back_is_read_back(
+    demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    with torch.inference_mode():
+        state = begin_video(demo_stock, open_video(clip_frames))
+        demo_stock.add_new_mask(state, 7, 1, clip_mask)
+        list(demo_stock.propagate_in_video(state, 7, 6, reverse=True))
+    groups = memory_groups(demo_stock, state, 2, 1, GROUPS)
+    assert groups.of_token.shape[1] == 5 * 256  # frames 7, 3, 4, 5, 6
+    whole = torch.ones(GROUPS, dtype=torch.bool)
+    mask = memory_tokens_removed(demo_stock, state, 2, 1, groups)(whole)
+    outputs = state["output_dict_per_obj"][0]["non_cond_frame_outputs"]
+    assert torch.equal(mask, outputs[2]["pred_masks"][0, 0])
+    assert not torch.equal(mask, outputs[3]["pred_masks"][0, 0])
+    # frame 0 is the next to be tracked, in the direction of its neighbour
+    assert memory_groups(demo_stock, state, 0, 1, GROUPS).of_token.shape[1] == 7 * 256
+
+
 def test_bad_input_is_refused(
     demo_stock: Any, tracked: dict[str, Any], groups: MemoryGroups
 ) -> None:

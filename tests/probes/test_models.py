@@ -16,8 +16,9 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from probes import models
 from probes.errors import InputError
-from probes.models import MODEL_NAMES, build_predictor, fingerprint
+from probes.models import MODEL_NAMES, build_predictor, fingerprint, name_of
 from probes.random_weights import make_it_track
+from sparsity import accelerate
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,23 @@ def test_a_checkpoint_in_the_official_format_loads(checkpoint: Path, tiny_predic
     loaded = build_predictor("sam2.1-tiny", checkpoint=checkpoint, device="cpu")
     assert fingerprint(loaded) == fingerprint(tiny_predictor)
     assert loaded.image_size == 1024
+
+
+def test_a_predictor_knows_its_weights(
+    demo_stock: Any, tiny_predictor: Any, checkpoint: Path
+) -> None:
+    assert name_of(demo_stock) == name_of(accelerate(demo_stock, "paper")) == "demo"
+    assert name_of(tiny_predictor) == name_of(accelerate(tiny_predictor, "exact")) == "random"
+    assert name_of(build_predictor("sam2.1-tiny", checkpoint=checkpoint, device="cpu")) == "sam2"
+    elsewhere = build_sam2_video_predictor("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu")
+    assert name_of(elsewhere) == "sam2"
+
+
+def test_an_official_model_is_called_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    monkeypatch.setattr("probes.checkpoints.fetched", lambda name: checkpoint)
+    assert name_of(build_predictor("sam2.1-tiny", device="cpu", image_size=256)) == "sam2.1-tiny"
 
 
 def test_safetensors_load(tmp_path: Path, tiny_predictor: Any) -> None:

@@ -219,6 +219,53 @@ def test_lift_is_measured_where_a_foreground_is_given(calls: list[AttentionCall]
     assert np.allclose(entry["lift"], 1)
 
 
+def test_some_queries_are_measured_where_they_are(
+    demo_calls: Callable[[str], list[AttentionCall]],
+) -> None:
+    calls = {c.site: c for c in demo_calls("recommended")}
+    for site in ("encoder.stage3.block9.global", "memory.layer1.self", "memory.layer1.cross"):
+        call = calls[site]
+        assert call.queries is not None and call.where is not None
+        every = torch.arange(256)
+        at = torch.stack([every % 16, every // 16], -1).double() * 16
+        read = torch.arange(call.k.shape[2]) if call.keys is None else call.keys
+        frames = call.moment.layouts[0].frame_keys if call.where.kind == "cross" else 256
+        p = materialised(call)[0][0][..., read < frames]
+        far = torch.cdist(at[call.queries], at[read[read < frames] % 256])
+        expected = ((p * far).sum(-1) / p.sum(-1)).mean(1)
+        found = measure(call, None)
+        assert torch.allclose(found.means["distance_px"][0].double(), expected, rtol=1e-4), site
+        wrong = torch.cdist(at[: len(call.queries)], at[read[read < frames] % 256])
+        assert not torch.allclose(
+            found.means["distance_px"][0].double(),
+            ((p * wrong).sum(-1) / p.sum(-1)).mean(1),
+            rtol=1e-3,
+        )
+        assert found.mass.shape[-1] == (
+            call.moment.layouts[0].keys if call.where.kind == "cross" else 256
+        )
+
+
+def test_rows_of_several_lengths_are_not_averaged(
+    calls: list[AttentionCall],
+) -> None:
+    call = next(call for call in calls if call.site.endswith("cross"))
+    (layout,) = call.moment.layouts
+    short = replace(call, k=call.k[:, :, :256], v=call.v[:, :, :256], keys=torch.arange(256))
+    statistics = AttentionStatistics(rows=None)
+    for one in (call, short, call):
+        statistics.add(one)
+    few, all_ = statistics.result()
+    assert (few["keys"], all_["keys"]) == (256, layout.keys)
+    assert (few["calls"], all_["calls"]) == (1, 2)
+    for entry, one in ((few, short), (all_, call)):
+        assert np.allclose(entry["support"], measure(one, None).means["support"][0])
+    assert not np.allclose(few["support"], all_["support"])
+    loaded = AttentionStatistics(rows=None)
+    loaded.load_state_dict(statistics.state_dict())
+    assert loaded.result() == statistics.result()
+
+
 def test_an_accelerated_call_is_laid_out_like_a_dense_one(
     demo_calls: Callable[[str], list[AttentionCall]],
 ) -> None:

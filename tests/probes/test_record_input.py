@@ -1,0 +1,128 @@
+"""What `record` is given: prompts of every kind, streams, names, samples; what differs is told apart or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from probes.errors import InputError
+from probes.recording import record, recorded_clips
+from probes.records import ClipRecord
+
+
+def test_what_a_function_prompts_is_told_apart(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray
+) -> None:
+    def prompt(object_id: int, x: float, frame: int = 0) -> Any:
+        return lambda predictor, state: predictor.add_new_points_or_box(
+            state, frame, object_id, points=[[x, 48.0]], labels=[1]
+        )
+
+    options: dict[str, Any] = {"out": tmp_path / "r", "statistics": "decoder.final.*"}
+    few = clip_frames[:2]
+    record(demo_stock, few, prompt(1, 51), **options)
+    stamp = (tmp_path / "r" / "clip.safetensors").stat().st_mtime_ns
+    record(demo_stock, few, prompt(1, 51), **options)
+    assert (tmp_path / "r" / "clip.safetensors").stat().st_mtime_ns == stamp
+    for other in (prompt(7, 51), prompt(1, 80), prompt(1, 51, frame=1)):
+        with pytest.raises(InputError, match="'clip' is in .* with another prompt"):
+            record(demo_stock, few, other, **options)
+
+
+def test_another_sample_is_another_recording(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    options: dict[str, Any] = {"out": tmp_path / "r", "statistics": "decoder.final.*"}
+    record(demo_stock, clip_frames[:2], {1: clip_mask}, seed=3, **options)
+    record(demo_stock, clip_frames[:2], {1: clip_mask}, seed=3, **options)
+    assert recorded_clips(demo_stock, seed=3, **options) == ["clip"]
+    with pytest.raises(InputError, match="another settings"):
+        record(demo_stock, clip_frames[:2], {1: clip_mask}, seed=4, **options)
+
+
+def test_a_stream_is_recorded_to_its_end(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    def streamed(frames: np.ndarray, out: str = "s", most: int | None = None) -> ClipRecord:
+        return record(
+            demo_stock, iter(frames), {1: clip_mask}, out=tmp_path / out, max_frames=most,
+            statistics="decoder.final.*",
+        ).clip("clip")  # fmt: skip
+
+    known = streamed(clip_frames[:6], "cut", most=4)
+    for clip in (streamed(clip_frames[:4]), streamed(clip_frames[:4], "longer", most=9)):
+        assert clip.frame.tolist() == [0, 1, 2, 3]
+        assert np.array_equal(clip.score, known.score)
+    assert not np.array_equal(streamed(clip_frames[1:5], "other").score, known.score)
+    for most in (None, 4, 9):
+        assert np.array_equal(streamed(clip_frames[:4], most=most).score, known.score)
+    for frames, most in ((clip_frames[:5], None), (clip_frames[:3], None), (clip_frames[:4], 3)):
+        with pytest.raises(InputError, match="'clip' is in"):
+            streamed(frames, most=most)
+    assert streamed(clip_frames[:5], most=4).frame.tolist() == [0, 1, 2, 3]
+
+
+def test_a_stream_is_not_tracked_back(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    def give(predictor: Any, state: Any) -> None:
+        predictor.add_new_mask(state, 2, 1, clip_mask)
+
+    clip = record(
+        demo_stock, iter(clip_frames[:4]), give, out=tmp_path / "r", statistics="decoder.final.*"
+    ).clip("clip")
+    assert clip.frame.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "seq/01"}, "'seq/01' was given; expected a file name"),
+        ({"name": "x" * 300}, "expected a file name"),
+        ({"prompts": {}}, "no prompts were given"),
+        ({"prompts": lambda predictor, state: None}, "no prompts were given"),
+        (
+            {"prompts": {3: np.ones((48, 64), bool)}},
+            r"object 3 is \[48, 64\]; expected \[96, 128\]",
+        ),
+    ],
+    ids=["folder", "long", "none", "nothing", "size"],
+)
+def test_what_cannot_be_recorded_is_refused_first(
+    tmp_path: Path,
+    demo_stock: Any,
+    clip_frames: np.ndarray,
+    clip_mask: np.ndarray,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    given = {"prompts": {1: clip_mask}, "name": "seq-01"} | change
+    with pytest.raises(InputError, match=message) as caught:
+        record(demo_stock, clip_frames[:2], out=tmp_path / "r", **given)
+    assert "\n" not in str(caught.value) and not (tmp_path / "r").exists()
+
+
+def test_the_model_is_called_by_its_name(
+    tmp_path: Path,
+    demo_stock: Any,
+    dividing_predictor: Any,
+    clip_frames: np.ndarray,
+    clip_mask: np.ndarray,
+) -> None:
+    def name(predictor: Any, **options: str) -> str:
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        return record(
+            predictor,
+            clip_frames[:1],
+            {1: clip_mask},
+            out=out,
+            statistics="decoder.final.*",
+            **options,
+        ).header.model.name
+
+    assert name(demo_stock) == "demo"
+    assert name(dividing_predictor) == "random"
+    assert name(demo_stock, model="mine") == "mine"
