@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,8 @@ from sparsity.probe_command import probe
 
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a command line it can't parse; newer versions carry a click of their own."""
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="efficient-sam2",
@@ -86,12 +89,13 @@ def segment(
 ) -> None:
     """Track objects through a video, or each video of a data set: indexed PNG masks, an overlay and a report."""
     from sparsity.evaluation.jobs import Spread
-    from sparsity.many_clips import SegmentClip, clips_of, segment_clips
+    from sparsity.given_clips import clips_of
+    from sparsity.many_clips import SegmentClip, segment_clips
     from sparsity.profiles import load_profile
     from sparsity.segment import ModelChoice, Prompt, run_segment
 
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
-    spread = Spread(jobs, scheduler, gpu=device is not None and device.startswith("cuda"))
+    spread = Spread(jobs, scheduler, gpu=choice.may_take_a_gpu)
     given = Prompt(prompt, tuple(points or ()), box, prompt_frame)
     many = clips_of(video, given, clips, spread)
     if many is not None:
@@ -204,8 +208,9 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"{error}; expected a file or folder that can be used; choose another")
     except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # some versions of typer return it, others raise
         print("interrupted; the same command goes on with what is not finished", file=sys.stderr)
-        return 130
     return status if isinstance(status, int) else 0
 
 
@@ -216,6 +221,8 @@ def _refuse(message: str) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
+    if isinstance(sys.stdout, TextIOWrapper):  # stderr already spells out what its encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run())
 
 

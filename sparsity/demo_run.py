@@ -19,7 +19,6 @@ import torch
 from figures.player import RoutedFrame
 from figures.story import Story, write_story
 from figures.style import evidence
-from probes.errors import InputError
 from probes.models import DEMO, build_predictor, fingerprint
 from probes.recording import record
 from probes.records import Recording
@@ -44,6 +43,9 @@ MAX_DROP = 5.0
 
 BUDGET = 120.0
 """Seconds for the runs of that calibration; a slower machine tries fewer settings."""
+
+WEIGHTS = Path(__file__).parent / "demo" / "weights.safetensors"
+"""Of the demo model; some installations leave them out."""
 
 MEMORY_SITES = "memory.*.cross"
 
@@ -83,14 +85,14 @@ def run_demo(out: Path, clips: int = 5) -> Demo:
     Raises
     ------
     InputError
-        Fewer clips than a calibration needs.
+        Fewer clips than a calibration needs, or the demo model's weights can't be read.
     """
     clip = ClipSource().open(SHOWN)
-    try:
-        stock, random = build_predictor(DEMO), False
-    except InputError:
+    random = not WEIGHTS.is_file()
+    if random:
         stock = build_predictor("sam2.1-tiny", weights="random", image_size=256)
-        random = True
+    else:
+        stock = build_predictor(DEMO)
     profiles = [load_profile(name) for name in ("exact", "paper", "recommended")]
     if random:
         out.mkdir(parents=True, exist_ok=True)

@@ -127,6 +127,11 @@ class ModelChoice:
             device=device,
         )
 
+    @property
+    def may_take_a_gpu(self) -> bool:
+        """Whether the model goes to a GPU where the process that builds it sees one."""
+        return self.device is None or self.device.startswith("cuda")
+
     def number_format(self, device_type: str) -> str:
         """Return ``"float32"`` or ``"bfloat16"``: what is computed in on such a device."""
         if self.dtype != "auto":

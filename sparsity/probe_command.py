@@ -69,11 +69,12 @@ def probe(
     from probes.video import open_video
     from sparsity.acceleration.build import shared_stock
     from sparsity.evaluation.jobs import Spread
-    from sparsity.many_clips import clips_of, record_clips
+    from sparsity.given_clips import clips_of
+    from sparsity.many_clips import record_clips
     from sparsity.prompt import Prompt
 
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
-    spread = Spread(jobs, scheduler, gpu=device is not None and device.startswith("cuda"))
+    spread = Spread(jobs, scheduler, gpu=choice.may_take_a_gpu)
     given = Prompt(prompt, tuple(points or ()), box, prompt_frame)
     many = clips_of(video, given, clips, spread)
     predictor = shared_stock(choice)

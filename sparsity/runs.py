@@ -29,10 +29,7 @@ class RunFolder:
 
     def look(self, force: bool) -> None:
         """Refuse a folder that holds something else, before any work is done."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(
-                f"{self.path} is a file; expected a folder for results; choose another --out"
-            )
+        check_folder(self.path)
         if (
             self.path.is_dir()
             and any(self.path.iterdir())
@@ -74,7 +71,7 @@ class RunFolder:
         """Return the settings of the run that the folder holds."""
         try:
             found = json.loads(self.settings.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError):
             return {}
@@ -116,6 +113,34 @@ def listing(*places: Path) -> str:
     """Hash of names, sizes and times of `files_of`: another one where a video or a mask was changed."""
     files = [(n, f.stat().st_size, f.stat().st_mtime_ns) for n, f in files_of(*places).items()]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def check_folder(path: Path) -> None:
+    """Look at the place of a folder for results before the work.
+
+    Raises
+    ------
+    InputError
+        It is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; expected a folder for results; choose another --out")
+
+
+def check_different(*paths: Path) -> None:
+    """Look at the names of a command's files before the work.
+
+    Raises
+    ------
+    InputError
+        Two of them are the same file.
+    """
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise InputError(
+                f"{path} given for two results; expected a file for each; choose another name for one"
+            )
 
 
 def check_new_file(path: Path, force: bool) -> None:

@@ -76,9 +76,11 @@ def bench(
     from figures.benchmark import write_bench_report
     from sparsity.evaluation.bench_request import Request, run_bench
     from sparsity.evaluation.rows import table
-    from sparsity.runs import check_new_file, write_text
+    from sparsity.runs import check_different, check_new_file, write_text
 
-    for file in filter(None, (out, report)):
+    files = tuple(filter(None, (out, report)))
+    check_different(*files)
+    for file in files:
         check_new_file(file, force)
         if not file.parent.is_dir():
             raise InputError(f"{file} given; {file.parent} is no folder; make it first")

@@ -53,7 +53,7 @@ def evaluate(
     from sparsity.evaluation.jobs import Spread
 
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
-    spread = Spread(jobs, scheduler, gpu=device is not None and device.startswith("cuda"))
+    spread = Spread(jobs, scheduler, gpu=choice.may_take_a_gpu)
     result = run(
         root, choice, out, profiles=profile or (), listed=clips, spread=spread, force=force
     )

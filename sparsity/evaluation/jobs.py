@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from probes.errors import InputError
 from sparsity.evaluation.spread import Spread as Spread
 from sparsity.evaluation.spread import Work, outcomes
 from sparsity.runs import write_text
+
+LONGEST_NAME = 100
+"""Letters of a file's name that are left as they are; some file systems hold 143, with the suffixes."""
 
 
 @dataclass
@@ -66,7 +70,8 @@ class Summary:
             clip, why = next(iter(self.failed.items()))
             raise InputError(
                 f"{len(self.failed)} of {len(self.failed) + len(self.results)} clips failed, first {clip} "
-                f"({why}); the others are done; mend it and run the same command again"
+                f"({why}); {'the others are' if self.results else 'none is'} done; mend it and run the same "
+                "command again"
             )
 
 
@@ -132,8 +137,11 @@ def _stamp(settings: dict[str, Any]) -> str:
 
 
 def result_file(folder: Path, clip: str) -> Path:
-    """Where the result of a clip lies."""
-    return folder / f"{quote(clip, safe=' ')}.json"
+    """Where the result of a clip lies: under its name, or a hash where that is too long when it is quoted."""
+    name = quote(os.fsencode(clip), safe=" ")
+    if len(name) > LONGEST_NAME:
+        name = hashlib.sha256(name.encode()).hexdigest()
+    return folder / f"{name}.json"
 
 
 def _read(file: Path, stamp: str) -> dict[str, Any] | None:

@@ -38,7 +38,8 @@ class Spread:
         Of torch in each process. Numbers are equal to the last digit only for equal threads. None leaves
         this process and a cluster's workers as they are, and shares the cores among local workers.
     gpu
-        Whether a clip occupies a GPU.
+        Whether a clip occupies a GPU where there is one: of a cluster's workers those are asked that announce one
+        (the resource ``GPU``).
     """
 
     jobs: int = 0

@@ -102,7 +102,7 @@ def test_a_place_that_cannot_be_written_is_named(
     words = ["segment", str(clip_folder), "--prompt", str(first_mask), *MODEL]
     assert cli.run([*words, "--out", str(first_mask / "inside")]) == 2
     said = capsys.readouterr().err
-    assert str(first_mask) in said
+    assert str(first_mask) in said and "holds a run" not in said
     assert len(said.splitlines()) == 1
 
 
@@ -116,6 +116,30 @@ def test_a_folder_in_place_of_a_result_is_named_before_the_work(
     assert not any(tmp_path.iterdir())
     assert cli.run([*words, "--out", str(tmp_path / "new.json"), "--profile", "none-such"]) == 2
     assert "is a folder" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["bench", "calibrate --made 5"])
+def test_two_results_need_two_files(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sub").mkdir()
+    words = [*command.split(), *MODEL, "--out", str(tmp_path / "r.json")]
+    twice = str(tmp_path / "sub" / ".." / "r.json")
+    assert cli.run([*words, "--report", twice]) == 2
+    said = capsys.readouterr().err
+    assert "r.json given for two results; expected a file for each" in said
+    assert said.count("\n") == 1 and not list(tmp_path.glob("r*"))
+    other = [*words, "--report", str(tmp_path / "r.html"), "--image-size", "250"]
+    assert cli.run(other) == 2
+    assert "for two results" not in capsys.readouterr().err
+
+
+def test_a_report_does_not_replace_the_figures_of_a_calibration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["calibrate", "--made", "5", "--out", str(tmp_path / "r.json"), "--report"]
+    assert cli.run([*words, str(tmp_path / "r.calibration.json")]) == 2
+    assert "r.calibration.json given for two results" in capsys.readouterr().err
 
 
 def test_the_same_command_with_good_input_works(
@@ -151,6 +175,20 @@ def test_profiles_are_shown_and_checked(tmp_path: Path, capsys: pytest.CaptureFi
     assert "paper: valid, for any model" in capsys.readouterr().out
     (tmp_path / "mine.json").write_text("{")
     assert cli.run(["profile", "check", str(tmp_path / "mine.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "cut"), [("latin-1", r"\u2026"), ("ascii", r"\u2026"), ("utf-8", "…")]
+)
+def test_what_an_encoding_lacks_is_written_in_its_letters(encoding: str, cut: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "sparsity.cli", "profile", "list"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (found.returncode, found.stderr) == (0, b"")
+    (demo,) = (x for x in found.stdout.decode(encoding).splitlines() if x.startswith("demo"))
+    assert f"{cut}: " in demo
 
 
 def test_fetch_refuses_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,10 +262,11 @@ def test_interrupt_and_kill(tmp_path: Path, clip_folder: Path, first_mask: Path)
         _, said = running.communicate(timeout=60)
         assert running.returncode == status
         assert "Traceback" not in said
+        assert ("interrupted; the same command goes on" in said) == (number == signal.SIGINT)
         assert not (out / "report.json").exists()
     finished = _start(clip_folder, first_mask, out)
     printed, said = finished.communicate(timeout=120)
     assert finished.returncode == 0, said
-    assert "8 frames, 1 objects" in printed
+    assert "8 frames, 1 objects" in printed and "interrupted" not in said
     assert len(list(out.glob("masks/*.png"))) == 8
     assert not list(out.rglob("*.part"))

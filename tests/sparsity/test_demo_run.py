@@ -48,10 +48,7 @@ def test_the_whole_story_is_told(tmp_path: Path) -> None:
 def test_without_trained_weights_the_demo_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def absent(name: str) -> Path:
-        raise InputError(f"the demo model's {name} is not installed")
-
-    monkeypatch.setattr(models, "_demo_file", absent)
+    monkeypatch.setattr(demo_run, "WEIGHTS", tmp_path / "none")
     found = run_demo(tmp_path / "out")
     text = found.text()
     assert text.startswith(RANDOM)
@@ -61,6 +58,20 @@ def test_without_trained_weights_the_demo_says_so(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert json.loads(found.json()) == {"random_weights": True, "rows": report["rows"]}
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_weights_that_cannot_be_read_are_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = models._demo_file
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(file("weights.safetensors").read_bytes()[:1000])
+    monkeypatch.setattr(
+        models, "_demo_file", lambda name: torn if name == "weights.safetensors" else file(name)
+    )
+    with pytest.raises(InputError, match=r"torn\.safetensors"):
+        run_demo(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_few_clips_are_refused_before_anything_is_written(tmp_path: Path) -> None:

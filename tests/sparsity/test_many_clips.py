@@ -13,6 +13,7 @@ from PIL import Image
 from probes.records import load_recording
 from sparsity.cli import run
 from sparsity.masks import read_mask, write_mask
+from sparsity.profiles import load_profile
 from tests.conftest import make_frames, make_mask
 
 CLIPS = ("one", "two", "three")
@@ -190,6 +191,98 @@ def test_bad_input_is_one_line(
     said = capsys.readouterr().err.strip()
     assert words in said and "\n" not in said
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["segment", "probe"])
+def test_the_folder_one_is_in_takes_the_results(
+    command: str, root: Path, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, listed = tmp_path / "here", tmp_path / "list.txt"
+    here.mkdir()
+    listed.write_text("one\n")
+    monkeypatch.chdir(here)
+    assert run([command, str(root), *model, "--clips", str(listed), "--out", "."]) == 0
+    made = {"segment": ["one"], "probe": ["header.json", "one.safetensors"]}[command]
+    assert sorted(path.name for path in here.iterdir()) == made
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "list.txt"]
+
+
+@pytest.mark.parametrize("command", ["segment", "probe"])
+def test_a_folder_without_a_name_is_refused(
+    command: str, root: Path, model: list[str], capsys: Any
+) -> None:
+    assert run([command, str(root), *model, "--out", "/"]) == 2
+    said = capsys.readouterr().err
+    assert "/ given; expected a folder with a name" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["segment", "probe"])
+@pytest.mark.parametrize(
+    ("many", "options"),
+    [
+        ("data set", ["--prompt-frame", "1"]),
+        ("folder of masks", ["--prompt-frame", "1"]),
+        ("folder of masks", ["--points", "5,5"]),
+        ("folder of masks", ["--box", "20,18,84,78"]),
+    ],
+)
+def test_options_for_one_prompt_are_refused_for_many(
+    command: str,
+    many: str,
+    options: list[str],
+    root: Path,
+    model: list[str],
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    given = [str(root)]
+    if many == "folder of masks":
+        folder = tmp_path / "prompts"
+        folder.mkdir()
+        for name in CLIPS:
+            shutil.copy(root / "Annotations" / "480p" / name / "00000.png", folder / f"{name}.png")
+        given = [str(root / "JPEGImages" / "480p"), "--prompt", str(folder)]
+    out = tmp_path / "out"
+    words = [command, *given, *model, "--out", str(out)]
+    assert run([*words, *options]) == 2
+    said = capsys.readouterr().err
+    assert f"{options[0]} and many clips given" in said and said.count("\n") == 1
+    assert not out.exists() and not out.with_name("out.clips").exists()
+    (tmp_path / "list.txt").write_text("one\n")
+    assert run([*words, "--prompt-frame", "0", "--clips", str(tmp_path / "list.txt")]) == 0
+
+
+def test_what_fits_no_clip_is_said_once_before_the_work(
+    root: Path, model: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    out, profile = tmp_path / "out", tmp_path / "other.json"
+    other = {"model": f"sha256:{64 * '0'}", "name": "other"}
+    profile.write_text(load_profile("exact").model_copy(update=other).to_json())
+    command = ["segment", str(root), *model, "--out", str(out)]
+    assert run([*command, "--profile", str(profile)]) == 2
+    said = capsys.readouterr().err
+    assert "profile" in said and "clips failed" not in said and said.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.json"]
+    out.touch()
+    assert run(command) == 2
+    assert f"{out} is a file; expected a folder" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.json", "out"]
+    out.unlink()
+    (tmp_path / "list.txt").write_text("one\n")
+    forced = ["--profile", str(profile), "--force", "--clips", str(tmp_path / "list.txt")]
+    assert run([*command, *forced]) == 0
+
+
+@pytest.mark.parametrize("command", ["segment", "probe", "evaluate"])
+def test_clips_go_where_a_gpu_is_announced_unless_the_device_is_a_cpu(
+    command: str, root: Path, model: list[str], tmp_path: Path, mixed_cluster: Any
+) -> None:
+    place = ["--scheduler", mixed_cluster.address]
+    words = [command, str(root), *model[:-2], *place, "--out"]
+    assert run([*words, str(tmp_path / "any")]) == 0
+    assert mixed_cluster.done() == (3, 0)
+    assert run([*words, str(tmp_path / "cpu"), "--device", "cpu"]) == 0
+    assert mixed_cluster.done()[1] > 0
 
 
 def test_objects_that_come_later_are_not_segmented(

@@ -120,6 +120,16 @@ def test_a_second_start_goes_on(tmp_path: Path) -> None:
     assert list(again.results) == CLIPS
 
 
+def test_any_name_that_a_folder_can_have_keeps_its_result(tmp_path: Path) -> None:
+    names = ["動画" * 14, 255 * "x", 254 * "x" + "y", 85 * "像", "a/b", "a%2Fb"]
+    names.append(os.fsdecode(b"caf\xe9"))
+    whole = map_clips(ascii, names, tmp_path / "out", {}, Spread())
+    assert whole.results == {name: ascii(name) for name in names}
+    again = map_clips(ascii, [*names, "new"], tmp_path / "out", {}, Spread())
+    assert again.resumed == names
+    assert again.results == {**whole.results, "new": "'new'"}
+
+
 def test_other_settings_start_anew(tmp_path: Path) -> None:
     work = Note(tmp_path)
     map_clips(work, CLIPS, tmp_path / "out", {"theta": 0.7}, Spread())
@@ -148,8 +158,13 @@ def test_a_broken_clip_does_not_cost_the_others(tmp_path: Path) -> None:
     summary = map_clips(Note(tmp_path, broken="clip 2"), CLIPS, tmp_path / "out", {}, Spread())
     assert list(summary.results) == [clip for clip in CLIPS if clip != "clip 2"]
     assert summary.failed == {"clip 2": "clip 2 has no frames; expected some; record it"}
-    with pytest.raises(InputError, match="1 of 6 clips failed, first clip 2"):
+    with pytest.raises(
+        InputError, match="1 of 6 clips failed, first clip 2 .* the others are done"
+    ):
         summary.check()
+    alone = map_clips(Note(tmp_path, broken="clip 2"), ["clip 2"], tmp_path / "1", {}, Spread())
+    with pytest.raises(InputError, match="1 of 1 clips failed, first clip 2 .* none is done"):
+        alone.check()
     whole = map_clips(Note(tmp_path), CLIPS, tmp_path / "out", {}, Spread())
     whole.check()
     assert len(whole.results) == 6
@@ -190,6 +205,17 @@ def test_a_users_cluster_gives_the_same_and_survives_too(tmp_path: Path, schedul
     assert files == {
         file.name: json.loads(file.read_text()) for file in (tmp_path / "here" / "out").iterdir()
     }
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_clips_that_occupy_a_gpu_go_where_one_is_announced(
+    gpu: bool, tmp_path: Path, mixed_cluster: Any
+) -> None:
+    spread = Spread(scheduler=mixed_cluster.address, gpu=gpu)
+    map_clips(Note(tmp_path, seconds=0.05), CLIPS, tmp_path / "out", {}, spread)
+    with_one, without = mixed_cluster.done()
+    assert with_one + without == len(CLIPS)
+    assert (without == 0) == gpu
 
 
 def test_an_interrupted_run_on_a_cluster_goes_on(tmp_path: Path, scheduler: str) -> None:
