@@ -46,6 +46,11 @@ SECONDS_BETWEEN_STATES = 30.0
 SHOWN = 6
 """Rescued frames that the summary names."""
 
+_UNREADABLE = (
+    OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, ImportError,
+)  # fmt: skip
+"""What loading a saved state raises where there is none, or one that is cut short or of other sources."""
+
 _NOT_SAVED = ("images", "cached_features", "device", "storage_device")
 
 
@@ -253,9 +258,7 @@ class _Run:
             saved = torch.load(
                 self.folder.state, map_location=self.predictor.device, weights_only=False
             )
-        except FileNotFoundError:
-            return 0
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError):
+        except _UNREADABLE:
             return 0
         done = len(saved["seconds"])
         whole = all(written_by(self.mask_file(f), self.folder.hash) for f, _ in self.order[:done])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from sparsity.acceleration.transfer import to_device
 Results = Mapping[str, Mapping[int, Any]]
 """An object's results: ``cond_frame_outputs`` and ``non_cond_frame_outputs`` by frame."""
 
+
+Remembered = tuple[Tensor, Tensor, Tensor]
+"""Features, grid positions and temporal positions of tokens of one memory frame, ``[tokens, mem]`` each."""
 
 MOST_HELD = 2
 """Conditioning frames of an object whose projections are held: each takes as much memory as its layers' keys."""
@@ -116,31 +120,49 @@ def collect(
         Of the memory attention that will read it.
     """
     device = model.maskmem_tpos_enc.device
-    whole: list[int] = []
-    values, keyed, pruned, held = [], [], [], list[Held]()
+    whole, cut_down, held = list[int](), list[int](), list[Held]()
+    read_whole, read_in_part = list[Remembered](), list[Remembered]()
     for f, entry in enumerate(layout.frames):
         out = stored_result(results, entry)
         temporal = model.maskmem_tpos_enc[model.num_maskmem - entry.position - 1].view(1, -1)
         chosen = tokens[f]
         if chosen is not None:
+            cut_down.append(f)
             features, place = chosen.features.to(device), chosen.position.to(device)
-            sizes = [len(kept) for kept in chosen.per_layer]
-            with_place = (features.float() + (place + temporal)).to(dtype)
-            parts = features.to(dtype).split(sizes), with_place.split(sizes)
-            pruned.append(PrunedFrame(f, chosen.per_layer, *parts))
+            read_in_part.append((features, place, temporal.expand(len(features), -1)))
             continue
-        features, place = memory_tokens(out, device)
         if entry.conditioning and entry.position == 0 and len(whole) == len(held) < MOST_HELD:
             held += _held(out, version, device)
         whole.append(f)
-        values.append(features.to(dtype))
-        keyed.append((features.float() + (place + temporal)).to(dtype))
+        features, place = memory_tokens(out, device)
+        read_whole.append((features, place, temporal.expand(len(features), -1)))
     _release(results, held)
+    values, keyed = _joined(read_whole, dtype)
     if layout.pointers:
         pointers, position = _pointers(model, layout, results, device)
-        values.append(pointers.to(dtype))
-        keyed.append((pointers.float() + position).to(dtype))
-    return Bank(layout, whole, torch.cat(values), torch.cat(keyed), pruned, held, measure, cut)
+        values = torch.cat([values, pointers.to(dtype)])
+        keyed = torch.cat([keyed, (pointers.float() + position).to(dtype)])
+    pruned = _pruned_frames(cut_down, tokens, *_joined(read_in_part, dtype)) if cut_down else []
+    return Bank(layout, whole, values, keyed, pruned, held, measure, cut)
+
+
+def _joined(read: list[Remembered], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values and keys' inputs of some memory frames, frame after frame, ``[tokens, mem]`` each."""
+    features, place, temporal = (torch.cat(parts) for parts in zip(*read, strict=True))
+    return features.to(dtype), (features.float() + (place + temporal)).to(dtype)
+
+
+def _pruned_frames(
+    frames: list[int], tokens: list[ChosenTokens | None], values: Tensor, keyed: Tensor
+) -> list[PrunedFrame]:
+    """Cut what is read in part by frame and layer."""
+    kept = [chosen.per_layer for f in frames if (chosen := tokens[f]) is not None]
+    sizes = [len(places) for per_layer in kept for places in per_layer]
+    cut = zip(values.split(sizes), keyed.split(sizes), strict=True)
+    return [
+        PrunedFrame(f, per_layer, *zip(*islice(cut, len(per_layer)), strict=True))
+        for f, per_layer in zip(frames, kept, strict=True)
+    ]
 
 
 def memory_tokens(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from sam2.modeling.memory_encoder import CXBlock, MemoryEncoder
+from sam2.modeling.sam2_utils import LayerNorm2d
 from torch import Tensor
 
 from sparsity.acceleration.derived import weights_stamp
@@ -53,7 +54,7 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
     def _channels_last(
         self, pix_feat: Tensor, masks: Tensor, skip_mask_sigmoid: bool
     ) -> dict[str, object]:
-        masks = self.mask_downsampler(masks if skip_mask_sigmoid else torch.sigmoid(masks))
+        masks = self._downsampled(masks if skip_mask_sigmoid else torch.sigmoid(masks))
         x = (self.pix_feat_proj(pix_feat) + masks).contiguous(memory_format=torch.channels_last)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -63,6 +64,17 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
                 x = block(x)
         x = self.out_proj(x)
         return {"vision_features": x, "vision_pos_enc": [self.position_encoding(x).to(x.dtype)]}
+
+    def _downsampled(self, masks: Tensor) -> Tensor:
+        """Bring masks ``[B, 1, S, S]`` to features ``[B, C, H, W]``; norms over channels are one operation each."""
+        for layer in self.mask_downsampler.encoder:
+            if isinstance(layer, LayerNorm2d):
+                y = masks.permute(0, 2, 3, 1)
+                y = F.layer_norm(y, y.shape[-1:], layer.weight, layer.bias, layer.eps)
+                masks = y.permute(0, 3, 1, 2)
+            else:
+                masks = layer(masks)
+        return masks
 
     def _blocks(self, dtype: torch.dtype) -> list[_FuserBlock]:
         stamp = weights_stamp(self.fuser)

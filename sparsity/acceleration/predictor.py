@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from sparsity.acceleration.fit import check_fit
 from sparsity.acceleration.mask_decoder import CastOnceMaskDecoder
 from sparsity.acceleration.memory import SparseMemoryAttention
 from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
+from sparsity.acceleration.prompt_encoder import ConstantPromptEncoder
 from sparsity.acceleration.recall import recall_memory
 from sparsity.acceleration.report import Report
 from sparsity.acceleration.saliency import token_to_image
@@ -55,6 +56,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     _forced: bool
     _seam: Seam
     _derived: Derived
+    _tracking: bool
     _shortcut: ShortcutFunction | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,13 +72,16 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         """Make one that shares a stock predictor's modules; `accelerate` checks what is given first."""
         shared = cls.__new__(cls)
         shared.__dict__ = {**stock.__dict__, "_modules": dict(stock._modules)}
-        shared.__dict__.update(_stock=stock, _seam=Seam(), _derived=Derived())
+        shared.__dict__.update(_stock=stock, _seam=Seam(), _derived=Derived(), _tracking=False)
         shared._adopt(profile, forced)
         shared._modules["memory_encoder"] = ChannelsLastMemoryEncoder.sharing(
             stock.memory_encoder, shared._encodes_memory, shared._casting_once
         )
         shared._modules["sam_mask_decoder"] = CastOnceMaskDecoder.sharing(
             stock.sam_mask_decoder, shared._casting_once
+        )
+        shared._modules["sam_prompt_encoder"] = ConstantPromptEncoder.sharing(
+            stock.sam_prompt_encoder, shared._is_unprompted, shared._remember
         )
         return shared
 
@@ -329,7 +334,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             decision.rescued,
         )
         ids = tuple(state["obj_idx_to_id"][i] for i in group)
-        session.routing = decision
+        session.routing, self._tracking = decision, True
         try:
             with self._seam.at(Moment(frame, ids, reverse)):
                 together, logits = super()._run_single_frame_inference(
@@ -338,7 +343,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                     run_mem_encoder=True,
                 )  # fmt: skip
         finally:
-            session.routing = None
+            session.routing, self._tracking = None, False
         results = []
         parts = parts_of_all(self, tracked, together, frame, self._memory)
         report = session.frame_report(frame, reverse, decision, window_grid(self))
@@ -355,7 +360,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         with token_to_image(self.sam_mask_decoder) as noted:
             result = super()._track_step(*args, **kwargs)
         tracked.candidates, tracked.best = result[1][0], result[1][3][:, 0]
-        tracked.saliency = noted.saliency(self.sam_image_embedding_size)
+        with self._casting_once():
+            tracked.saliency = noted.saliency(self.sam_image_embedding_size)
         return result
 
     # ------------------------------------------------------------------ image features
@@ -379,6 +385,13 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     def _casting_once(self) -> AbstractContextManager[None]:
         """Hold casts of the memory encoder's and the mask decoder's weights, where the rewrite is on."""
         return self._derived.casting_once(self) if self._encodes_memory() else nullcontext()
+
+    def _is_unprompted(self) -> bool:
+        """Whether the frame at work has no prompt and what that gives may be remembered."""
+        return self._tracking and self._encodes_memory()
+
+    def _remember(self, what: str, make: Callable[[], Any]) -> Any:
+        return self._derived.get(what, self, lambda dtype: make())
 
     @property
     def _own_memory_attention(self) -> bool:

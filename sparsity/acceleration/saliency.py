@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 
 import torch
 from sam2.modeling.sam.mask_decoder import MaskDecoder
@@ -40,14 +41,17 @@ class TokenToImage:
 
 @contextmanager
 def token_to_image(decoder: MaskDecoder) -> Iterator[TokenToImage]:
-    """Note what the decoder's token-to-image attentions are given, as long as the context lasts."""
+    """Note what the decoder's token-to-image attentions are given in this thread, as long as the context lasts."""
     object_token = 1 if decoder.pred_obj_scores else 0
     noted = TokenToImage(output_tokens=object_token + 1 + decoder.num_mask_tokens)
     transformer = decoder.transformer
     modules = [layer.cross_attn_token_to_image for layer in transformer.layers]
     modules.append(transformer.final_attn_token_to_image)
+    here = get_ident()  # predictors in other threads may share the decoder
 
     def note(module: Attention, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if get_ident() != here:
+            return
         if len(noted.calls) == len(modules):
             noted.calls.clear()
         noted.calls.append((module, kwargs["q"], kwargs["k"]))

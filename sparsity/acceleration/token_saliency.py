@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +17,7 @@ SALIENCY_ROWS = 512
 """Query rows of one block when token saliency is measured."""
 
 SUMMED_ROWS = 64
-"""Rows that are summed in the products' dtype before float32 takes over."""
+"""Rows, at most, that are summed in the products' dtype before float32 takes over."""
 
 
 def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tensor:
@@ -43,8 +44,8 @@ def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tenso
     for block in scaled.split(SALIENCY_ROWS):
         weights = product(block, keys)
         torch.softmax(weights, -1, out=weights)
-        for part in weights.split(SUMMED_ROWS):
-            total += part.sum(0)
+        parts = weights.view(-1, math.gcd(len(weights), SUMMED_ROWS), len(keys)).sum(1)
+        total += parts.sum(0, dtype=torch.float32)
     return total / len(queries)
 
 

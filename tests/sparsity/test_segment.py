@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import av
@@ -195,6 +197,26 @@ def test_a_state_without_its_masks_is_not_trusted(
     Image.new("P", (128, 96)).save(tmp_path / "masks" / "00001.png")  # whole, but not of this run
     _run(clip_folder, tmp_path, mask_file, max_frames=6)
     assert _masks(tmp_path)["00001.png"].any()
+
+
+def test_a_state_of_other_sources_is_not_trusted(
+    clip_folder: Path, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names a class of a module that is no longer there."""
+    with monkeypatch.context() as patch:
+        _interrupt_after(patch, 4, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            _run(clip_folder, tmp_path, mask_file, max_frames=6)
+        gone = ModuleType("gone")
+        exec("class Session: pass", gone.__dict__)
+        patch.setitem(sys.modules, "gone", gone)
+        torch.save({"state": gone.Session()}, tmp_path / "state.pt")
+    assert "gone" not in sys.modules
+    first = tmp_path / "masks" / "00000.png"
+    before = first.stat().st_mtime_ns
+    _run(clip_folder, tmp_path, mask_file, max_frames=6)
+    assert len(_masks(tmp_path)) == 6
+    assert first.stat().st_mtime_ns > before, "it began anew"
 
 
 def test_an_accelerated_run_goes_on_too(

@@ -209,6 +209,19 @@ def test_new_weights_are_noticed(long_folder: str, how: str) -> None:
     assert off_by(after, before) > 1e-3
 
 
+@pytest.mark.parametrize("part", ["not_a_point_embed.weight", "no_mask_embed.weight"])
+def test_what_no_prompt_gives_is_encoded_anew_for_new_weights(part: str, long_folder: str) -> None:
+    stock = build_predictor("demo", image_size=256, device="cpu")
+    fast = accelerate(stock, "exact")
+    state = track(fast, long_folder, PROMPTS["three objects"]).state
+    before = step(fast, state, FULL)
+    with torch.no_grad():
+        stock.sam_prompt_encoder.get_parameter(part).add_(2.0)
+    after = step(fast, state, FULL)
+    assert off_by(after, step(stock, state, FULL)) <= 1e-4
+    assert off_by(after, before) > 1e-3
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 700), st.integers(1, 90)),
