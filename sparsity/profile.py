@@ -201,7 +201,7 @@ class Promise(_Strict):
         sure = "" if "in expectation" in self.method else f", at {self.confidence:.0%}"
         return (
             f"mean loss {self.mean_loss:+.2f}, at most {self.upper_bound:.2f} {self.unit}{sure} "
-            f"({self.method}, {self.clips} videos)"
+            f"({self.method}, {self.clips} clips)"
         )
 
 

@@ -2,8 +2,8 @@
 
 A loss is counted in points of J&F (0 to 100), one number a video: the frames of a video say much the same,
 so the video is the unit. What is certain at every sample size (Hoeffding-Bentkus, and betting as of Waudby-Smith
-and Ramdas) assumes only that a video loses at most 100 points and is wide on few videos. Where that cannot
-reach the wanted loss, a Student / BCa bound stands in, and is called approximate: it cannot know of a kind of
+and Ramdas) assumes only that a video loses at most 100 points and is wide on few videos. Where that leaves no
+room under the wanted loss, a Student / BCa bound stands in, and is called approximate: it cannot know of a kind of
 video that none of the given ones is. Conformal risk control is offered too: it bounds the loss of the next video
 on average over calibrations, which takes fewer videos than a bound that fails with a small probability.
 """
@@ -26,10 +26,19 @@ from probes.errors import InputError
 POINTS = 100.0
 """The most that a video can lose."""
 
-BETTING_FROM, BETTING_ABOVE = 100, 2.5
-"""Number of videos, and multiple of `smallest_certifiable` that is accepted, from which betting is the tighter of the
-two certain bounds; nearer to the least it certifies nothing. Fixed by these alone, so that no bound is picked after the
+HEADROOM = 2.5
+"""Multiple of `smallest_certifiable` from which on an accepted loss leaves a certain bound room for losses; nearer to
+the least it holds next to none. With the number of videos it decides on the bound, so that none is picked after the
 losses are seen."""
+
+BETTING_FROM = 100
+"""Number of videos from which, with that headroom, betting is the tighter of the two certain bounds."""
+
+WITHOUT_LEVEL = 2.5
+"""Points that stand for the accepted loss in `kind_for` where none is named."""
+
+ORDER = 0
+"""Seed of the order in which betting takes the videos."""
 
 CERTAIN = {False: "Hoeffding-Bentkus", True: "Waudby-Smith and Ramdas"}
 APPROXIMATE = "Student t and BCa, the larger (approximate)"
@@ -126,7 +135,7 @@ def certain_bound(
     x = _checked(losses)
     risks = np.clip(x / POINTS, 0, 1)
     least = smallest_certifiable(len(x), confidence)
-    betting = len(x) >= BETTING_FROM and max_drop >= BETTING_ABOVE * least
+    betting = len(x) >= BETTING_FROM and max_drop >= HEADROOM * least
     upper = (_betting if betting else _hoeffding_bentkus)(risks, 1 - confidence)
     return Bound(float(x.mean()), POINTS * upper, confidence, CERTAIN[betting], len(x))
 
@@ -167,8 +176,17 @@ def expected_bound(losses: NDArray[np.floating]) -> Bound:
 
 
 def kind_for(videos: int, confidence: float, max_drop: float) -> BoundKind:
-    """Certain, if so many videos can certify `max_drop` at all, else approximate; never by the losses."""
-    enough = smallest_certifiable(videos, confidence) <= max_drop
+    """Certain where videos without any loss would certify two fifths of `max_drop`, else approximate.
+
+    Never by the losses. Without an accepted loss (`max_drop` infinite) it is as for `WITHOUT_LEVEL`.
+
+    Examples
+    --------
+    >>> kind_for(747, 0.95, 1.0), kind_for(748, 0.95, 1.0)
+    ('approximate', 'certain')
+    """
+    level = WITHOUT_LEVEL if math.isinf(max_drop) else max_drop
+    enough = level >= HEADROOM * smallest_certifiable(videos, confidence)
     return "certain" if enough else "approximate"
 
 
@@ -213,12 +231,15 @@ def _hoeffding_bentkus(risks: NDArray[np.float64], delta: float) -> float:
 
 
 def _betting(risks: NDArray[np.float64], delta: float) -> float:
-    """The betting bound, in [0, 1].
+    """The betting bound, in [0, 1], and never below the mean, which it may fall under by chance.
 
-    The library multiplies the largest wealth of the first half of the videos by that of the second. Each
-    half's exceeds x with probability 1 / x at most, so their product exceeds 1 / d with probability
-    d (1 - ln d) at most: the level given to it is the d for which that is `delta`.
+    Bets on a video are placed after those before it, so their order has to say nothing about the losses: clips come
+    sorted by name, those of a kind together, so they are taken in an order that was drawn before. The library
+    multiplies the largest wealth of the first half of the videos by that of the second. Each half's exceeds x with
+    probability 1 / x at most, so their product exceeds 1 / d with probability d (1 - ln d) at most: the level given
+    to it is the d for which that is `delta`.
     """
+    risks = np.random.default_rng(ORDER).permutation(risks)
     level = optimize.brentq(lambda d: d * (1 - math.log(d)) - delta, 1e-15, delta)
 
     def rejected(rate: float) -> bool:
@@ -226,4 +247,7 @@ def _betting(risks: NDArray[np.float64], delta: float) -> float:
         return bool(found[1][0] == rate)
 
     # one rate at a time: together they would take the square of their number for each video
-    return float([*_GRID, 1.0][bisect_left(_GRID, True, key=rejected)])
+    found = float([*_GRID, 1.0][bisect_left(_GRID, True, key=rejected)])
+    return max(
+        found, float(risks.mean())
+    )  # as the best guess, which a bound may fall under by chance

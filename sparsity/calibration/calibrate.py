@@ -13,19 +13,18 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from probes.errors import InputError
 from probes.models import fingerprint
-from sparsity.calibration.cost import Cost
+from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.calibration.drift import drift_of
-from sparsity.calibration.promise import Choice, choose
-from sparsity.calibration.request import Request, certifiable
+from sparsity.calibration.looking import look
+from sparsity.calibration.promise import choose
+from sparsity.calibration.reach import certifiable, check_reach
+from sparsity.calibration.request import Request
 from sparsity.calibration.runs import Runs, losses, shared_predictor
 from sparsity.calibration.search import (
     Candidate,
@@ -38,17 +37,16 @@ from sparsity.calibration.search import (
     split_clips,
     spread_out,
 )
+from sparsity.calibration.stating import stated
 from sparsity.calibration.telling import coverage, limits, recall, row
-from sparsity.calibration.traces import Trace
 from sparsity.calibration.watching import afford, cost_of, say, shortcut_of, watch
 from sparsity.evaluation.jobs import Spread, map_clips
-from sparsity.profile import EXACT_TECHNIQUES, Profile, Promise
+from sparsity.options import ModelChoice
+from sparsity.profile import Profile
 from sparsity.profiles import BUILTIN
 
 SEARCH_SHARE = 1 / 3
 """Of the clips, those that thresholds and the order of testing come from."""
-
-NO_BOUND = float("inf")
 
 
 @dataclass(frozen=True)
@@ -97,24 +95,20 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         Something given can't be used, or a clip failed.
     """
     request.check()
-    predictor = shared_predictor(request.choice)
-    model = fingerprint(predictor)
-    stamp = {
-        "model": model,
-        "size": predictor.image_size,
-        "dtype": request.choice.number_format(predictor.device.type),
-        "made_by": version("efficient-sam2"),
-    }
     search, promised = split_clips(request.clips, SEARCH_SHARE, request.seed)
+    check_reach(request, len(promised))
+    looks = look(request.source, request.clips)
+    predictor = shared_predictor(request.choice)
+    stamp = stamp_of(predictor, request.choice)
+    folder = work / hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
     say(f"{len(request.clips)} clips: {len(search)} to search, {len(promised)} for the promise.")
     say(certifiable(request, len(promised)))
 
-    folder = work / hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
     traces = watch(request, search, folder / "traces")
     shortcut = shortcut_of(request, traces, folder / "shortcuts")
     tried, tested_at_most = afford(request, search, promised, folder)
-    base, costs = BUILTIN[request.base], f"cost-{request.base}-{shortcut.kind}.json"
-    cost, in_time = cost_of(request, search[0], shortcut, folder / costs)
+    base, longest = BUILTIN[request.base], max(search, key=lambda name: looks[name].frames)
+    cost, in_time = cost_of(request, longest, shortcut, folder)
     probed: dict[str, Any] = {}
     drifts = [drifting(traces, shortcut, base)]
     _run(request, search, drifts, folder / "drift", stamp, spread, probed)
@@ -131,11 +125,13 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     outcomes: dict[str, Any] = {}
     trials = [c.profile for c in tested]
     held = _run(request, promised, trials, folder / "promise", stamp, spread, outcomes)
-    choice = _choose(request, held, tested)
+    costs, in_order = [c.cost for c in tested], range(len(tested))
+    choice = choose(held, in_order, costs, request.confidence, request.level, request.bound)
 
-    chosen = None if choice.index is None else tested[choice.index]
-    bound_to = {"model": model, "image_size": predictor.image_size}
-    profile = _profile(request, chosen, choice, outcomes, traces, cost, promised)
+    chosen = None if choice.index is None else tested[choice.index].profile
+    seen = [looks[name] for name in promised]
+    profile = stated(request, chosen, choice, outcomes, traces, cost, seen)
+    bound_to = {"model": stamp["model"], "image_size": predictor.image_size}
     profile = profile.model_copy(update=bound_to)
     said = limits(request, choice, tested)
     report = {
@@ -165,6 +161,17 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         "recall": recall(traces),
     }
     return Calibration(profile, report)
+
+
+def stamp_of(predictor: EfficientSAM2VideoPredictor, choice: ModelChoice) -> dict[str, Any]:
+    """What decides the figures of a clip beside the clip: those of another model or device are not gone on with."""
+    return {
+        "model": fingerprint(predictor),
+        "size": predictor.image_size,
+        "device": predictor.device.type,
+        "dtype": choice.number_format(predictor.device.type),
+        "made_by": version("efficient-sam2"),
+    }
 
 
 def _shortlist(found: list[Candidate], request: Request, tried: int) -> list[Candidate]:
@@ -202,61 +209,3 @@ def _run(
     if outcomes is not None:
         outcomes.update(summary.results)
     return losses(summary.results, [profile.name for profile in profiles])
-
-
-def _choose(request: Request, held: Any, tested: Sequence[Candidate]) -> Choice:
-    """Test in order; with a target speedup the surest setting alone is taken, whatever it loses."""
-    if request.target_speedup is not None:
-        first = [tested[0].cost]
-        return choose(held[:, :1], [0], first, request.confidence, NO_BOUND, request.bound)
-    costs = [c.cost for c in tested]
-    order = range(len(tested))
-    return choose(held, order, costs, request.confidence, request.max_drop, request.bound)
-
-
-def _profile(
-    request: Request,
-    chosen: Candidate | None,
-    choice: Choice,
-    outcomes: dict[str, Any],
-    traces: Sequence[Trace],
-    cost: Cost,
-    promised: Sequence[str],
-) -> Profile:
-    """The chosen setting with its promise; every window and key where none holds."""
-    labelled = all(request.source.open(name).truth is not None for name in promised)
-    unit = "J&F points, mean over videos" + ("" if labelled else ", against the dense run's masks")
-    if chosen is None:
-        promise = Promise(
-            mean_loss=0.0, upper_bound=0.0, confidence=request.confidence,
-            method="every window and key is computed", clips=len(outcomes), unit=unit,
-            expected_windows=1.0, expected_keys=1.0, expected_speedup=1.0,
-        )  # fmt: skip
-        profile = Profile(name="calibrated", techniques=dict.fromkeys(EXACT_TECHNIQUES, True))
-    else:
-        stated = choice.promise
-        runs = [found[chosen.profile.name] for found in outcomes.values()]
-        windows, keys = (float(np.mean([run[k] for run in runs])) for k in ("windows", "keys"))
-        promise = Promise(
-            mean_loss=round(stated.mean, 4), upper_bound=round(stated.upper, 4),
-            confidence=stated.confidence, method=stated.method, clips=stated.videos, unit=unit,
-            expected_windows=round(windows, 4), expected_keys=round(keys, 4),
-            expected_speedup=round(1 / cost(windows, keys), 3),
-        )  # fmt: skip
-        profile = chosen.profile
-    made_by = {
-        "versions": {name: version(name) for name in ("efficient-sam2", "sam2", "torch", "mapie")},
-        "clips": list(request.clips),
-        "recordings": {trace.name: trace.digest for trace in traces},
-        "settings": {
-            "max_drop": request.max_drop,
-            "target_speedup": request.target_speedup,
-            "bound": request.bound,
-            "budget": request.budget,
-            "shortcut": request.shortcut,
-            "base": request.base,
-        },
-        "seed": request.seed,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-    return profile.model_copy(update={"name": "calibrated", "promise": promise, "made_by": made_by})

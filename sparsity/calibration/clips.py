@@ -79,9 +79,10 @@ class ClipSource:
         Raises
         ------
         InputError
-            There is no video, or one has no prompt.
+            There is no video, one has no prompt, or one is called as a made clip is.
         """
         names: list[str] = []
+        made_names = [made_name(index) for index in range(made)]
         if self.videos is not None:
             if not self.videos.is_dir():
                 raise InputError(
@@ -101,6 +102,12 @@ class ClipSource:
                 raise InputError(
                     f"{self.videos} holds no videos; expected folders of frames or video files; check the path"
                 )
+        taken = [name for name in made_names if name in names]
+        if taken:
+            raise InputError(
+                f"{self.videos} holds {taken[0]}, the name of a clip that --made {made} adds; expected another name; "
+                "rename it, or leave --made out"
+            )
         if only is not None:
             missing = [name for name in only if name not in names]
             if missing:
@@ -110,7 +117,14 @@ class ClipSource:
             names = list(dict.fromkeys(only))
         for name in names:
             self.prompt_of(name)
-        return names + [made_name(index) for index in range(made)]
+        return names + made_names
+
+    def is_made(self, name: str) -> bool:
+        """Whether a name is that of a made clip; a video of the folder goes before it."""
+        match = MADE.fullmatch(name)
+        if match is None or match["name"] not in CLIP_NAMES:
+            return False
+        return self.videos is None or not video_file(self.videos, name).exists()
 
     def open(self, name: str) -> CalibrationClip:
         """Open a clip.
@@ -121,7 +135,7 @@ class ClipSource:
             It is too short, or its prompt is empty or of another size.
         """
         match = MADE.fullmatch(name)
-        if match:
+        if match and self.is_made(name):
             clip = make_clip(match["name"], seed=int(match["seed"]), frames=MADE_FRAMES)
             masks = tuple(clip.masks)
             return CalibrationClip(name, open_video(clip.frames), masks[0], masks)
@@ -174,7 +188,7 @@ class ClipSource:
 
     def listing(self, name: str) -> str:
         """Return another text where a clip's video or masks were changed."""
-        if MADE.fullmatch(name):
+        if self.is_made(name):
             return name
         assert self.videos is not None, "a clip that isn't made comes from a folder"
         return listing(video_file(self.videos, name), *self.prompt_of(name))

@@ -114,17 +114,19 @@ def calibrate(
     from sparsity.evaluation.jobs import Spread
     from sparsity.evaluation.layouts import listed_names
     from sparsity.profiles import save_profile
-    from sparsity.runs import check_new_file, write_text
+    from sparsity.runs import check_different, check_new_file, part_of, write_text
 
+    details = out.with_name(f"{out.stem}.calibration.json")
     for file in filter(None, (out, report)):
         check_new_file(file, force)
+    check_different(*filter(None, (out, details, report)))
     if report is not None and not report.parent.is_dir():
         raise InputError(f"{report} given; {report.parent} is no folder; make it first")
     seconds = None if budget is None else seconds_of_budget(budget)
     choice = ModelChoice(model, config, checkpoint, weights, seed, image_size, device, dtype)
     source = ClipSource(videos, prompts)
     only = None if clips is None else listed_names(clips)
-    spread = Spread(jobs, scheduler, gpu=device is not None and device.startswith("cuda"))
+    spread = Spread(jobs, scheduler, gpu=choice.may_take_a_gpu)
     request = Request(
         source,
         tuple(source.names(made, only)),
@@ -140,13 +142,13 @@ def calibrate(
         base,
     )
     found = run(request, out.with_name(f"{out.name}.clips"), spread)
-    save_profile(found.profile, out)
-    write_text(
-        out.with_name(f"{out.stem}.calibration.json"),
-        json.dumps(found.report, separators=(",", ":")),
-    )
+    write_text(details, json.dumps(found.report, separators=(",", ":")))
     if report is not None:
-        write_report(found.report, report, evidence("random" if weights else model))
+        part = part_of(report)
+        write_report(found.report, part, evidence("random" if weights else model))
+    save_profile(found.profile, out)
+    if report is not None:
+        part.replace(report)
     print(found.text())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from probes.errors import InputError
-from probes.records import ClipRecord, ModelInfo, load_recording
+from probes.records import ClipInfo, ClipRecord, Header, ModelInfo, load_recording
+from probes.tracking import hash_of_frames
+from sparsity.calibration.clips import CalibrationClip, ClipSource
 from sparsity.calibration.traces import MemoryTrace, Trace
 from sparsity.select import WindowGrid, keep_count
 
@@ -23,24 +27,66 @@ def read_traces(path: Path) -> list[Trace]:
         It can't be read, or a clip was tracked backwards or with objects that come later.
     """
     recording = load_recording(path)
-    header = recording.header
-    return [
-        _trace(clip, info.name, info.objects, header.model, header.settings.keep_shares)
-        for info, clip in recording
+    return [_trace(clip, info, recording.header) for info, clip in recording]
+
+
+def matching_traces(
+    paths: Sequence[Path], source: ClipSource, names: Sequence[str]
+) -> dict[str, Trace]:
+    """Read what recordings hold of the clips `names`, and say on stderr which of theirs are none of these.
+
+    Raises
+    ------
+    InputError
+        A recording can't be read, or one of these names is of another clip there.
+    """
+    found: dict[str, Trace] = {}
+    unused: list[str] = []
+    for path in paths:
+        recording = load_recording(path)
+        for info in recording.header.clips:
+            if info.name not in names:
+                unused.append(info.name)
+                continue
+            recorded = recording.clip(info.name)
+            _check_same(path, info, recorded, source.open(info.name))
+            found[info.name] = _trace(recorded, info, recording.header)
+    if unused:
+        print(
+            f"Recordings of {', '.join(unused)} are not used: the search is on other clips.",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _check_same(path: Path, info: ClipInfo, recorded: ClipRecord, clip: CalibrationClip) -> None:
+    """Refuse a recording of another clip by the same name, of a part of it, or of other objects."""
+    video = clip.video
+    given = {
+        "frames": video.num_frames,
+        "width": video.width,
+        "height": video.height,
+        "objects": clip.objects,
+    }
+    differing = [
+        f"{what} {getattr(info, what)}, where the clip has {value}"
+        for what, value in given.items()
+        if getattr(info, what) != value
     ]
+    if not differing and hash_of_frames(video, recorded.frame.tolist()) != info.video:
+        differing = ["other pictures than the clip"]
+    if differing:
+        raise InputError(
+            f"recording {path} has {info.name} with {differing[0]}; expected the clip itself; record it anew, or leave "
+            "the recording out"
+        )
 
 
-def _trace(
-    clip: ClipRecord,
-    name: str,
-    objects: tuple[int, ...],
-    model: ModelInfo,
-    shares: tuple[float, ...],
-) -> Trace:
-    t, o = len(clip.frame), len(objects)
+def _trace(clip: ClipRecord, info: ClipInfo, header: Header) -> Trace:
+    t, o, model = len(clip.frame), len(info.objects), header.model
     if bool(clip.reverse.any()) or len(clip.row_frame) != t * o:
         raise InputError(
-            f"clip {name} was recorded backwards, or with objects that come later; expected all objects on its "
+            f"clip {info.name} was recorded backwards, or with objects that come later; expected all objects on its "
             "first frame, tracked forward; record it so"
         )
     order = np.lexsort((clip.row_object, clip.row_frame))
@@ -51,7 +97,7 @@ def _trace(
         )
 
     return Trace(
-        name,
+        info.name,
         model.fingerprint,
         WindowGrid(model.grid, model.window),
         tuple(int(frame) for frame in clip.frame),
@@ -61,7 +107,7 @@ def _trace(
         score=rows(clip.score),
         tracked=~rows(clip.conditioning),
         thumbnails=torch.from_numpy(clip.thumbnail),
-        memory=_memory(clip, model, shares),
+        memory=_memory(clip, model, header.settings.keep_shares),
     )
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a calibration, and what so many clips can promise at all."""
+"""What is asked of a calibration."""
 
 from __future__ import annotations
 
@@ -6,16 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from probes.errors import InputError
-from sparsity.calibration.bounds import (
-    BoundKind,
-    certain_bound,
-    kind_for,
-    smallest_expected,
-    videos_needed,
-)
+from sparsity.calibration.bounds import BoundKind
 from sparsity.calibration.clips import ClipSource
 from sparsity.calibration.settings import BASES
 from sparsity.calibration.shortcuts import KINDS
@@ -40,7 +32,7 @@ class Request:
     confidence
         Of the bound.
     bound
-        Its kind; None for a certain one where so many clips can certify `max_drop`, else an approximate one.
+        Its kind; None for what `sparsity.calibration.bounds.kind_for` says of so many clips.
     seed
         Of the split of the clips.
     shortcut
@@ -63,6 +55,11 @@ class Request:
     bound: BoundKind | None = None
     shortcut: str = "cached"
     base: str = "paper"
+
+    @property
+    def level(self) -> float:
+        """Mean loss that settings are tested against, in points; infinite where a speedup is asked for instead."""
+        return self.max_drop if self.target_speedup is None else math.inf
 
     def check(self) -> None:
         """Refuse what can't be calibrated.
@@ -96,27 +93,3 @@ class Request:
             raise InputError(
                 f"target-speedup {self.target_speedup:g} given; expected a number above 1; change it"
             )
-
-
-def certifiable(request: Request, count: int) -> str:
-    """Say what `count` clips can promise, before anything is run."""
-    wanted = request.max_drop if request.target_speedup is None else math.inf
-    kind = request.bound or kind_for(count, request.confidence, wanted)
-    if kind == "expectation":
-        return (
-            f"{count} clips for the promise can state a mean loss of {smallest_expected(count):.1f} points in "
-            "expectation at best (conformal risk control: on average over calibrations, not with a probability)."
-        )
-    least = certain_bound(np.zeros(count), request.confidence, wanted).upper
-    said = (
-        f"{count} clips for the promise can certify a mean loss of {least:.1f} points at "
-        f"{request.confidence:.0%} at best"
-    )
-    if kind == "certain":
-        return f"{said}, whatever the videos are."
-    if math.isfinite(wanted):
-        said += f"; certifying {wanted:g} takes {videos_needed(wanted, request.confidence)} clips"
-    return (
-        f"{said}. The bound is therefore approximate (Student t and BCa): it can't know of kinds of videos "
-        "not given."
-    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsity.calibration.bounds import CERTAIN
 from sparsity.calibration.promise import Choice
 from sparsity.calibration.replay import replay_windows
 from sparsity.calibration.request import Request
@@ -28,13 +29,18 @@ def limits(request: Request, choice: Choice, tested: Sequence[Candidate]) -> lis
         f"limit    {describe(tested[failed[0]].profile)}: mean loss {bound.mean:+.2f}, bound {bound.upper:.2f} over "
         f"{request.max_drop:g}"
     )
-    if choice.index is None:
-        return [
-            said,
-            "no setting holds: the profile computes every window and reads every key; give more videos, or a "
-            "larger --max-drop",
-        ]
-    return [said]
+    if choice.index is not None:
+        return [said]
+    ways = "more videos, or a larger --max-drop"
+    if bound.method in CERTAIN.values():
+        ways = (
+            "more videos, a larger --max-drop, or --bound approximate, which takes these videos to show every kind "
+            "there is"
+        )
+    return [
+        said,
+        f"no setting holds: the profile computes every window and reads every key; give {ways}",
+    ]
 
 
 def row(c: Candidate) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sparsity.calibration.adapter import Training
 from sparsity.calibration.capture import capture, load_trace, save_trace
 from sparsity.calibration.cost import Cost, measure_cost
 from sparsity.calibration.fitting import FIT_FRAMES, fit_shortcut, routed_frames
-from sparsity.calibration.recordings import read_traces
+from sparsity.calibration.recordings import matching_traces
 from sparsity.calibration.request import Request
 from sparsity.calibration.runs import shared_predictor
 from sparsity.calibration.search import TESTED, TRIED, fewest_windows
@@ -42,7 +42,7 @@ def watch(request: Request, names: Sequence[str], folder: Path) -> list[Trace]:
     folder.mkdir(parents=True, exist_ok=True)
     predictor = shared_predictor(request.choice)
     traces = []
-    recorded = {t.name: t for path in request.recordings for t in read_traces(path)}
+    recorded = matching_traces(request.recordings, request.source, names)
     one_model([*recorded.values()], fingerprint(predictor))
     one_size([*recorded.values()], window_grid(predictor))
     for name in tqdm(names, desc="watching", unit="clip", disable=None):
@@ -135,8 +135,10 @@ def shortcut_of(request: Request, traces: Sequence[Trace], folder: Path) -> Shor
     return fit_shortcut(kind, predictor, frames, folder, Training()).shortcut
 
 
-def cost_of(request: Request, name: str, shortcut: Shortcut, path: Path) -> tuple[Cost, Cost]:
-    """Operations and time by windows and keys, measured once."""
+def cost_of(request: Request, name: str, shortcut: Shortcut, folder: Path) -> tuple[Cost, Cost]:
+    """Operations and time by windows and keys, measured once on a clip."""
+    clip_id = f"{name}.{request.source.listing(name)[:12]}"
+    path = folder / f"cost-{request.base}-{shortcut.kind}.{clip_id}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return Cost(**found["operations"]), Cost(**found["time"])
@@ -153,9 +155,13 @@ def cost_of(request: Request, name: str, shortcut: Shortcut, path: Path) -> tupl
 def afford(
     request: Request, search: Sequence[str], promised: Sequence[str], folder: Path
 ) -> tuple[int, int]:
-    """How many settings are tried and tested; measured once on the first clip where there is a budget."""
+    """How many settings are tried and tested; measured once on the first clip where there is a budget.
+
+    One is tested where a speedup is asked for: it is taken whatever it loses.
+    """
+    one_alone = request.target_speedup is not None
     if request.budget is None:
-        return TRIED, TESTED
+        return TRIED, 1 if one_alone else TESTED
     path = folder / "seconds-a-clip.json"
     try:
         one = float(json.loads(path.read_text(encoding="utf-8")))
@@ -166,10 +172,11 @@ def afford(
             capture(predictor, request.source.open(search[0]))
         one = time.perf_counter() - start
         write_text(path, json.dumps(one))
+    counts = [(m, 1 if one_alone else -(-m // 2)) for m in range(2, 3 * TRIED)]
     affordable = [
-        (m, -(-m // 2))
-        for m in range(2, 3 * TRIED)
-        if one * (len(search) * (m + 1) + len(promised) * (-(-m // 2) + 1)) <= request.budget
+        (tried, tested)
+        for tried, tested in counts
+        if one * (len(search) * (tried + 1) + len(promised) * (tested + 1)) <= request.budget
     ]
     tried, tested = affordable[-1] if affordable else (1, 1)
     say(f"The budget allows {tried} settings to be tried and {tested} to be tested.")

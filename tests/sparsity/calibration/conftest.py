@@ -1,10 +1,12 @@
-"""Shared by the tests of calibration: the demo model and a trace of a short made clip."""
+"""Shared by the tests of calibration: the demo model, a trace of a short made clip, and folders of short clips."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from probes.models import DEMO, build_predictor
 from probes.video import open_video
@@ -13,6 +15,11 @@ from sparsity.calibration.capture import capture
 from sparsity.calibration.clips import CalibrationClip
 from sparsity.calibration.traces import Trace
 from sparsity.demo.clips import make_clip
+
+NAMES = ("smooth", "fast", "occlusion", "static_camera", "distractors", "tiny")
+
+LONGEST = "smooth"
+"""Of the clips that the search takes with seed 0, the second in the order of names."""
 
 
 def made(name: str, seed: int = 3, frames: int = 12) -> CalibrationClip:
@@ -31,3 +38,17 @@ def demo_predictor() -> Any:
 def traces(demo_predictor: Any) -> list[Trace]:
     """Dense runs over three clips, one of them with two objects."""
     return [capture(demo_predictor, made(name)) for name in ("smooth", "fast", "distractors")]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six short clips as folders of frames, with a mask for every frame."""
+    root = tmp_path_factory.mktemp("videos")
+    for name in NAMES:
+        clip = make_clip(name, seed=5, frames=12 if name == LONGEST else 10, size=(96, 160))
+        for t, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
+            for kind, picture in (("videos", frame), ("masks", mask)):
+                path = root / kind / name / f"{t:05d}.{'jpg' if kind == 'videos' else 'png'}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(path)
+    return root

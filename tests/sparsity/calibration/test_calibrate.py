@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,37 +13,21 @@ import torch
 from PIL import Image
 
 from probes.errors import InputError
-from sparsity.calibration.bounds import approximate_bound, certain_bound
-from sparsity.calibration.calibrate import calibrate
-from sparsity.calibration.clips import ClipSource, video_file
+from sparsity.calibration.bounds import APPROXIMATE, approximate_bound
+from sparsity.calibration.calibrate import calibrate, stamp_of
+from sparsity.calibration.clips import ClipSource
 from sparsity.calibration.command import seconds_of_budget
-from sparsity.calibration.request import Request, certifiable
+from sparsity.calibration.request import Request
 from sparsity.calibration.runs import shared_predictor
 from sparsity.cli import run
-from sparsity.demo.clips import make_clip
 from sparsity.evaluation.jobs import Spread
 from sparsity.options import ModelChoice
 from sparsity.profile import Guard, Shortcut
 from sparsity.profiles import load_profile
+from tests.sparsity.calibration.conftest import LONGEST, NAMES
 
 SMALL = ModelChoice(image_size=256)
 """The demo model at a size at which it takes half the time."""
-
-NAMES = ("smooth", "fast", "occlusion", "static_camera", "distractors", "tiny")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Six short clips as folders of frames, with a mask for every frame."""
-    root = tmp_path_factory.mktemp("videos")
-    for name in NAMES:
-        clip = make_clip(name, seed=5, frames=10, size=(96, 160))
-        for t, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
-            for kind, picture in (("videos", frame), ("masks", mask)):
-                path = root / kind / name / f"{t:05d}.{'jpg' if kind == 'videos' else 'png'}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(path)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +48,7 @@ def calibrated(arguments, tmp_path_factory):
 def test_the_profile_states_what_was_found(calibrated):
     profile = load_profile(calibrated)
     report = json.loads(calibrated.with_name("mine.calibration.json").read_text())
+    assert len(report["tested"]) > 1
     row = next(r for r in report["tested"] if r["bound"] and r["bound"]["upper"] <= 50)
     assert approximate_bound(np.array(row["losses"]), 0.95).upper == row["bound"]["upper"]
     promise = profile.promise
@@ -127,6 +113,60 @@ def test_a_report_that_has_nowhere_to_go_is_refused_before_any_work(arguments, t
     assert not any(tmp_path.iterdir())
 
 
+def test_clips_are_looked_at_before_any_work(arguments, folders, tmp_path, capsys):
+    shutil.copytree(folders / "masks", tmp_path / "masks")
+    last = tmp_path / "masks" / "tiny" / "00009.png"
+    Image.fromarray(np.ones((90, 160), np.uint8)).save(last)
+    out = tmp_path / "p.json"
+    given = ["--prompts", str(tmp_path / "masks"), "--out", str(out)]
+    assert run(["calibrate", *arguments, *given]) == 2
+    said = capsys.readouterr().err
+    assert "00009.png is 160x90; its video is 160x96" in said and "clips failed" not in said
+    assert not out.with_name("p.json.clips").exists()
+
+
+def test_two_results_of_one_place_are_refused(arguments, tmp_path, capsys):
+    out = tmp_path / "p.json"
+    for report in (tmp_path / "." / "p.json", tmp_path / "p.calibration.json"):
+        assert run(["calibrate", *arguments, "--out", str(out), "--report", str(report)]) == 2
+        assert f"{report.name} given for two results" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_was_cut_off_between_its_results_goes_on(calibrated, arguments, tmp_path, monkeypatch):
+    out = tmp_path / "mine.json"
+    shutil.copytree(calibrated.with_name("mine.json.clips"), out.with_name("mine.json.clips"))
+    asked = ["calibrate", *arguments, "--max-drop", "50", "--out", str(out)]
+    asked += ["--report", str(tmp_path / "mine.html")]
+
+    def cut(*args):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("figures.calibration.write_report", cut)
+        assert run(asked) == 2
+    assert not out.exists() and not (tmp_path / "mine.html").exists()
+    assert run(asked) == 0
+    assert out.exists() and (tmp_path / "mine.html").exists()
+    assert run(asked) == 2, "what is there is not replaced"
+
+
+def test_the_cost_is_measured_on_the_longest_clip_of_the_search(calibrated):
+    report = json.loads(calibrated.with_name("mine.calibration.json").read_text())
+    assert LONGEST in report["clips"]["search"] and report["clips"]["search"][0] != LONGEST
+    (measured,) = calibrated.with_name("mine.json.clips").rglob("cost-*.json")
+    assert measured.name.startswith(f"cost-paper-cached.{LONGEST}.")
+    assert json.loads(measured.read_text())["operations"] == report["cost"]
+
+
+def test_what_was_done_on_another_device_does_not_count(monkeypatch):
+    predictor, float32 = shared_predictor(SMALL), replace(SMALL, dtype="float32")
+    here = stamp_of(predictor, float32)
+    assert here == stamp_of(predictor, SMALL)
+    monkeypatch.setattr(type(predictor), "device", torch.device("cuda"))
+    assert stamp_of(predictor, float32) == {**here, "device": "cuda"} != here
+
+
 def test_a_profile_is_shown_and_checked_with_its_promise(calibrated, capsys):
     assert run(["profile", "check", str(calibrated)]) == 0
     said = capsys.readouterr().out
@@ -160,6 +200,8 @@ def request(folders, *names, **more):
     ("names", "more", "said"),
     [
         (("smooth",), {}, "1 clip given; no bound .* give more videos"),
+        ((), {"bound": "certain"}, "bound certain and max-drop 1 given; 4 clips .* 52.7 points"),
+        ((), {"bound": "expectation"}, "bound expectation and max-drop 1 given; 4 clips .* 20.0"),
         ((), {"max_drop": 0.0}, "max-drop 0 given"),
         ((), {"confidence": 1.0}, "confidence 1 given"),
         ((), {"shortcut": "magic"}, "shortcut 'magic' given; expected identity, mean, .* cached"),
@@ -172,24 +214,6 @@ def test_bad_requests_are_refused_in_one_line(folders, tmp_path, names, more, sa
         calibrate(request(folders, *names, **more), tmp_path, Spread())
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
-
-
-def test_what_so_many_clips_can_promise_is_said_before_anything_runs():
-    def said(count, **more):
-        return certifiable(Request(ClipSource(), NAMES, ModelChoice(), **more), count)
-
-    assert "20 clips for the promise can certify a mean loss of 13.9 points at 95% at best" in said(
-        20
-    )
-    assert "takes 299 clips" in said(20) and "approximate" in said(20)
-    assert "whatever the videos are" in said(20, max_drop=14.0)
-    assert "approximate" in said(20, max_drop=14.0, bound="approximate")
-    assert "4.8 points in expectation" in said(20, bound="expectation")
-    assert "takes 1 clips" in said(20, max_drop=100.0, bound="approximate")
-    assert "1.0 points at 95% at best, whatever" in said(299)
-    lossless = certain_bound(np.zeros(299), 0.95).upper
-    assert f"a mean loss of {lossless:.1f} points" in said(299, target_speedup=1.2)
-    assert "takes" not in said(20, target_speedup=1.2)
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +255,12 @@ def test_a_target_speedup_takes_the_surest_that_fast_and_states_its_own_bound(
     promise = load_profile(fast).promise
     assert promise.expected_speedup >= 1.0 and promise.upper_bound not in (50.0, 1.0)
     report = json.loads(fast.with_name("fast.calibration.json").read_text())
+    (tested,) = report["tested"]
+    assert promise.method == APPROXIMATE and promise.upper_bound < 20
+    assert promise.upper_bound == round(
+        approximate_bound(np.array(tested["losses"]), 0.95).upper, 4
+    )
+    assert all(set(runs) == {"exact", tested["name"]} for runs in report["outcomes"].values())
     assert all(1 / row["cost"] >= routed_speedup for row in report["searched"])
     shutil.copytree(fast.with_name("fast.json.clips"), tmp_path / "none.json.clips")
 
@@ -292,51 +322,3 @@ def test_budgets_are_read(text, seconds):
 def test_other_budgets_are_refused(text):
     with pytest.raises(InputError, match="budget"):
         seconds_of_budget(text)
-
-
-def test_clips_without_a_prompt_or_with_an_empty_one_are_refused(folders, tmp_path):
-    with pytest.raises(InputError, match="has neither smooth.png nor a folder smooth"):
-        ClipSource(folders / "videos", tmp_path).names(only=["smooth"])
-    with pytest.raises(InputError, match="clip 'nothing' listed"):
-        ClipSource(folders / "videos", folders / "masks").names(only=["nothing"])
-    Image.fromarray(np.zeros((96, 160), np.uint8)).save(tmp_path / "smooth.png")
-    with pytest.raises(InputError, match=r"smooth.png is empty; expected the objects"):
-        ClipSource(folders / "videos", tmp_path).open("smooth")
-
-
-def test_a_prompt_alone_gives_no_truth(folders, tmp_path):
-    first = folders / "masks" / "smooth" / "00000.png"
-    (tmp_path / "smooth.png").write_bytes(first.read_bytes())
-    assert ClipSource(folders / "videos", tmp_path).open("smooth").truth is None
-    labelled = ClipSource(folders / "videos", folders / "masks").open("smooth")
-    assert labelled.truth is not None and len(labelled.truth) == 10
-
-
-def test_names_are_those_of_videos_each_once(folders, tmp_path):
-    prompt = (folders / "masks" / "smooth" / "00000.png").read_bytes()
-    for name in ("GX01.MP4", "b.mov", "._b.mov", ".DS_Store", "notes.txt"):
-        (tmp_path / name).write_bytes(b"\0")
-    for name in ("c", ".cache"):
-        (tmp_path / name).mkdir()
-    for name in ("GX01", "b", "c"):
-        (tmp_path / f"{name}.png").write_bytes(prompt)
-    source = ClipSource(tmp_path, tmp_path)
-    assert source.names() == ["GX01", "b", "c"]
-    assert video_file(tmp_path, "GX01") == tmp_path / "GX01.MP4"
-    assert video_file(tmp_path, "b") == tmp_path / "b.mov"
-    assert source.names(1, only=["c", "b", "c"]) == ["c", "b", "made-smooth-100"]
-    (tmp_path / "b.mp4").write_bytes(b"\0")
-    with pytest.raises(InputError, match=r"holds b.mov and b.mp4; expected videos of different"):
-        source.names()
-
-
-def test_masks_go_with_frames_in_playing_order(folders, tmp_path):
-    for kind in ("videos", "masks"):
-        (tmp_path / kind / "clip").mkdir(parents=True)
-        for t, file in enumerate(sorted((folders / kind / "smooth").iterdir())):
-            shutil.copy(file, tmp_path / kind / "clip" / f"frame{t + 5}{file.suffix}")
-    (tmp_path / "masks" / "clip" / "._frame5.png").write_bytes(b"\0")
-    renamed = ClipSource(tmp_path / "videos", tmp_path / "masks").open("clip").truth
-    plain = ClipSource(folders / "videos", folders / "masks").open("smooth").truth
-    assert np.array_equal(renamed, plain)
-    assert not np.array_equal(renamed, plain[::-1])

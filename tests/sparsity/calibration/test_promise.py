@@ -15,6 +15,7 @@ from scipy import optimize
 from probes.errors import InputError
 from sparsity.calibration.bounds import (
     APPROXIMATE,
+    ORDER,
     POINTS,
     approximate_bound,
     bound,
@@ -37,6 +38,13 @@ def test_a_certain_bound_lies_above_the_mean_and_within_the_range(x, confidence)
     assert found.mean == pytest.approx(x.mean())
 
 
+@pytest.mark.parametrize("seed", [1, 2, 8])
+def test_a_certain_bound_of_many_videos_lies_above_their_mean_at_any_confidence(seed):
+    x = np.where(np.random.default_rng(seed).random(100) < 0.5, 100.0, 0.0)
+    assert certain_bound(x, 0.5).upper == pytest.approx(x.mean())
+    assert certain_bound(x, 0.95).upper > x.mean() + 1
+
+
 @settings(deadline=None, max_examples=50)
 @given(losses)
 def test_more_confidence_and_more_loss_raise_a_certain_bound(x):
@@ -56,12 +64,15 @@ def test_zero_loss_gives_what_so_many_videos_can_certify(videos, confidence):
 
 
 def test_many_videos_are_bound_as_the_library_does_it_but_in_little_memory():
-    risks = np.random.default_rng(0).exponential(1, 120) / 100
+    risks = np.repeat([0.002, 0.12], 60)
     level = optimize.brentq(lambda d: d * (1 - np.log(d)) - 0.1, 1e-15, 0.1)
     rates = np.geomspace(1e-4, 1.0, 200)
-    columns = np.repeat(risks[:, None], 200, 1)
-    whole = get_r_hat_plus(columns, rates, "rcps", "wsr", level, 0.25)[1][0]
-    assert certain_bound(100 * risks, 0.9).upper == pytest.approx(100 * whole)
+    shuffled, sorted_ = (
+        get_r_hat_plus(np.repeat(x[:, None], 200, 1), rates, "rcps", "wsr", level, 0.25)[1][0]
+        for x in (np.random.default_rng(ORDER).permutation(risks), risks)
+    )
+    assert certain_bound(100 * risks, 0.9).upper == pytest.approx(100 * shuffled)
+    assert shuffled != pytest.approx(sorted_)
     assert 0 < certain_bound(np.zeros(50_000), 0.9).upper < 0.02
 
 
@@ -83,6 +94,20 @@ def test_certain_bounds_cover_where_few_videos_lose_much(videos, draws):
     assert np.mean(covered) >= 0.9
 
 
+@pytest.mark.parametrize("order", [np.sort, lambda x: np.sort(x)[::-1], lambda x: x])
+def test_certain_bounds_cover_whatever_order_the_clips_come_in(order):
+    """Names are sorted, so clips of a kind, which lose alike, stand together."""
+    rng = np.random.default_rng(0)
+    drawn = [order(np.where(rng.random(200) < 0.5, 12.0, 0.0)) for _ in range(40)]
+    assert np.mean([certain_bound(x, 0.95).upper >= 6.0 for x in drawn]) >= 0.95
+
+
+def test_nothing_holds_whose_mean_loss_is_over_the_level_however_it_is_ordered():
+    grouped = np.repeat([0.0, 12.0], 100)
+    assert choose(grouped[:, None], [0], [1.0], 0.95, 5.5, "certain").index is None
+    assert choose(grouped[:, None], [0], [1.0], 0.95, 12.0, "certain").index == 0
+
+
 def test_an_approximate_bound_does_not_cover_there_and_says_so():
     rng = np.random.default_rng(0)
     found = [approximate_bound(100.0 * (rng.random(20) < 0.03), 0.9) for _ in range(50)]
@@ -102,11 +127,22 @@ def test_the_expected_bound_adds_one_video_that_loses_everything():
 
 
 def test_which_bound_is_stated_depends_on_the_number_of_videos_and_the_level_alone():
-    assert bound(np.zeros(45), 0.9, 5.0).method == "Hoeffding-Bentkus"
-    assert bound(np.zeros(44), 0.9, 5.0).method == APPROXIMATE
-    assert bound(np.zeros(230), 0.9, 1.0).method == "Hoeffding-Bentkus"
-    assert bound(np.zeros(230), 0.9, 5.0).method == "Waudby-Smith and Ramdas"
-    assert choose(np.zeros((230, 1)), [0], [1], 0.9, 1.0).index == 0, "as many as are said to do"
+    assert bound(np.zeros(57), 0.9, 10.0).method == "Hoeffding-Bentkus"
+    assert bound(np.zeros(56), 0.9, 10.0).method == APPROXIMATE
+    assert bound(np.zeros(575), 0.9, 1.0).method == "Waudby-Smith and Ramdas"
+    assert bound(np.zeros(574), 0.9, 1.0).method == APPROXIMATE
+    assert bound(np.zeros(19), 0.95, 2.0).method == APPROXIMATE
+    assert bound(np.zeros(230), 0.9, 1.0, "certain").method == "Hoeffding-Bentkus"
+    as_many_as_are_said_to_do = choose(np.zeros((230, 1)), [0], [1], 0.9, 1.0, "certain")
+    assert as_many_as_are_said_to_do.index == 0
+
+
+def test_one_more_video_does_not_turn_what_holds_into_nothing():
+    """Every tenth video loses two points where one is accepted: far from the level, at every number of videos."""
+    for videos in (100, 298, 299, 600, 747, 748, 1000):
+        x = np.where(np.arange(videos) % 10 == 0, 2.0, 0.0)
+        assert choose(x[:, None], [0], [1.0], 0.95, 1.0).index == 0
+        assert choose(x[:, None] + 1, [0], [1.0], 0.95, 1.0).index is None
 
 
 @settings(deadline=None, max_examples=30)
@@ -148,6 +184,11 @@ def test_the_level_that_was_tested_is_promised_and_not_the_bound_that_selected()
 def test_one_setting_that_was_tested_against_nothing_states_its_own_bound():
     found = choose(WILD[:, None], [0], [1], 0.9, float("inf"), "approximate")
     assert found.promise == approximate_bound(WILD, 0.9)
+    assert bound(WILD, 0.9, float("inf")) == found.promise, "so few videos certify next to nothing"
+    many = np.tile(WILD, 23)
+    assert (
+        bound(many, 0.9, float("inf")) == certain_bound(many, 0.9) != approximate_bound(many, 0.9)
+    )
 
 
 def test_the_bound_of_what_was_selected_covers_too_seldom_and_the_level_does_not():

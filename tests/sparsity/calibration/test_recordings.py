@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from probes import record
 from probes.errors import InputError
-from sparsity.calibration.recordings import read_traces
+from sparsity.calibration.clips import ClipSource
+from sparsity.calibration.recordings import matching_traces, read_traces
 from sparsity.calibration.replay import replay_memory, replay_windows
 from sparsity.calibration.telling import recall
 from sparsity.calibration.thresholds import mask_only
@@ -21,13 +25,75 @@ from tests.sparsity.calibration.conftest import made
 
 
 @pytest.fixture(scope="module")
-def recorded(demo_predictor, tmp_path_factory):
-    """The two-object clip, recorded from the stock predictor."""
+def recording(demo_predictor, tmp_path_factory):
+    """The two-object clip, recorded from the stock predictor, as a folder."""
     clip = made("distractors")
     folder = tmp_path_factory.mktemp("recorded") / "distractors.recording"
     record(demo_predictor._stock, clip.video, clip.prompts(), out=folder, name="distractors")
-    (trace,) = read_traces(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recorded(recording):
+    """The same, read."""
+    (trace,) = read_traces(recording)
     return trace
+
+
+@pytest.fixture
+def source(tmp_path):
+    """The clip that was recorded, as folders of frames and masks."""
+    clip = made("distractors")
+    for t in range(12):
+        for kind, picture in (("videos", clip.video.frame(t)), ("masks", clip.truth[t])):
+            path = tmp_path / kind / "distractors" / f"{t}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+    return ClipSource(tmp_path / "videos", tmp_path / "masks")
+
+
+def test_a_recording_of_a_clip_stands_for_it(recording, source, recorded, capsys):
+    found = matching_traces([recording], source, ["other", "distractors"])
+    assert list(found) == ["distractors"]
+    assert found["distractors"].digest == recorded.digest
+    assert "not used" not in capsys.readouterr().err
+
+
+def test_recordings_of_no_clip_of_the_search_are_named(recording, source, capsys):
+    assert matching_traces([recording], source, ["smooth"]) == {}
+    said = capsys.readouterr().err
+    assert "Recordings of distractors are not used" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"frames": 3}, "frames 3, where the clip has 12"),
+        ({"height": 96}, "height 96, where the clip has 144"),
+        ({"objects": (1,)}, r"objects \(1,\), where the clip has \(1, 2\)"),
+        ({"video": "0" * 64}, "other pictures than the clip"),
+    ],
+)
+def test_a_recording_of_something_else_by_the_same_name_is_refused(
+    recording, source, tmp_path, change, said
+):
+    other = tmp_path / "other.recording"
+    shutil.copytree(recording, other)
+    header = json.loads((other / "header.json").read_text())
+    header["clips"][0].update(change)
+    (other / "header.json").write_text(json.dumps(header))
+    with pytest.raises(
+        InputError, match=f"has distractors with {said}; .* record it anew"
+    ) as caught:
+        matching_traces([other], source, ["distractors"])
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_that_were_changed_are_refused(recording, source):
+    frame = source.videos / "distractors" / "7.png"
+    Image.fromarray(255 - np.array(Image.open(frame))).save(frame)
+    with pytest.raises(InputError, match="has distractors with other pictures"):
+        matching_traces([recording], source, ["distractors"])
 
 
 @pytest.mark.parametrize("windows", [Windows(), mask_only(4.0, "best")], ids=["paper", "mask"])
