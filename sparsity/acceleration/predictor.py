@@ -186,7 +186,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             Accepted for sam2's sake; frames are always decoded when they are needed.
         history
             ``"full"`` keeps every result, as stock does; ``"bounded"`` drops those that no future frame
-            reads, so that memory stays flat however long the video is, but for a line a frame in the report.
+            reads, so that memory stays flat however long the video is, but for a line a frame in the report, of
+            which a stream keeps the latest 10,000.
 
         Raises
         ------

@@ -26,6 +26,9 @@ from sparsity.select import WindowGrid, window_pictures
 KEY = "efficient"
 """Key of our entry in sam2's dicts."""
 
+LAST_REPORTED = 10_000
+"""Frames of a stream that its report keeps, with a bounded history."""
+
 Chosen = tuple[int, ...] | Decision | None
 """Windows to compute, or a decision that also says to which cells they are trimmed; None for a dense frame."""
 
@@ -240,12 +243,17 @@ def _left_of_windows(decision: Decision, grid: WindowGrid) -> float:
 
 
 def forget_results(state: dict[str, Any], frame: int, reverse: bool, reach: int) -> None:
-    """Drop results that lie further back than `reach`, that of memory frames and pointers of later frames."""
-    for outputs in state["output_dict_per_obj"].values():
-        results = outputs["non_cond_frame_outputs"]
+    """Drop results that lie further back than `reach`, that of memory frames and pointers of later frames.
+
+    Of a stream, which may never end, the report keeps the latest frames alone.
+    """
+    per_object = [o["non_cond_frame_outputs"] for o in state["output_dict_per_obj"].values()]
+    for results in (*per_object, *state["frames_tracked_per_obj"].values()):
         old = [t for t in results if (t - frame if reverse else frame - t) > reach]
         for t in old:
             del results[t]
+    if state["num_frames"] == sys.maxsize:
+        del state[KEY].report.frames[:-LAST_REPORTED]
 
 
 def new_state(

@@ -13,6 +13,7 @@ from probes import build_predictor, observe
 from probes.errors import InputError
 from probes.models import fingerprint
 from sparsity import accelerate, build_efficient_sam2_video_predictor
+from sparsity.acceleration import session
 from sparsity.profile import Guard, Memory, Profile, Windows
 from tests.conftest import make_frames, make_mask
 from tests.sparsity.acceleration.conftest import PROMPTS, Run, track
@@ -96,6 +97,24 @@ def test_bounded_history_keeps_what_can_be_read(demo_predictor: Any) -> None:
     assert all(torch.equal(logits[f], expected.logits[f]) for f in expected.logits)
     kept = state["output_dict_per_obj"][0]["non_cond_frame_outputs"]
     assert len(kept) <= 17 < len(expected.state["output_dict_per_obj"][0]["non_cond_frame_outputs"])
+
+
+def test_a_stream_of_bounded_history_does_not_grow(
+    demo_predictor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LAST_REPORTED", 5)
+    frames = make_frames(26)
+    fast = accelerate(demo_predictor, "paper")
+    kept = {}
+    for source in ("stream", "video"):
+        state = fast.init_state(iter(frames) if source == "stream" else frames, history="bounded")
+        PROMPTS["mask"][0].give(fast, state)
+        masks = [values.clone() for _, _, values in fast.propagate_in_video(state)]
+        kept[source] = [item.frame for item in fast.report(state).frames], masks
+        assert len(state["frames_tracked_per_obj"][0]) <= 17
+    assert kept["stream"][0] == [21, 22, 23, 24, 25]
+    assert kept["video"][0] == list(range(26))
+    assert all(map(torch.equal, kept["stream"][1], kept["video"][1]))
 
 
 def test_bounded_history_in_reverse(demo_predictor: Any) -> None:
