@@ -36,9 +36,16 @@ class ConstantPromptEncoder(PromptEncoder):
         """Encode prompts, like stock; `unprompted` says that the points are padding."""
         if points is None or masks is not None or not self.unprompted():
             return super().forward(points, boxes, masks)
-        name = f"no prompt for {len(points[0])} objects"
+
+        def encoded() -> tuple[Tensor, Tensor]:
+            sparse, dense = super(ConstantPromptEncoder, self).forward(points, boxes, masks)
+            return (
+                sparse.detach(),
+                dense.detach(),
+            )  # a view of a weight, which hooks would take for trained
+
         found: tuple[Tensor, Tensor] = self.remember(
-            name, lambda: super(ConstantPromptEncoder, self).forward(points, boxes, masks)
+            f"no prompt for {len(points[0])} objects", encoded
         )
         return found
 
