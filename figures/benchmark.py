@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 
 from figures.style import evidence
-from figures.times import draw_times, times_of
+from figures.times import DIVIDED, draw_times, times_of
 from figures.tradeoff import draw_trade_off, trade_offs_of
 from sparsity.evaluation.results import Result
 
@@ -19,7 +19,7 @@ def bench_figures(result: Result) -> list[go.Figure]:
     said = conditions(result) + evidence(weights(result))
     figures = []
     if times_of(result):
-        figures.append(draw_times(times_of(result), f"One frame of each run. {said}"))
+        figures.append(draw_times(times_of(result), f"{DIVIDED} {said}"))
     points = trade_offs_of(result)
     if points:
         figures.append(

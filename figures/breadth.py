@@ -21,11 +21,12 @@ class Breadth:
     site
         Its dotted name, such as ``encoder.stage3.block12.global``.
     entropy
-        Normalised, in [0, 1]: 0 is one key, 1 is an even spread. Mean over queries.
+        Normalised, in [0, 1]: 0 is one key, 1 is an even spread. Mean over queries, median over what the range
+        is over.
     distance
         Mean attention distance in input pixels; None where keys have no place.
     entropy_range, distance_range
-        What half of the heads or frames lie between; None to leave it out.
+        Quartiles, between which half of the heads or frames lie, and the value too; None to leave it out.
     """
 
     site: str
@@ -48,6 +49,11 @@ def draw_breadth(
     ----------
     blocks
         In the order of the model; the first two parts of a site's name are its stage.
+
+    Raises
+    ------
+    InputError
+        No blocks, or a value outside its range.
     """
     if not blocks:
         raise InputError("no blocks given; expected at least one; probe an encoder site")
@@ -106,6 +112,12 @@ def _bars(blocks: Sequence[Breadth], kind: str) -> dict[str, object] | None:
     if not any(ranges):
         return None
     middle = [getattr(block, kind) for block in blocks]
+    for block, m, r in zip(blocks, middle, ranges, strict=True):
+        if r and not r[0] <= m <= r[1]:
+            raise InputError(
+                f"{kind} {m:.3g} of {block.site} lies outside its range {r[0]:.3g} to {r[1]:.3g}; expected a value "
+                "inside; pass the median with quartiles"
+            )
     return {
         "array": [r[1] - m if r else 0 for r, m in zip(ranges, middle, strict=True)],
         "arrayminus": [m - r[0] if r else 0 for r, m in zip(ranges, middle, strict=True)],

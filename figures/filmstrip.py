@@ -27,9 +27,10 @@ class Recollection:
     remembered
         Index of the remembered frame.
     mass : float [h, w]
-        Attention mass on its tokens.
+        Attention mass on its tokens, on the scale of the row's other frames.
     similarity
-        Cosine of `mass` with that at the first recollection (CS); None at the first one.
+        Cosine (CS) of the frame's key mass, of all queries and as a share of the frame's own, with the same at
+        its first recollection; None at the first one.
     baseline
         The same with shuffled tokens.
     """
@@ -62,7 +63,8 @@ def draw_memory_filmstrip(
 
     Notes
     -----
-    The cosine similarity (CS) of two flat positive maps is near 1 whatever they show: read it against the
+    Colours are multiples of the even share of a token over all frames of a row, so a frame that gets more is
+    brighter. The cosine similarity (CS) of two flat positive maps is near 1 whatever they show: read it against the
     baseline printed beside it.
     """
     if not recollections:
@@ -72,11 +74,15 @@ def draw_memory_filmstrip(
     times = sorted({item.frame for item in recollections})
     ages = sorted({item.age for item in recollections}, key=lambda age: (age == 0, age))
     table = {(item.frame, item.age): item for item in recollections}
-    rows = [[_tile(table.get((time, age)), frames, masks or {}) for age in ages] for time in times]
+    rows = []
+    for time in times:
+        told = [table.get((time, age)) for age in ages]
+        even = float(np.mean([np.asarray(item.mass, float).mean() for item in told if item]))
+        rows.append([_tile(item, frames, masks or {}, even) if item else None for item in told])
     return draw_tiles(
         rows,
         title,
-        caption,
+        f"Attention over the even share of all frames of its row. {caption}",
         theme=theme,
         row_names=[f"frame {time}" for time in times],
         column_names=["prompted frame" if age == 0 else f"{age} back" for age in ages],
@@ -85,14 +91,14 @@ def draw_memory_filmstrip(
 
 
 def _tile(
-    item: Recollection | None,
+    item: Recollection,
     frames: NDArray[np.uint8] | Sequence[ArrayLike] | Mapping[int, ArrayLike],
     masks: Mapping[int, Mapping[int, ArrayLike]],
-) -> Tile | None:
-    if item is None:
-        return None
+    even: float,
+) -> Tile:
     note = f"of frame {item.remembered}"
     if item.similarity is not None:
         note = f"CS {item.similarity:.2f}"
         note += "" if item.baseline is None else f" (shuffled {item.baseline:.2f})"
-    return Tile(frames[item.remembered], item.mass, masks.get(item.remembered, {}), note)
+    picture, outlined = frames[item.remembered], masks.get(item.remembered, {})
+    return Tile(picture, item.mass, outlined, note, even=even)

@@ -20,8 +20,13 @@ BAR_WIDTH, BAR_GAP = 12, 12
 """Pixels of the scale's bar, and between the pictures and it."""
 
 
-def even_shares(mass: ArrayLike) -> NDArray[np.float64]:
-    """Return attention mass as multiples of the even share: 1 everywhere if attention is spread evenly.
+def even_shares(mass: ArrayLike, even: float | None = None) -> NDArray[np.float64]:
+    """Return attention mass ``[h, w]`` as multiples of the even share: 1 everywhere if attention is spread evenly.
+
+    Parameters
+    ----------
+    even
+        Mass of a cell if attention were spread evenly; None: over this map alone, so that its mean is 1.
 
     >>> even_shares([[0.5, 0.5], [0.0, 0.0]]).tolist()
     [[2.0, 2.0], [0.0, 0.0]]
@@ -32,15 +37,14 @@ def even_shares(mass: ArrayLike) -> NDArray[np.float64]:
             f"attention mass of shape {values.shape} given; expected [h, w], finite and not negative; "
             "pass one map on the token grid"
         )
-    total = values.sum()
-    return values * (values.size / total) if total > 0 else values
+    spread = float(values.mean()) if even is None else even
+    return values / spread if spread > 0 else values
 
 
 def lay_heat(
-    figure: go.Figure, mass: ArrayLike, wide: int, tall: int, place: dict[str, int]
+    figure: go.Figure, shares: NDArray[np.float64], wide: int, tall: int, place: dict[str, int]
 ) -> None:
-    """Lay attention over a picture of `wide` x `tall` pixels, at a row and column of the figure."""
-    shares = even_shares(mass)
+    """Lay multiples of the even share over a picture of `wide` x `tall` pixels, at a row and column of the figure."""
     h, w = shares.shape
     figure.add_heatmap(
         z=np.log10(np.maximum(shares, FLOOR)).astype(np.float32),

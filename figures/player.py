@@ -30,12 +30,15 @@ class RoutedFrame:
         Windows of encoder stage 3 that were computed.
     reason
         Why these, as the report says.
+    index
+        Of the frame in the video; None: its place in the run, for a run that begins on frame 0.
     """
 
     frame: ArrayLike
     masks: ArrayLike
     windows: ArrayLike
     reason: str
+    index: int | None = None
 
 
 def draw_window_player(
@@ -57,7 +60,7 @@ def draw_window_player(
     width
         Of the picture in pixels; all pictures together hold at most `BUDGET` bytes.
     shown
-        The frame that is shown before the player is used, and in a PNG.
+        Place of the frame that is shown before the player is used, and in a PNG.
     """
     if not frames:
         raise InputError("no frames given; expected at least one; track a clip first")
@@ -65,7 +68,8 @@ def draw_window_player(
     sources = data_uris_within(pictures, BUDGET)
     tall, wide = pictures[0].shape[:2]
     height = round(width * tall / wide)
-    notes = [_note(n, item) for n, item in enumerate(frames)]
+    numbers = [n if item.index is None else item.index for n, item in enumerate(frames)]
+    notes = [_note(number, item) for number, item in zip(numbers, frames, strict=True)]
     figure = go.Figure(
         go.Image(source=sources[shown], hoverinfo="skip", zsmooth="fast"),
         frames=[
@@ -88,7 +92,7 @@ def draw_window_player(
         yshift=4,
         showarrow=False,
     )
-    figure.update_layout(sliders=[_slider(len(frames), shown)], updatemenus=[_buttons(theme)])
+    figure.update_layout(sliders=[_slider(numbers, shown)], updatemenus=[_buttons(theme)])
     finish(
         figure, title, caption, theme,
         width=width + 40, height=height + 206, below=100, top=92, left=20, right=20,
@@ -113,21 +117,21 @@ def cover(windows: np.ndarray, window_share: float, picture: Picture) -> np.ndar
     return stretch(fine, *picture.shape[:2]).astype(bool)
 
 
-def _note(n: int, item: RoutedFrame) -> str:
+def _note(number: int, item: RoutedFrame) -> str:
     windows = np.asarray(item.windows, bool)
-    return f"frame {n}: {int(windows.sum())} of {windows.size} windows, {item.reason}"
+    return f"frame {number}: {int(windows.sum())} of {windows.size} windows, {item.reason}"
 
 
-def _slider(count: int, shown: int) -> dict[str, object]:
+def _slider(numbers: Sequence[int], shown: int) -> dict[str, object]:
     at_once = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
     return {
         "steps": [
             {
-                "label": str(n),
+                "label": str(number),
                 "method": "animate",
                 "args": [[str(n)], {**at_once, "transition": {"duration": 0}}],
             }
-            for n in range(count)
+            for n, number in enumerate(numbers)
         ],
         "active": shown,
         "currentvalue": {"visible": False},

@@ -77,7 +77,7 @@ def draw_scaling(
     title: str = "How a frame's cost grows",
     theme: ThemeName = "light",
 ) -> go.Figure:
-    """Draw one panel a series: time (left axis) beside counted operations (right axis), for both predictors.
+    """Draw one panel a series: time beside counted operations, for both predictors.
 
     Operations are scaled so that stock's first point of each panel lies on its time: where the two lines of
     a predictor run together, operations explain its time.

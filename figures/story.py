@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
@@ -16,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from figures import calibration
 from figures.filmstrip import draw_memory_filmstrip
 from figures.player import RoutedFrame, draw_window_player
-from figures.readings import recall_curves, recollections
+from figures.readings import recall_curves, recollections, row_sampling
 from figures.recall import draw_recall
 from probes.records import Recording
 
@@ -90,15 +89,14 @@ def _figures(
 ) -> dict[str, list[go.Figure]]:
     """The figures of each chapter."""
     name = recording.names[0]
-    layers = recording.header.model.layers
-    site = f"memory.layer{layers // 2}.cross"
+    model = recording.header.model
+    site = f"memory.layer{model.layers // 2}.cross"
     times = sorted(story.frames)[-LAST:]
     told = recollections(recording.clip(name), 1, times, site)
-    strip = f"{name}, {site}, mean over queries and heads.{evidence}"
+    strip = f"{name}, {site}, mean over heads; read from {row_sampling(recording)}.{evidence}"
     first = (
         f"Top {KEEP:.0%} of a frame's tokens, chosen at its first recollection; one clip.{evidence}"
     )
-    side = len(np.asarray(story.routed[0].windows))
     return {
         "observed": [
             draw_memory_filmstrip(story.frames, told, strip),
@@ -111,7 +109,7 @@ def _figures(
         "accelerated": [
             draw_window_player(
                 story.routed,
-                1 / side,
+                model.window / model.grid,
                 f"{name}, profile {story.shown}; dark: shortcut.{evidence}",
             )
         ],

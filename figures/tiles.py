@@ -28,6 +28,9 @@ class Tile:
         The frame underneath.
     mass : float [h, w], optional
         Attention mass on the token grid, drawn over the frame as a multiple of the even share.
+    even
+        Mass of a token if attention were spread evenly; None: over this picture alone. Pictures with one
+        `even` show how much each gets.
     masks : {object id: bool [H', W']}
         Outlined, each object in its colour by the order of ids in the whole figure.
     note
@@ -41,6 +44,7 @@ class Tile:
     masks: Mapping[int, ArrayLike] = field(default_factory=dict)
     note: str = ""
     mark: tuple[float, float] | None = None
+    even: float | None = None
 
 
 def draw_tiles(
@@ -79,7 +83,8 @@ def draw_tiles(
         horizontal_spacing=gap_x / (width - left - right),
         vertical_spacing=gap_y / plots_height if len(rows) > 1 else 0,
     )
-    peak = max((even_shares(t.mass).max() for t in tiles if t.mass is not None), default=1.0)
+    heats = [even_shares(t.mass, t.even) for t in tiles if t.mass is not None]
+    peak = max((float(heat.max()) for heat in heats), default=1.0)
     ids = sorted({identity for tile in tiles for identity in tile.masks})
     for r, row in enumerate(rows, 1):
         for c, tile in enumerate(row, 1):
@@ -102,7 +107,7 @@ def draw_tiles(
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     _name(figure, row_names, column_names, columns, theme)
-    if any(tile.mass is not None for tile in tiles):
+    if heats:
         add_scale(figure, peak, theme)
     return figure
 
@@ -127,7 +132,7 @@ def _place(
     figure.update_xaxes(range=[0, wide], **place)
     figure.update_yaxes(range=[tall, 0], **place)
     if tile.mass is not None:
-        lay_heat(figure, tile.mass, wide, tall, place)
+        lay_heat(figure, even_shares(tile.mass, tile.even), wide, tall, place)
     for identity, mask in tile.masks.items():
         line = {"color": OBJECTS[ids.index(identity) % len(OBJECTS)], "width": thick}
         _contour(figure, mask, line, wide, tall, place)

@@ -10,6 +10,9 @@ from figures.style import THEMES, ThemeName, finish
 from probes.errors import InputError
 from sparsity.evaluation.results import Result
 
+DIVIDED = "Median time of a frame, divided as one other frame was whose stages were timed."
+"""What the bars of `times_of` are, for the caption."""
+
 
 def draw_times(
     stages: Mapping[str, Mapping[str, float]],
@@ -67,5 +70,13 @@ def draw_times(
 
 
 def times_of(result: Result) -> dict[str, dict[str, float]]:
-    """Milliseconds by run and stage of a result; runs without stages are left out."""
-    return {run.name: dict(run.stages) for run in result.runs if run.stages}
+    """Milliseconds by run and stage of a result: a run's median frame, divided as the one frame with timed stages.
+
+    Runs without either are left out.
+    """
+    found = {}
+    for run in result.runs:
+        if run.stages and run.ms_per_frame:
+            scale = run.ms_per_frame.median / sum(run.stages.values())
+            found[run.name] = {stage: scale * ms for stage, ms in run.stages.items()}
+    return found

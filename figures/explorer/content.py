@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from figures.paint import data_uris_within, heat_colours, outline_all, shrink, stretch
+from figures.readings import prompted_frames
 from figures.style import ThemeName, evidence
 from probes.errors import InputError
 from probes.records import ClipRecord, Recording
@@ -71,7 +72,9 @@ def explorer_content(
             "--rows '*.global' --rows 'memory.*.cross'"
         )
     info = next(item for item in header.clips if item.name == name)
-    pictures = _pictures(clip, frames, info.height / info.width)
+    # frames by index; the last of two passes over one
+    position = dict(sorted((int(index), t) for t, index in enumerate(clip.frame)))
+    pictures = _pictures(clip, position, frames, info.height / info.width)
     weights = "random" if "random" in header.model.name else header.model.name
     sites = [_site(site, clip) for site in header.settings.row_sites if site in clip.rows]
     meta = {
@@ -87,8 +90,8 @@ def explorer_content(
         "queries": list(header.settings.row_queries),
         "objects": list(info.objects),
         "frames": [
-            {"index": int(index), "picture": uri}
-            for index, uri in zip(clip.frame, pictures, strict=True)
+            {"index": index, "position": t, "picture": uri}
+            for (index, t), uri in zip(position.items(), pictures, strict=True)
         ],
         "sites": sites,
         "strip": next((site["name"] for site in sites if site["part"] == "memory"), None),
@@ -115,23 +118,25 @@ def _row(clip: ClipRecord, i: int) -> dict[str, Any]:
         "row": i,
         "score": round(float(clip.score[i]), 2),
         "memory": clip.memory_frame[i].tolist(),
+        "prompts": prompted_frames(clip, int(clip.row_object[i])),
         "similarity": [[None if np.isnan(v) else v for v in layer] for layer in similarity],
     }
 
 
 def _pictures(
     clip: ClipRecord,
+    position: Mapping[int, int],
     frames: NDArray[Any] | Mapping[int, ArrayLike] | None,
     tall: float,
 ) -> list[str]:
-    """Each tracked frame with its objects outlined, as addresses."""
+    """Each tracked frame with its objects outlined, as addresses, in the order of `position`."""
     best = clip.masks()
     drawn = []
-    for t, index in enumerate(clip.frame):
+    for index, t in position.items():
         if frames is None:
             picture = _thumbnail(clip.thumbnail[t], tall)
         else:
-            picture = shrink(_frame(frames, int(index)), 640)
+            picture = shrink(_frame(frames, index), 640)
         rows = np.flatnonzero(clip.row_frame == index)
         masks = np.zeros(best.shape[1:], np.uint8)
         for i in rows:

@@ -79,12 +79,44 @@ export async function mount(el, source) {
   // the rows of a site now, or null where there are none
   async function rowsOf(name) {
     const info = meta.sites.find((item) => item.name === name);
-    const index = info.part === "encoder" ? state.t : here() ? here().row : -1;
+    const index = info.part === "encoder" ? meta.frames[state.t].position
+      : here() ? here().row : -1;
     return index < 0 ? null : attention.at(info, index);
   }
 
-  function mapOf(rows, slot) {
-    return attention.map(rows, slot, state, here() && here().memory.filter((t) => t >= 0).length);
+  // how many frames a slot sums: that of the prompt holds all prompted frames
+  function summed(slot) {
+    return slot === 0 ? Math.max(1, here().prompts.length) : 1;
+  }
+
+  function mapOf(rows, slot, way = state.way) {
+    let frames = 1;
+    if (rows.info.part === "memory") {
+      const slots = here().memory.filter((t) => t >= 0).length;
+      frames = (slots - 1 + summed(0)) / summed(slot);
+    }
+    return attention.map(rows, slot, { ...state, way }, frames);
+  }
+
+  // which frames the two pictures show, the one with the pixel and the one with the map, and their words
+  function pictured(info) {
+    const now = meta.frames[state.t].index;
+    const found = { pixel: state.t, map: state.t, left: `frame ${now}`, there: true,
+      words: state.way === "to" ? "what this pixel attends to" : "who attends to this pixel" };
+    if (info.part === "decoder") found.words = "what the object's output tokens attend to";
+    if (info.part !== "memory") return found;
+    const frame = here() ? here().memory[state.slot] : -1;
+    if (!place.has(frame)) {
+      found.words = frame < 0 ? "no such memory frame yet" : `memory frame ${frame} was not recorded`;
+      return { ...found, there: false };
+    }
+    const name = summed(state.slot) > 1
+      ? `the mean of ${summed(state.slot)} prompted frames (${here().prompts.join(", ")}), drawn over frame ${frame}`
+      : `memory frame ${frame}, ${Math.abs(now - frame)} back`;
+    if (state.way === "to") {
+      return { ...found, map: place.get(frame), words: `${found.words} in ${name}` };
+    }
+    return { ...found, pixel: place.get(frame), left: name, words: `${found.words}, on frame ${now}` };
   }
 
   function show(canvas, t, heat, width, marked) {
@@ -95,49 +127,48 @@ export async function mount(el, source) {
     const turn = ++state.turn;
     const info = siteNow();
     const strips = info.part === "memory" ? state.site : meta.strip;
-    const [rows, remembered] = await Promise.all([rowsOf(state.site),
-      strips ? rowsOf(strips) : Promise.resolve(null)]);
+    let rows = null;
+    let remembered = null;
+    let failed = "";
+    try {
+      [rows, remembered] = await Promise.all([rowsOf(state.site), strips ? rowsOf(strips) : null]);
+    } catch (error) {
+      failed = error.message;
+    }
     if (turn !== state.turn) return;
     const now = meta.frames[state.t].index;
+    const { pixel, map: over, left, words, there } = pictured(info);
     slider.value = state.t;
     shown.textContent = String(now);
-    show(query, state.t, null, 640, true);
-    queryNote.textContent = `frame ${now}: click on a pixel` +
-      (here() ? `; object score ${here().score.toFixed(1)}` : "");
-    let over = state.t;
-    let words = state.way === "to" ? "what this pixel attends to" : "who attends to this pixel";
-    if (info.part === "decoder") words = "what the object's output tokens attend to";
-    let peak = NaN;
-    let heat = null;
-    if (info.part === "memory") {
-      const frame = here() ? here().memory[state.slot] : -1;
-      over = place.has(frame) ? place.get(frame) : state.t;
-      words = frame < 0 ? "no such memory frame yet"
-        : `${words} in memory frame ${frame}, ${Math.abs(now - frame)} back`;
-      if (rows && frame >= 0) heat = mapOf(rows, state.slot);
-    } else if (rows) heat = mapOf(rows, 0);
+    show(query, pixel, null, 640, true);
+    queryNote.textContent = `${left}: click on a pixel` +
+      (here() && pixel === state.t ? `; object score ${here().score.toFixed(1)}` : "");
+    const heat = rows && there ? mapOf(rows, info.part === "memory" ? state.slot : 0) : null;
     show(map, over, heat, 640, heat && ["encoder", "self"].includes(info.part));
-    if (heat) peak = heat.found.reduce((a, b) => Math.max(a, b), 0);
-    mapNote.textContent = words + (heat ? `; peak ${peak.toFixed(1)} × even share`
-      : info.part === "memory" ? "" : "; nothing was stored for this frame");
-    drawStrip(remembered, strips);
+    const peak = heat ? heat.found.reduce((a, b) => Math.max(a, b), 0) : NaN;
+    mapNote.textContent = failed || words + (heat ? `; peak ${peak.toFixed(1)} × even share`
+      : there ? "; nothing was stored for this frame" : "");
+    drawStrip(remembered);
     Object.assign(root.dataset, { frame: now, site: state.site, way: state.way, slot: state.slot,
       x: state.x.toFixed(3), y: state.y.toFixed(3), peak: peak.toFixed(3), ready: turn });
   }
 
-  function drawStrip(rows, name) {
-    strip.style.display = name && rows ? "" : "none";
-    if (!rows || !here()) { strip.style.display = "none"; return; }
+  function drawStrip(rows) {
+    strip.style.display = rows ? "" : "none";
+    if (!rows) return;
     const now = meta.frames[state.t].index;
+    // a pixel of a memory frame attends to none of them
+    const plain = siteNow().part === "memory" && state.way === "from";
     tiles.forEach(({ canvas, note, figure }, slot) => {
       const frame = here().memory[slot];
       const there = frame >= 0 && place.has(frame);
       figure.style.visibility = there ? "visible" : "hidden";
       figure.classList.toggle("chosen", slot === state.slot);
       if (!there) return;
-      show(canvas, place.get(frame), mapOf(rows, slot), 200, false);
+      show(canvas, place.get(frame), plain ? null : mapOf(rows, slot, "to"), 200, plain);
       const similar = here().similarity[rows.info.layer]?.[slot];
-      note.textContent = (slot ? `${Math.abs(now - frame)} back` : "prompt") +
+      const name = summed(slot) > 1 ? `${summed(slot)} prompts` : "prompt";
+      note.textContent = (slot ? `${Math.abs(now - frame)} back` : name) +
         (similar === null || similar === undefined ? "" : `, CS ${similar.toFixed(2)}`);
     });
   }
@@ -172,19 +203,26 @@ export async function mount(el, source) {
   await draw();
 }
 
+const PATIENCE = 30;  // seconds for the kernel to answer
+
 export default {
   render({ model, el }) {
     const waiting = new Map();
     const heard = (message, buffers) => {
-      if (message.kind !== "rows") return;
-      const view = buffers[0];
-      waiting.get(message.key)?.(new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength));
+      if (message.kind !== "rows" || !waiting.has(message.key)) return;
+      const { done, fail } = waiting.get(message.key);
       waiting.delete(message.key);
+      if (message.failed) { fail(new Error(message.failed)); return; }
+      const view = buffers[0];
+      done(new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength));
     };
     model.on("msg:custom", heard);
-    const rows = (site, index) => new Promise((done) => {
+    const rows = (site, index) => new Promise((done, fail) => {
       const key = `${site}/${index}`;
-      waiting.set(key, done);
+      waiting.set(key, { done, fail });
+      setTimeout(() => fail(new Error(
+        `the kernel did not answer in ${PATIENCE} s: wait until it is idle and click again, or run the cell again`,
+      )), 1000 * PATIENCE);
       model.send({ kind: "rows", key, site, index });
     });
     mount(el, { meta: model.get("meta"), rows });

@@ -42,5 +42,5 @@ def write_page(content: Content, out: Path) -> Path:
 
 
 def _safe(data: object) -> str:
-    """JSON that can't end the script element it stands in."""
-    return json.dumps(data).replace("</", "<\\/")
+    """JSON that neither ends nor changes the script element it stands in."""
+    return json.dumps(data).replace("<", "\\u003c")

@@ -37,16 +37,19 @@ class Rows {
     this.cache = new Map();
   }
 
-  // scales [Q] and levels [Q, slots, cells] of a site's rows at an index
+  // scales [Q] and levels [Q, slots, cells] of a site's rows at an index; null where nothing was seen, which
+  // is stored as zeros
   at(info, index) {
     const key = `${info.name}/${index}`;
     if (!this.cache.has(key)) {
-      this.cache.set(key, this.fetch(info.name, index).then(unpack).then((buffer) => ({
-        info,
-        scales: new Float32Array(buffer.slice(0, 4 * info.queries)),
-        levels: new Uint8Array(buffer, 4 * info.queries),
-        slots: info.part === "memory" ? 7 : 1,
-      })));
+      const found = this.fetch(info.name, index).then(unpack).then((buffer) => {
+        const scales = new Float32Array(buffer.slice(0, 4 * info.queries));
+        const levels = new Uint8Array(buffer, 4 * info.queries);
+        const slots = info.part === "memory" ? 7 : 1;
+        return scales.some((scale) => scale > 0) ? { info, scales, levels, slots } : null;
+      });
+      found.catch(() => this.cache.delete(key));
+      this.cache.set(key, found);
       if (this.cache.size > 24) this.cache.delete(this.cache.keys().next().value);
     }
     return this.cache.get(key);
@@ -58,8 +61,8 @@ class Rows {
   }
 
   // the map of a slot, {side, found: Float32Array of side * side}, as multiples of the even share, which is
-  // spread over the one image or over all `remembered` frames; {way, x, y} says which pixel, and which way
-  map(found, slot, { way, x, y }, remembered) {
+  // spread over as many `frames`; {way, x, y} says which pixel, and which way
+  map(found, slot, { way, x, y }, frames) {
     const { meta, cells, nearest } = this;
     const shares = new Float32Array(cells);
     if (found.info.part === "decoder") {
@@ -68,7 +71,7 @@ class Rows {
       }
       return { side: meta.cells, found: shares.map((v) => v * cells) };
     }
-    const even = cells * (found.info.part === "memory" ? remembered : 1);
+    const even = cells * frames;
     if (way === "to") {
       const q = nearest[token(x, y, meta.grid)];
       return { side: meta.cells, found: shares.map((_, c) => this.value(found, q, slot, c) * even) };

@@ -35,9 +35,15 @@ class Explorer(anywidget.AnyWidget):
         self.on_msg(self._answer)
 
     def _answer(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
-        if message.get("kind") == "rows":
+        if message.get("kind") != "rows":
+            return
+        answer = {"kind": "rows", "key": message["key"]}
+        try:
             packed = self._content.rows(message["site"], message["index"])
-            self.send({"kind": "rows", "key": message["key"]}, buffers=[packed])
+        except Exception as error:  # the browser waits for an answer, whatever went wrong
+            self.send({**answer, "failed": f"{type(error).__name__}: {error}"})
+        else:
+            self.send(answer, buffers=[packed])
 
 
 def explore(
@@ -46,7 +52,7 @@ def explore(
     prompts: Any = None,
     *,
     clip: str | None = None,
-    model: str = "sam2",
+    max_frames: int | None = None,
     theme: ThemeName = "light",
 ) -> Explorer:
     """Show a clip in a notebook; a click on a pixel shows what it attends to.
@@ -54,15 +60,16 @@ def explore(
     Parameters
     ----------
     source
-        A `Recording` with attention rows, the path of one, or a predictor, which then tracks the video.
+        A `Recording` with attention rows, the path of one, or a predictor, which then tracks the video. The
+        title names it as `probes.name_of` does, and the caption says what its weights are evidence of.
     video
         Anything `probes.open_video` takes; for a recording None shows its 16 x 16 thumbnails.
     prompts
         For a predictor: bool masks ``[H, W]`` on frame 0 by object id, or what else `probes.record` takes.
     clip
         Name of the clip, where the recording holds several.
-    model
-        What to call a predictor in the title; ``"demo"`` also says so in the caption.
+    max_frames
+        For a predictor: frames to track at most. Attention rows lie in memory, some MB a frame.
 
     Raises
     ------
@@ -82,8 +89,8 @@ def explore(
 
     with TemporaryDirectory() as folder:
         made = record(
-            source, video, prompts, out=Path(folder) / "clip.recording", rows=ROWS, model=model
-        )
+            source, video, prompts, out=Path(folder) / "clip.recording", rows=ROWS, max_frames=max_frames,
+        )  # fmt: skip
         return Explorer(explorer_content(made, None, frames_of(video), theme))
 
 

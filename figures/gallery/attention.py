@@ -10,7 +10,14 @@ from figures.attention import draw_encoder_and_decoder
 from figures.breadth import draw_breadth
 from figures.concentration import draw_concentration
 from figures.filmstrip import draw_memory_filmstrip
-from figures.readings import breadths, key_mass, object_map, recall_curves, recollections
+from figures.readings import (
+    breadths,
+    key_mass,
+    object_map,
+    recall_curves,
+    recollections,
+    row_sampling,
+)
 from figures.recall import draw_recall
 from figures.style import ThemeName, evidence
 from probes.records import Recording
@@ -57,7 +64,7 @@ def attention(recording: Recording, theme: ThemeName) -> dict[str, go.Figure]:
         "encoder-decoder": _encoder_and_decoder(recording, theme),
         "breadth": draw_breadth(
             breadths(recording),
-            f"Mean and quartiles over {over} and over heads; 1 is an even spread over all keys, distance is in "
+            f"Median and quartiles over {over} and over heads; 1 is an even spread over all keys, distance is in "
             f"pixels of the model's input.{evidence('demo')}",
             theme=theme,
         ),
@@ -67,8 +74,8 @@ def attention(recording: Recording, theme: ThemeName) -> dict[str, go.Figure]:
                 f"layer {layer}": key_mass(recording, f"memory.layer{layer}.cross")
                 for layer in range(recording.header.model.layers)
             },
-            f"Memory cross-attention, all tokens of a full memory, mean of the frames' curves over {over}."
-            f"{evidence('demo')}",
+            f"Memory cross-attention, all frames of a full memory, mean of the frames' curves over {over}; approximate: "
+            f"read from {row_sampling(recording)}.{evidence('demo')}",
             theme=theme,
         ),
         "recall": draw_recall(
@@ -104,8 +111,9 @@ def _film_strip(recording: Recording, theme: ThemeName) -> go.Figure:
         recollections(
             recording.clip(ONE), 1, [FRAME - 1, FRAME, FRAME + 1], f"memory.layer{LAYER}.cross"
         ),
-        f"Made clip, memory layer {LAYER}, mean over queries and heads; outlined: the true object. CS: cosine with "
-        f"the first recollection, beside the same with tokens shuffled.{evidence('demo')}",
+        f"Made clip, memory layer {LAYER}, mean over heads, {row_sampling(recording)}; outlined: the true object. CS: "
+        "cosine with the first recollection, from all queries, beside the same with tokens shuffled."
+        f"{evidence('demo')}",
         masks={t: {1: clip.masks[t] == 1} for t in range(FRAMES)},
         theme=theme,
     )

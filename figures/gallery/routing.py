@@ -48,7 +48,7 @@ def tracked() -> Tracked:
         for _, ids, logits in predictor.propagate_in_video(state)
     ]
     frames = [
-        RoutedFrame(clip.frames[report.frame], mask, _windows(report), report.reason)
+        RoutedFrame(clip.frames[report.frame], mask, _windows(report), report.reason, report.frame)
         for report, mask in zip(predictor.report(state).frames, masks, strict=True)
     ]
     grid = predictor.image_size // 16

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from figures.benchmark import conditions, weights
 from figures.scaling import draw_scaling, load_growth
 from figures.style import ThemeName, evidence
-from figures.times import draw_times, times_of
+from figures.times import DIVIDED, draw_times, times_of
 from figures.tradeoff import draw_trade_off, trade_offs_of
 from sparsity.evaluation.results import load_result
 
@@ -37,7 +37,7 @@ def speed(theme: ThemeName) -> dict[str, go.Figure]:
     return {
         "times": draw_times(
             times_of(large),
-            f"One frame of each run, one object, 4 of 16 windows where they are routed. {conditions(large)}"
+            f"{DIVIDED} One object, 4 of 16 windows where they are routed. {conditions(large)}"
             f"{evidence(weights(large))}",
             theme=theme,
         ),

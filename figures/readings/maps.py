@@ -15,24 +15,16 @@ from probes.records import ClipRecord, Recording
 
 
 def breadths(recording: Recording) -> list[Breadth]:
-    """Entropy and distance of every recorded encoder site, with quartiles over clips, frames and heads."""
+    """Entropy and distance of every recorded encoder site: median and quartiles over clips, frames and heads."""
     settings = recording.header.settings
     entropy, distance = (settings.statistics.index(name) for name in ("entropy", "distance_px"))
     clips = [clip.encoder_statistics for _, clip in recording]
     found = []
     for at, site in enumerate(settings.encoder_sites):
         values = np.concatenate([clip[:, at].reshape(-1, clip.shape[-1]) for clip in clips])
-        quartiles = np.nanpercentile(values[:, [entropy, distance]], [25, 75], axis=0)
-        middle = np.nanmean(values[:, [entropy, distance]], axis=0)
-        found.append(
-            Breadth(
-                site,
-                float(middle[0]),
-                float(middle[1]),
-                (float(quartiles[0, 0]), float(quartiles[1, 0])),
-                (float(quartiles[0, 1]), float(quartiles[1, 1])),
-            )
-        )
+        values = values[:, [entropy, distance]].astype(float)
+        low, middle, high = np.nanpercentile(values, [25, 50, 75], axis=0).tolist()
+        found.append(Breadth(site, middle[0], middle[1], (low[0], high[0]), (low[1], high[1])))
     return found
 
 
@@ -73,16 +65,25 @@ def pixel_map(
         Of the clip.
     xy
         In pixels of the video.
+
+    Raises
+    ------
+    InputError
+        The pixel lies outside the video, the frame was not tracked, or no rows of that encoder site were stored.
     """
     header = recording.header
     info = next(item for item in header.clips if item.name == name)
     clip = recording.clip(name)
+    if not (0 <= xy[0] < info.width and 0 <= xy[1] < info.height):
+        raise InputError(
+            f"pixel ({xy[0]}, {xy[1]}) was asked for; clip {name} is {info.width} x {info.height} pixels; choose "
+            "one inside"
+        )
     g = header.model.grid
     at = np.array([xy[1] / info.height, xy[0] / info.width]) * g - 0.5
     queries = np.array(header.settings.row_queries)
     nearest = int(np.hypot(queries // g - at[0], queries % g - at[1]).argmin())
-    t = int(np.flatnonzero(clip.frame == frame)[-1])
-    return np.asarray(clip.attention_rows(site, t)[nearest], float)
+    return np.asarray(_encoder_rows(clip, site, frame)[nearest], float)
 
 
 def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> NDArray[np.float64]:
@@ -95,7 +96,7 @@ def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> N
     i
         Row of the object on the frame.
     """
-    t = int(np.flatnonzero(clip.frame == clip.row_frame[i])[-1])
+    rows = _encoder_rows(clip, site, int(clip.row_frame[i]))
     mask = clip.masks()[i]
     side = clip.decoder_saliency.shape[-1]
     inside = mask.reshape(side, 4, side, 4).mean(axis=(1, 3)).ravel()[list(queries)] > 0.5
@@ -104,7 +105,24 @@ def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> N
             f"no stored query lies inside object {clip.row_object[i]} on frame {clip.row_frame[i]}; expected "
             "a visible object; choose another frame"
         )
-    return np.asarray(clip.attention_rows(site, t)[inside].mean(axis=0), float)
+    return np.asarray(rows[inside].mean(axis=0), float)
+
+
+def _encoder_rows(clip: ClipRecord, site: str, frame: int) -> NDArray[np.float32]:
+    """Stored rows of an encoder site on a frame, ``[Q, r, r]``; of the last pass where it was tracked twice."""
+    stored = [name for name in clip.rows if name.startswith("encoder.")]
+    if site not in stored:
+        raise InputError(
+            f"site {site!r} was asked for; the recording holds rows of the encoder sites "
+            f"{', '.join(stored) or 'none'}; choose one of them"
+        )
+    at = np.flatnonzero(clip.frame == frame)
+    if not len(at):
+        raise InputError(
+            f"frame {frame} was asked for; the clip was tracked on frames {clip.frame.min()} to "
+            f"{clip.frame.max()}; choose one of them"
+        )
+    return np.asarray(clip.attention_rows(site, int(at[-1])))
 
 
 def _position(name: str, names: Sequence[str], what: str) -> int:

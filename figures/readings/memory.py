@@ -20,10 +20,20 @@ def recall_curves(recording: Recording, keep: float) -> dict[str, RecallCurve]:
     Parameters
     ----------
     keep
-        Share of a frame's tokens chosen at first recollection; the nearest recorded share is taken.
+        Share of a frame's tokens chosen at first recollection, one of the recording's `keep_shares`.
+
+    Raises
+    ------
+    InputError
+        Recall was recorded for other shares.
     """
-    shares = np.array(recording.header.settings.keep_shares)
-    at = int(np.abs(np.log(shares / keep)).argmin())
+    shares = recording.header.settings.keep_shares
+    if keep not in shares:
+        raise InputError(
+            f"share {keep:g} was asked for; recall was recorded for {', '.join(f'{s:g}' for s in shares)}; choose "
+            "one of them"
+        )
+    at = shares.index(keep)
     clips = [(clip.recall[..., at], clip.oracle_recall[..., at]) for _, clip in recording]
     curves = {}
     for layer in range(recording.header.model.layers):
@@ -55,8 +65,12 @@ def similarity(recording: Recording, layer: int, age: int, shuffled: bool = Fals
 def recollections(
     clip: ClipRecord, object_id: int, times: Sequence[int], site: str
 ) -> list[Recollection]:
-    """What an object's frames recall, from stored rows: mean over the stored queries, for the film strip."""
+    """What an object's frames recall, from stored rows: mean over the stored queries, for the film strip.
+
+    Where several frames were prompted, age 0 is the mean over them, told of the nearest one.
+    """
     layer = int(site.split(".")[1].removeprefix("layer"))
+    prompts = max(1, len(prompted_frames(clip, object_id)))
     found = []
     for time in times:
         i = clip.row(time, object_id)
@@ -71,7 +85,7 @@ def recollections(
                     time,
                     abs(time - remembered) if slot else 0,
                     remembered,
-                    mass[slot],
+                    mass[slot] if slot else mass[slot] / prompts,
                     None if fresh else cosine,
                     None if fresh else baseline,
                 )
@@ -79,10 +93,18 @@ def recollections(
     return found
 
 
-def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
-    """Key mass over all memory tokens of a cross-attention site, ``[samples, keys]``, from stored rows.
+def prompted_frames(clip: ClipRecord, object_id: int) -> list[int]:
+    """Recorded frames on which an object was prompted, by index; slot 0 of memory holds all of them together."""
+    mine = clip.conditioning & (clip.row_object == object_id)
+    return sorted(set(clip.row_frame[mine].tolist()))
 
-    Only rows with a full memory count, so that all samples have as many keys.
+
+def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
+    """Key mass over the memory of a cross-attention site, ``[samples, keys]``, approximately: from stored rows.
+
+    Stored are rows of some queries, in 8 bits, with several tokens a key on large grids (`row_sampling` says
+    which), so Gini and top mass differ from those of all queries and tokens. Only rows with a full memory count,
+    so that all samples have as many keys.
     """
     samples = []
     for _, clip in recording:
@@ -93,3 +115,11 @@ def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
             f"no frame of {recording.path} has a full memory; expected clips of at least 8 frames; record longer ones"
         )
     return np.array(samples, float)
+
+
+def row_sampling(recording: Recording) -> str:
+    """Say, for a caption, from what `key_mass` and `recollections` are read."""
+    settings, grid = recording.header.settings, recording.header.model.grid
+    cell = grid // settings.row_grid
+    queries = f"{len(settings.row_queries)} of {grid**2} query rows"
+    return f"{queries}, {cell} x {cell} tokens a key, 8 bits"

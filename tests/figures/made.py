@@ -30,11 +30,20 @@ ENCODER, ITSELF, MEMORY, DECODER = (
 N = GRID * GRID
 
 
-def make_recording(folder: Path, *, rows: bool = True) -> Recording:
+def make_recording(
+    folder: Path, *, rows: bool = True, window: int = 4, prompted: tuple[int, ...] = (0,)
+) -> Recording:
     """Write a recording of one clip, 6 frames, one object, and open it.
 
     In the encoder and in self-attention each token attends to the token mirrored left to right; in memory to
-    itself.
+    the token on its right, in the last column to the first. On prompted frames nothing but the encoder is seen.
+
+    Parameters
+    ----------
+    window
+        Tokens per side of a window.
+    prompted
+        Frames with a prompt; tracking goes forward from the first and then back.
     """
     settings = Settings(
         dtype="float32",
@@ -47,7 +56,7 @@ def make_recording(folder: Path, *, rows: bool = True) -> Recording:
         row_grid=GRID if rows else 0,
     )
     model = ModelInfo(
-        name="demo", fingerprint="0" * 64, image_size=128, grid=GRID, window=4, layers=2
+        name="demo", fingerprint="0" * 64, image_size=128, grid=GRID, window=window, layers=2
     )
     rng = np.random.default_rng(0)
     sizes = {
@@ -62,17 +71,18 @@ def make_recording(folder: Path, *, rows: bool = True) -> Recording:
         name: rng.random(shape).astype(dtype)
         for name, (dtype, shape) in array_forms(draft, sizes).items()
     }
-    arrays["frame"] = arrays["row_frame"] = np.arange(FRAMES, dtype=np.int32)
+    order = [*range(prompted[0], FRAMES), *reversed(range(prompted[0]))]
+    arrays["frame"] = arrays["row_frame"] = np.array(order, np.int32)
+    arrays["conditioning"] = np.isin(order, prompted)
+    arrays["reverse"] = np.array(order) < prompted[0]
     arrays["row_object"] = np.ones(FRAMES, np.int32)
     arrays["similarity"][:, :, 6] = np.nan
     mask = np.zeros((4 * GRID, 4 * GRID), bool)
     mask[12:20, 8:18] = True
     arrays["best"][:] = np.packbits(mask)
-    remembered = np.arange(FRAMES)[:, None] - 7 + np.arange(SLOTS)[None]
-    remembered[:, 0] = np.where(np.arange(FRAMES) > 0, 0, -1)
-    arrays["memory_frame"] = np.maximum(remembered, -1).astype(np.int32)
+    arrays["memory_frame"] = np.array([_remembered(t, prompted) for t in order], np.int32)
     if rows:
-        arrays |= _rows()
+        arrays |= _rows(arrays["conditioning"])
     folder.mkdir(parents=True)
     save_file(arrays, folder / "clip.safetensors")
     digest = hashlib.sha256((folder / "clip.safetensors").read_bytes()).hexdigest()
@@ -93,20 +103,32 @@ def make_recording(folder: Path, *, rows: bool = True) -> Recording:
     return load_recording(folder)
 
 
-def _rows() -> dict[str, np.ndarray]:
+def _remembered(t: int, prompted: tuple[int, ...]) -> list[int]:
+    """The frame in each memory slot of a frame, -1 for none: the nearest prompted one, then six neighbours."""
+    if t in prompted:
+        return [-1] * SLOTS
+    back = 1 if t > prompted[0] else -1
+    near = [t - back * (SLOTS - slot) for slot in range(1, SLOTS)]
+    return [
+        min(prompted, key=lambda p: abs(t - p)), *(n if 0 <= n < FRAMES else -1 for n in near)
+    ]  # fmt: skip
+
+
+def _rows(conditioning: np.ndarray) -> dict[str, np.ndarray]:
     itself = np.eye(N).reshape(N, GRID, GRID)
-    mirrored = itself[:, :, ::-1]
+    mirrored, right = itself[:, :, ::-1], np.roll(itself, 1, axis=2)
     encoder = np.repeat((mirrored * 255).astype(np.uint8)[None], FRAMES, 0)
-    memory = np.repeat((itself * 255).astype(np.uint8)[None, :, None], FRAMES, 0)
+    memory = np.repeat((right * 255).astype(np.uint8)[None, :, None], FRAMES, 0)
     memory = np.repeat(memory, SLOTS, 2)
     decoder = np.full((FRAMES, 4, GRID, GRID), 128, np.uint8)
+    seen = ~conditioning[:, None]
     return {
         f"rows/{ENCODER}": np.ascontiguousarray(encoder),
         f"rows/{ITSELF}": np.ascontiguousarray(encoder),
         f"rows/{MEMORY}": np.ascontiguousarray(memory),
         f"rows/{DECODER}": decoder,
         f"row_scale/{ENCODER}": np.ones((FRAMES, N), np.float32),
-        f"row_scale/{ITSELF}": np.ones((FRAMES, N), np.float32),
-        f"row_scale/{MEMORY}": np.full((FRAMES, N, SLOTS), 1 / SLOTS, np.float32),
-        f"row_scale/{DECODER}": np.full((FRAMES, 4), 0.1, np.float32),
+        f"row_scale/{ITSELF}": (seen * np.ones(N)).astype(np.float32),
+        f"row_scale/{MEMORY}": (seen * np.full(N, 1 / SLOTS)).astype(np.float32),
+        f"row_scale/{DECODER}": (seen * np.full(4, 0.1)).astype(np.float32),
     }

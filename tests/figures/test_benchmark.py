@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from figures.benchmark import bench_figures, conditions, write_bench_report
-from sparsity.evaluation.results import Result, parse_result
+from figures.times import times_of
+from sparsity.evaluation.results import Result, Times, parse_result
 
 ONE = {"j_and_f": 80.0, "j": 79.0, "f": 81.0}
 
@@ -52,6 +53,30 @@ def test_times_and_trade_off_are_drawn_from_the_rows() -> None:
     times, trade = bench_figures(result(quality=True))
     assert [list(bar.y) for bar in times.data] == [["stock", "paper"]] * 2
     assert [point.x[0] for point in trade.data] == [1.0, 2.5]
+
+
+@pytest.mark.parametrize("median", [100.0, 50.0])
+def test_bars_are_as_long_as_the_rows_medians(median: float) -> None:
+    plain = result(quality=False)
+    stock = plain.runs[0].model_copy(
+        update={"ms_per_frame": Times(median=median, p90=110.0, p99=120.0)}
+    )
+    times = times_of(plain.model_copy(update={"runs": [stock, plain.runs[1]]}))
+    # stages were timed on one frame: 70 and 30 ms
+    assert times["stock"] == pytest.approx({"image encoder": 0.7 * median, "rest": 0.3 * median})
+    assert times["paper"] == pytest.approx({"image encoder": 70.0, "rest": 30.0})
+    (drawn,) = bench_figures(plain)
+    (caption,) = [note.text for note in drawn.layout.annotations if note.name == "caption"]
+    assert "Median time of a frame" in caption.replace("<br>", " ")
+
+
+def test_a_run_that_was_not_timed_has_no_bar() -> None:
+    plain = result(quality=False)
+    for changed in ({"ms_per_frame": None}, {"stages": None}):
+        stock = plain.runs[0].model_copy(update=changed)
+        assert list(times_of(plain.model_copy(update={"runs": [stock, plain.runs[1]]}))) == [
+            "paper"
+        ]
 
 
 def test_without_quality_there_is_no_trade_off() -> None:

@@ -14,7 +14,6 @@ from figures.attention import lift
 from figures.concentration import gini, top_mass
 from figures.heat import even_shares
 from figures.paint import data_uris_within, outline_all
-from figures.player import BUDGET
 from figures.style import DEMO, THEMES, evidence
 from probes.errors import InputError
 
@@ -199,30 +198,6 @@ def test_even_shares_have_mean_one(mass: np.ndarray) -> None:
     assert shares.mean() == pytest.approx(1 if mass.sum() > 0 else 0)
 
 
-@pytest.mark.parametrize("size", [(90, 160), (720, 1280)], ids=["small", "large"])
-def test_a_player_of_100_frames_stays_below_two_megabytes(size: tuple[int, int]) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    windows = np.eye(4, dtype=bool)
-    frames = [
-        figures.RoutedFrame(np.roll(noise, t, axis=1), make_mask(), windows, f"reason {t}")
-        for t in range(100)
-    ]
-    figure = figures.draw_window_player(frames, 0.25, "profile paper", shown=50)
-    page = figure.to_html(include_plotlyjs=False)
-    assert len(figure.frames) == len(figure.layout.sliders[0].steps) == 100
-    assert BUDGET / 4 < len(page) < 2_000_000
-    assert figure.data[0].source == figure.frames[50].data[0].source
-    assert figure.data[0].source != figure.frames[0].data[0].source
-    assert figure.layout.sliders[0].active == 50
-
-
-def test_frames_of_a_player_differ() -> None:
-    figure = player()
-    assert figure.frames[0].data[0].source == figure.data[0].source
-    assert figure.frames[1].data[0].source != figure.data[0].source
-    assert "reason 2" in figure.frames[2].layout.annotations[0].text
-
-
 def test_an_object_keeps_its_colour_when_others_leave() -> None:
     frame, mask = np.full((90, 160, 3), 90, np.uint8), np.zeros((90, 160), int)
     mask[20:60, 90:140] = 2
@@ -258,6 +233,10 @@ def test_evidence_says_what_a_model_can_show() -> None:
     ("draw", "words"),
     [
         (lambda: figures.draw_breadth([], ""), "no blocks given"),
+        (
+            lambda: figures.draw_breadth([figures.Breadth("a.b", 0.9, None, (0.2, 0.8))], ""),
+            "entropy 0.9 of a.b lies outside its range 0.2 to 0.8",
+        ),
         (lambda: figures.draw_recall({}, 0.05, ""), "no layers given"),
         (lambda: figures.draw_times({"stock": {}}, ""), "a run without stages"),
         (lambda: figures.draw_trade_off([], ""), "no runs given"),

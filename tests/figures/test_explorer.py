@@ -112,8 +112,8 @@ def test_the_film_strip_chooses_the_memory_frame(
         assert page.evaluate(f"{DATA}.site") == MEMORY
         assert "memory frame 2, 2 back" in page.evaluate(note)
         click(page, ".query", 0.2, 0.3)
-        # the made memory attends to the token itself
-        assert brightest(page) == pytest.approx((1.5 / 8, 2.5 / 8), abs=0.02)
+        # the made memory attends to the token on the right
+        assert brightest(page) == pytest.approx((2.5 / 8, 2.5 / 8), abs=0.02)
         click(page, "figure[data-slot='6']", 0.5, 0.3)
         assert "memory frame 3, 1 back" in page.evaluate(note)
         # self-attention is over the frame itself, and the strip goes on to show what memory recalls
@@ -171,6 +171,20 @@ def test_bad_requests_leave_nothing_behind(
     said = capsys.readouterr().err
     assert words in said and len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["bear", "</script><b>", "<!--<script>"])
+def test_any_name_leaves_the_page_whole(
+    recording: Recording, tmp_path: Path, chromium: str, name: str
+) -> None:
+    content = explorer_content(recording, None, None, "light")
+    page_file = write_page(
+        replace(content, meta=content.meta | {"title": name}), tmp_path / "page.html"
+    )
+    with open_page(page_file.as_uri()) as page:
+        page.wait("document.querySelector('.esx')?.dataset.ready", 10)
+        assert page.evaluate("document.querySelector('.esx h2').textContent") == name
+        assert page.complaints == []
 
 
 def test_a_title_is_text_and_never_markup(recording: Recording, tmp_path: Path) -> None:

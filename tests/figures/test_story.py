@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from figures.player import RoutedFrame
+from figures.paint import data_uri
+from figures.player import RoutedFrame, paint_windows
 from figures.story import Story, write_story
 from tests.figures.browser import open_page
-from tests.figures.made import FRAMES, make_recording
+from tests.figures.made import FRAMES, GRID, make_recording
 
 ROW = {
     "name": "stock", "milliseconds": 321.0, "ratio": 1.0, "j_and_f": 71.5, "agreement": 100.0, "windows": 1.0,
@@ -68,6 +69,21 @@ def test_the_page_holds_every_chapter_and_number(page: Path) -> None:
     assert "<strong>1.40</strong>" in text and "43 %" in text and "<strong>5.00</strong>" in text
     assert "3 clips can certify little." in text
     assert 'src="http' not in text
+
+
+@pytest.mark.parametrize(("window", "wrong"), [(4, 0.55), (3, 1 / 3)])
+def test_windows_are_drawn_as_large_as_they_are(tmp_path: Path, window: int, wrong: float) -> None:
+    """Windows that don't divide the grid reach over its border: 3 of 8 tokens, not a third."""
+    recording = make_recording(tmp_path / "clip.recording", window=window)
+    picture = np.full((90, 160, 3), 90, np.uint8)
+    side = -(-GRID // window)
+    routed = RoutedFrame(picture, np.zeros((90, 160), int), np.eye(side, dtype=bool), "routed")
+    frames = dict.fromkeys(range(FRAMES), picture)
+    story = Story("a made clip", [ROW], "paper", [routed], frames)
+    write_story(tmp_path / "report.html", story, recording, report())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8").replace("\\u002f", "/")
+    right, other = (data_uri(paint_windows(routed, share, 640)) for share in (window / GRID, wrong))
+    assert right in page and other not in page
 
 
 def test_the_page_opens_without_complaint(page: Path, chromium: str) -> None:

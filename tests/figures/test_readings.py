@@ -1,0 +1,115 @@
+"""Readings of recordings: what is asked for is what is given, and what is approximate is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import figures
+from figures import readings
+from probes.errors import InputError
+from probes.records import Recording
+from tests.figures.made import ENCODER, GRID, MEMORY, N, make_recording
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    return make_recording(tmp_path_factory.mktemp("made") / "clip.recording")
+
+
+def test_recall_is_of_the_share_that_was_asked_for(recording: Recording) -> None:
+    clip, shares = recording.clip("clip"), recording.header.settings.keep_shares
+    for keep in (0.05, 0.06):
+        curve = readings.recall_curves(recording, keep)["layer 0"]
+        recorded = clip.recall[:, 0, 6, shares.index(keep)].astype(float).mean()
+        assert curve.recall[0] == pytest.approx(recorded, abs=1e-6)
+    with pytest.raises(InputError, match=r"share 0.07 .* 0.06, 0.08"):
+        readings.recall_curves(recording, 0.07)
+
+
+def test_a_pixel_has_the_map_of_its_token(recording: Recording) -> None:
+    for x, column in ((5.0, 7), (155.0, 0)):  # the made encoder mirrors left to right
+        found = readings.pixel_map(recording, "clip", ENCODER, 2, (x, 50.0))
+        assert np.unravel_index(found.argmax(), found.shape) == (50 * GRID // 90, column)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"xy": (160, 50)}, r"pixel \(160, 50\) .* 160 x 90"),
+        ({"xy": (10, -1)}, r"pixel \(10, -1\)"),
+        ({"site": MEMORY}, "memory.layer1.cross.* encoder"),
+        ({"site": "encoder.stage3.block1.window"}, "block1.window.*block5.global"),
+        ({"frame": 6}, "frame 6 .* 0 to 5"),
+    ],
+)
+def test_a_pixel_map_that_was_not_recorded_is_refused(
+    recording: Recording, changed: dict[str, Any], words: str
+) -> None:
+    given = {"name": "clip", "site": ENCODER, "frame": 2, "xy": (10, 50)}
+    assert readings.pixel_map(recording, **given).sum() == pytest.approx(1)
+    with pytest.raises(InputError, match=words):
+        readings.pixel_map(recording, **{**given, **changed})
+
+
+def test_an_object_map_is_of_an_encoder_site(recording: Recording) -> None:
+    clip, queries = recording.clip("clip"), recording.header.settings.row_queries
+    assert readings.object_map(clip, queries, ENCODER, 2).sum() == pytest.approx(1)
+    with pytest.raises(InputError, match="memory.layer1.cross.* encoder"):
+        readings.object_map(clip, queries, MEMORY, 2)
+
+
+def changed_clip(recording: Recording, change: Callable[[Any], Any]) -> Any:
+    """A recording in which clips are changed when they are read."""
+
+    class Changed(Recording):
+        def clip(self, name: str) -> Any:
+            return change(super().clip(name))
+
+    return Changed(recording.path, recording.header)
+
+
+def test_the_middle_of_a_block_lies_between_its_quartiles(recording: Recording) -> None:
+    def skew(clip: Any) -> Any:
+        table = np.zeros((6, 1, 1, 8), np.float32)
+        table[0] = 1.0  # five values of 0 and one of 1: their mean lies above the upper quartile
+        return replace(clip, encoder_statistics=table)
+
+    for source, middle in ((recording, None), (changed_clip(recording, skew), 0.0)):
+        (block,) = readings.breadths(source)
+        assert middle is None or block.entropy == middle
+        figure = figures.draw_breadth([block], "my clip")
+        bars = [
+            side
+            for trace in figure.data
+            for side in (trace.error_y.array, trace.error_y.arrayminus)
+        ]
+        assert len(bars) == 4 and all(min(bar) >= 0 for bar in bars)
+    assert figure.data[0].y != figures.draw_breadth(readings.breadths(recording), "").data[0].y
+
+
+def test_the_sampling_of_stored_rows_is_said(recording: Recording) -> None:
+    assert readings.row_sampling(recording) == "64 of 64 query rows, 1 x 1 tokens a key, 8 bits"
+    few = recording.header.settings.model_copy(update={"row_queries": (3, 9), "row_grid": 4})
+    header = recording.header.model_copy(update={"settings": few})
+    said = readings.row_sampling(Recording(recording.path, header))
+    assert said == "2 of 64 query rows, 2 x 2 tokens a key, 8 bits"
+
+
+def test_prompted_frames_share_their_slot(tmp_path: Path) -> None:
+    """The prompted slot holds all prompted frames; the film strip shows their mean."""
+    for prompted in ((0,), (3, 5)):
+        recording = make_recording(tmp_path / f"{len(prompted)}.recording", prompted=prompted)
+        clip = recording.clip("clip")
+        assert readings.prompted_frames(clip, 1) == list(prompted)
+        assert readings.prompted_frames(clip, 2) == []
+        told = readings.recollections(clip, 1, [4], MEMORY)
+        at_prompt = next(item for item in told if item.age == 0)
+        assert at_prompt.remembered == prompted[0]
+        assert np.sum(at_prompt.mass) == pytest.approx(1 / 7 / len(prompted), rel=1e-5)
+    assert N == GRID**2
