@@ -187,35 +187,42 @@ def test_an_interrupted_run_goes_on_to_the_same_masks(
     assert not (out / "state.pt").exists()
 
 
-def test_a_state_without_its_masks_is_not_trusted(
+@pytest.fixture
+def interrupted(
     clip_folder: Path, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Path:
+    """A folder with four frames of six done."""
     with monkeypatch.context() as patch:
         _interrupt_after(patch, 4, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             _run(clip_folder, tmp_path, mask_file, max_frames=6)
-    Image.new("P", (128, 96)).save(tmp_path / "masks" / "00001.png")  # whole, but not of this run
-    _run(clip_folder, tmp_path, mask_file, max_frames=6)
-    assert _masks(tmp_path)["00001.png"].any()
+    return tmp_path
+
+
+def test_a_state_without_its_masks_is_not_trusted(
+    clip_folder: Path, mask_file: Path, interrupted: Path
+) -> None:
+    Image.new("P", (128, 96)).save(
+        interrupted / "masks" / "00001.png"
+    )  # whole, but not of this run
+    _run(clip_folder, interrupted, mask_file, max_frames=6)
+    assert _masks(interrupted)["00001.png"].any()
 
 
 def test_a_state_of_other_sources_is_not_trusted(
-    clip_folder: Path, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip_folder: Path, mask_file: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It names a class of a module that is no longer there."""
     with monkeypatch.context() as patch:
-        _interrupt_after(patch, 4, signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            _run(clip_folder, tmp_path, mask_file, max_frames=6)
         gone = ModuleType("gone")
         exec("class Session: pass", gone.__dict__)
         patch.setitem(sys.modules, "gone", gone)
-        torch.save({"state": gone.Session()}, tmp_path / "state.pt")
+        torch.save({"state": gone.Session()}, interrupted / "state.pt")
     assert "gone" not in sys.modules
-    first = tmp_path / "masks" / "00000.png"
+    first = interrupted / "masks" / "00000.png"
     before = first.stat().st_mtime_ns
-    _run(clip_folder, tmp_path, mask_file, max_frames=6)
-    assert len(_masks(tmp_path)) == 6
+    _run(clip_folder, interrupted, mask_file, max_frames=6)
+    assert len(_masks(interrupted)) == 6
     assert first.stat().st_mtime_ns > before, "it began anew"
 
 
