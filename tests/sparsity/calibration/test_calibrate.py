@@ -170,7 +170,7 @@ def test_what_was_done_on_another_device_does_not_count(monkeypatch):
 def test_a_profile_is_shown_and_checked_with_its_promise(calibrated, capsys):
     assert run(["profile", "check", str(calibrated)]) == 0
     said = capsys.readouterr().out
-    assert "95%" in said and "4 videos" in said
+    assert "95%" in said and "4 clips" in said
     assert run(["profile", "check", "paper"]) == 0
     assert "promises nothing" in capsys.readouterr().out
     assert run(["profile", "list"]) == 0
