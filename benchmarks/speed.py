@@ -73,6 +73,7 @@ CASES = [
     Case("demo", None, "float32", "default", 20, MAIN, compile=True, quality=QUALITY),
     Case("sam2.1-large", "4/16", "bfloat16", "default", 3, MAIN, objects=4),
     Case("sam2.1-tiny", "6/25", "bfloat16", "default", 5, MAIN, compile=True),
+    Case("sam2.1-large", "4/16", "bfloat16", "default", 5, MAIN, compile=True),
     Case("sam2.1-tiny", "6/25", "float32", "default", 5),
     Case("sam2.1-tiny", "6/25", "float32", "default", 5, MAIN, compile=True),
     Case("sam2.1-base-plus", "6/25", "float32", "default", 5, METHODS),
