@@ -137,7 +137,8 @@ def collect(
         features, place = memory_tokens(out, device)
         read_whole.append((features, place, temporal.expand(len(features), -1)))
     _release(results, held)
-    values, keyed = _joined(read_whole, dtype)
+    nothing = model.maskmem_tpos_enc.new_empty(0, model.mem_dim)
+    values, keyed = _joined(read_whole or [(nothing, nothing, nothing)], dtype)
     if layout.pointers:
         pointers, position = _pointers(model, layout, results, device)
         values = torch.cat([values, pointers.to(dtype)])

@@ -39,10 +39,8 @@ class ConstantPromptEncoder(PromptEncoder):
 
         def encoded() -> tuple[Tensor, Tensor]:
             sparse, dense = super(ConstantPromptEncoder, self).forward(points, boxes, masks)
-            return (
-                sparse.detach(),
-                dense.detach(),
-            )  # a view of a weight, which hooks would take for trained
+            # a view of a weight would be taken for trained
+            return sparse.detach(), dense.detach()
 
         found: tuple[Tensor, Tensor] = self.remember(
             f"no prompt for {len(points[0])} objects", encoded

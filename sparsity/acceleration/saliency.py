@@ -32,9 +32,8 @@ class TokenToImage:
                 module.q_proj(tokens[:, : self.output_tokens]), module.num_heads
             )
             k = module._separate_heads(module.k_proj(image), module.num_heads)
-            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(
-                -1, -2
-            )  # scaled first: float16 overflows
+            # scaled first, as float16 overflows
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             maps.append(logits.float().softmax(-1).mean((1, 2)))
         return torch.stack(maps).mean(0).view(-1, grid, grid)
 

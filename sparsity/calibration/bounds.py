@@ -248,6 +248,4 @@ def _betting(risks: NDArray[np.float64], delta: float) -> float:
 
     # one rate at a time: together they would take the square of their number for each video
     found = float([*_GRID, 1.0][bisect_left(_GRID, True, key=rejected)])
-    return max(
-        found, float(risks.mean())
-    )  # as the best guess, which a bound may fall under by chance
+    return max(found, float(risks.mean()))

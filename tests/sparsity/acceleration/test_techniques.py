@@ -282,6 +282,17 @@ def test_the_call_an_observer_sees_names_the_keys_that_were_left(demo: Any) -> N
     assert int(newest.sum()) == 51
 
 
+def test_a_frame_all_of_whose_memory_was_cut_before(demo: Any) -> None:
+    """Tracked once more, its newest frame was cut already: no memory frame is read whole."""
+    fast = accelerate(demo, technique("+ prompt and newest frame pruned"))
+    state = track(fast, make_frames(6), PROMPTS["mask"]).state
+    first, again = (step(fast, state, 5) for _ in range(2))
+    found = fast.report(state).frames[-1].objects[1]
+    assert found.pruned_frames == 5
+    assert torch.equal(first, again)
+    assert not torch.equal(first, step(fast, state, 4))
+
+
 def test_projections_of_a_prompt_are_held_until_weights_change() -> None:
     stock = build_predictor("demo", image_size=256, device="cpu")
     fast = accelerate(stock, "exact")
