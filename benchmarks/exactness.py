@@ -57,8 +57,12 @@ def measure(name: str, frames: Any) -> dict[str, Any]:
     entry, dense = noted
     every = tuple(range(window_grid(stock).count))
     with torch.inference_mode():
-        kept, _ = encoder.through_stage3(entry[0].clone(), Routing(every))
-        fewer, _ = encoder.through_stage3(entry[0].clone(), Routing(every[1:]))
+        kept, fewer = (
+            encoder.through_stage3(
+                entry[0].clone(), routing, encoder.places(routing, entry.device)
+            )[0]
+            for routing in (Routing(every), Routing(every[1:]))
+        )
     found = levels(accelerate(stock, "exact"), frames)
     return {
         "levels": [distance(a, b) for a, b in zip(found, expected, strict=True)],

@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py                            Large and Base+, one object and four
     python benchmarks/gpu.py sam2.1-large --objects 4   this case alone
-    python benchmarks/gpu.py demo --cpu --eager         try the script without a device
+    python benchmarks/gpu.py sam2.1-large --compiled    the compiled rows, after minutes of compilation
+    python benchmarks/gpu.py demo --cpu                 try the script without a device
 
 Every case is a process of its own and a file, ``benchmarks/gpu/CASE.json``. Times are CUDA events around whole
 frames, interleaved; memory is the peak of torch's allocator. Besides, a few routed frames are watched for what makes the
@@ -45,13 +46,28 @@ from sparsity.profiles import BUILTIN
 from sparsity.runs import write_text
 
 FOLDER = Path(__file__).with_name("gpu")
+WARM = 8
+"""Frames after the full bank until nothing is recorded any more: pointers come up to the sixteenth frame."""
+
 WINDOWS = {"sam2.1-large": "4/16", "sam2.1-base-plus": "6/25"}
+LAUNCHING = "cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cudaGraphLaunch"
 SYNCHRONISING = "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"
+
+
+def without_graphs(name: str) -> Profile:
+    """A built-in profile that launches kernel by kernel."""
+    profile = BUILTIN[name]
+    techniques = {**profile.techniques, "cuda_graphs": False}
+    update = {"name": f"{name} without graphs", "techniques": techniques}
+    return profile.model_copy(update=update)
 
 
 def profiles() -> list[Profile]:
     """Ours: the rewrites alone, the paper's methods with them, and the recommended techniques."""
-    return [BUILTIN[name] for name in ("exact", "paper", "recommended")]
+    return [
+        without_graphs("exact"), without_graphs("paper"),
+        *(BUILTIN[name] for name in ("exact", "paper", "recommended")),
+    ]  # fmt: skip
 
 
 def material(frames: int, objects: int) -> Material:
@@ -61,15 +77,17 @@ def material(frames: int, objects: int) -> Material:
     return Material(clip.frames, {i: clip.masks[0] == i for i in ids}, "made clip smooth/1")
 
 
-def cells(choice: ModelChoice, objects: int, frames: int, compiled: bool) -> list[dict[str, Any]]:
-    """Measure all rows of one model and one number of objects."""
+def cells(choice: ModelChoice, objects: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure the rows of one model and one number of objects."""
     stock = choice.build()
     route = fixed_windows(WINDOWS.get(choice.model), window_grid(accelerate(stock, "dense")))
-    shown = material(FULL_BANK + UNTIMED + frames, objects)
+    shown = material(FULL_BANK + UNTIMED + WARM + options.frames, objects)
     variants = [Variant(STOCK, None), *(Variant(p.name, p) for p in profiles())]
-    variants += compiled_cells(stock) if compiled else []
+    variants += compiled_cells(stock) if options.compiled else []
+    if options.rows:
+        variants = [variant for variant in variants if variant.name in options.rows]
     found = bench(
-        stock, variants, shown, timed=frames, route=route, share_bank=True,
+        stock, variants, shown, timed=options.frames, route=route, share_bank=True, warm=WARM,
         autocast=lambda: choice.autocast(stock.device.type),
     )  # fmt: skip
     measured = rows(variants, found, objects, lambda variant: "random weights: no quality")
@@ -84,7 +102,8 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
     """Watch a few routed frames: how often a frame makes the host wait, and where in the code."""
     watched = 4
     stock = choice.build()
-    fast, shown = accelerate(stock, "paper"), material(FULL_BANK + UNTIMED + watched, objects)
+    before = FULL_BANK + UNTIMED + WARM
+    fast, shown = accelerate(stock, "paper"), material(before + watched, objects)
     device = stock.device
     cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -101,7 +120,7 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
         for object_id, mask in shown.objects.items():
             fast.add_new_mask(state, 0, object_id, mask)
         frames = fast.propagate_in_video(state)
-        for _ in range(FULL_BANK + UNTIMED):
+        for _ in range(before):
             next(frames)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -126,8 +145,34 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
         "places": dict(places),
         "runtime_calls_per_frame": {n: events.get(n, 0) / watched for n in SYNCHRONISING},
         "scalars_read_per_frame": events.get("aten::_local_scalar_dense", 0) / watched,
-        "launches_per_frame": events.get("cudaLaunchKernel", 0) / watched if cuda else None,
+        "launches_per_frame": {name: events.get(name, 0) / watched for name in LAUNCHING},
     }
+
+
+def same_bits(choice: ModelChoice, objects: int) -> dict[str, bool]:
+    """Whether masks are bit for bit the same with graphs as without, and not with fewer windows."""
+    stock, shown = choice.build(), material(FULL_BANK + UNTIMED + WARM + 4, objects)
+    grid = window_grid(accelerate(stock, "dense"))
+    share = WINDOWS.get(choice.model)
+
+    def last_masks(profile: Profile, windows: str | None) -> torch.Tensor:
+        fast = accelerate(stock, profile)
+        assert fast.profile.windows is not None, "these profiles route"
+        with torch.inference_mode(), choice.autocast(stock.device.type):
+            state = fast.init_state(shown.frames)
+            route = fixed_windows(windows, grid)
+            fast.choose_windows(state, route.chooser(fast.profile.windows))
+            for object_id, mask in shown.objects.items():
+                fast.add_new_mask(state, 0, object_id, mask)
+            return [masks.clone() for _, _, masks in fast.propagate_in_video(state)][-1]
+
+    found = {}
+    for name in ("paper", "recommended"):
+        expected = last_masks(without_graphs(name), share)
+        found[name] = torch.equal(last_masks(BUILTIN[name], share), expected)
+        fewer = last_masks(BUILTIN[name], f"1/{grid.count}")
+        found[f"{name}, fewer windows"] = torch.equal(fewer, expected)
+    return found
 
 
 def measure(model: str, objects: int, options: argparse.Namespace) -> None:
@@ -138,13 +183,16 @@ def measure(model: str, objects: int, options: argparse.Namespace) -> None:
         model, weights=weights, image_size=options.size, device=device, dtype="bfloat16"
     )
     name = f"{model.removeprefix('sam2.1-')}-{objects}-object{'s' * (objects > 1)}"
+    name += "-compiled" * options.compiled
     options.out.mkdir(parents=True, exist_ok=True)
     trace = options.out / f"{name}-trace.json" if options.trace else None
     made: dict[str, Any] = {"environment": environment(torch.device(device), "bfloat16")}
-    made["waits"] = waits(choice, objects, trace)
-    print(json.dumps(made["waits"], indent=1), flush=True)
+    if not options.compiled:
+        made["waits"] = waits(choice, objects, trace)
+        made["same bits"] = same_bits(choice, objects)
+        print(json.dumps([made["waits"], made["same bits"]], indent=1), flush=True)
     with without_autotuned_products():
-        made["rows"] = cells(choice, objects, options.frames, not options.eager)
+        made["rows"] = cells(choice, objects, options)
     write_text(options.out / f"{name}.json", json.dumps(made, indent=1) + "\n")
     for row in made["rows"]:
         median, ratio = row["ms_per_frame"]["median"], row["ratio"]["median"]
@@ -158,7 +206,8 @@ def main() -> int:
     parser.add_argument("--size", type=int, help="side of the model's input in pixels")
     parser.add_argument("--objects", type=int, action="append", help="repeat; default: 1 and 4")
     parser.add_argument("--frames", type=int, default=20, help="that count")
-    parser.add_argument("--eager", action="store_true", help="leave out the compiled rows")
+    parser.add_argument("--compiled", action="store_true", help="add compiled rows; check nothing")
+    parser.add_argument("--rows", nargs="+", help="these alone; the first is compared with")
     parser.add_argument("--cpu", action="store_true", help="try the script without a device")
     parser.add_argument("--trace", action="store_true", help="write the profiler's trace too")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder")

@@ -1,4 +1,4 @@
-"""Write the tables of docs/techniques.md from benchmarks/speed/ and the results of benchmarks/techniques.py.
+"""Write the tables of docs/techniques.md from benchmarks/speed/, benchmarks/gpu/ and benchmarks/techniques.py's results.
 
     python benchmarks/write_techniques.py
 
@@ -7,6 +7,7 @@ What stands between the marks is replaced.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from write_calibration import replaced
@@ -45,6 +46,22 @@ COMPILED = {
 }
 EAGER_AND_COMPILED = ("stock", "exact", "paper")
 
+GPU = {
+    "large-1-object": "Large, 4/16, one object",
+    "large-4-objects": "Large, 4/16, four objects",
+    "base-plus-4-objects": "Base+, 6/25, four objects",
+    "large-1-object-compiled": "Large, 4/16, one object, an hour later",
+}
+GPU_ROWS = (
+    "exact without graphs",
+    "paper without graphs",
+    "exact",
+    "paper",
+    "recommended",
+    "exact compiled",
+    "paper compiled",
+)
+
 TIMED = {
     "demo-float32-default": "demo, float32",
     "tiny-float32-default": "Tiny, float32",
@@ -77,6 +94,21 @@ def compiled() -> str:
         runs = _runs(case)
         seconds = [f"{runs[name].ms_per_frame.median / 1000:.2f} s" for name in names]
         lines.append(f"| {what} | {' | '.join(seconds)} |")
+    return "\n".join(lines)
+
+
+def gpu() -> str:
+    """Milliseconds of a frame on a GPU, with the rows' ratios."""
+    lines = [f"| | stock sam2 | {' | '.join(GPU_ROWS)} |", "|---" * (len(GPU_ROWS) + 2) + "|"]
+    for case, what in GPU.items():
+        document = json.loads((HERE / "gpu" / f"{case}.json").read_text(encoding="utf-8"))
+        rows = {row["name"]: row for row in document["rows"]}
+        cells = [what, f"{rows['stock']['ms_per_frame']['median']:.1f} ms"]
+        for name in GPU_ROWS:
+            row = rows.get(name)
+            ms = row and f"{row['ms_per_frame']['median']:.1f} ms"
+            cells.append(f"{ms} ({row['ratio']['median']:.1f}x)" if row else "")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -139,7 +171,7 @@ def _ratio(run: Run | None) -> str:
 def main() -> None:
     """Fill the page."""
     text = PAGE.read_text(encoding="utf-8")
-    for table in (speed, compiled, techniques):
+    for table in (speed, compiled, gpu, techniques):
         text = replaced(text, table.__name__, table())
     write_text(PAGE, text.rstrip("\n"))
 

@@ -25,8 +25,14 @@ SCHEMA: Final = "efficient-sam2/profile/1"
 Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
 """A share in (0, 1]."""
 
-EXACT_TECHNIQUES = ("encoder", "memory_attention", "memory_encoder", "batched_objects")
-"""Rewrites that change the order of the arithmetic and nothing else; each is a switch of the profile."""
+EXACT_TECHNIQUES = (
+    "encoder",
+    "memory_attention",
+    "memory_encoder",
+    "batched_objects",
+    "cuda_graphs",
+)
+"""Rewrites that change the order of the arithmetic, or its launch, and nothing else; each is a switch of the profile."""
 
 REUSING_TECHNIQUES = ("reuse_early_stages", "reuse_last_block", "reuse_stage4")
 """Parts of the encoder that windows left out on a frame take over from their last computation."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -59,6 +59,33 @@ class Bank:
     held: list[Held]
     measure: list[int] = field(default_factory=list)
     cut: bool = False
+
+    @property
+    def kind(self) -> Hashable:
+        """All that tells one bank's operations from another's, but the sizes of tensors."""
+        return self.layout.tokens, tuple(self.whole), tuple(self.measure), self.cut
+
+    @property
+    def tensors(self) -> BankTensors:
+        """Its tensors alone."""
+        return BankTensors(self.values, self.keyed, self.pruned, self.held)
+
+    def with_tensors(self, tensors: BankTensors) -> Bank:
+        """The same with other tensors; what it comes to hold is its own."""
+        held = [Held(h.version, dict(h.keys), dict(h.values)) for h in tensors.held]
+        return replace(
+            self, values=tensors.values, keyed=tensors.keyed, pruned=tensors.pruned, held=held
+        )
+
+
+@dataclass(frozen=True)
+class BankTensors:
+    """The tensors of a `Bank`, as there."""
+
+    values: Tensor
+    keyed: Tensor
+    pruned: list[PrunedFrame]
+    held: list[Held]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Block:
         )
         q, k, v = self._split(self.qkv(torch.cat([y, self.norm1(beside)])))
         weight = k.new_zeros(1, 1, 1, k.shape[2])
-        weight[..., len(x) :] = math.log(POOLED)
+        weight[..., len(x) :].fill_(math.log(POOLED))
         attended = F.scaled_dot_product_attention(q[:, :, : len(x)], k, v, attn_mask=weight)
         return self._mlp(x.add_(self.out(attended.transpose(1, 2).reshape(len(x), -1))))
 

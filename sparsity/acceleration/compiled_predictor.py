@@ -33,13 +33,24 @@ class CompiledSAM2VideoPredictor(EfficientSAM2VideoPredictor):
             return super()._prepare_memory_conditioned_features(*args, **kwargs)
 
 
-def compiled_stock(predictor: SAM2VideoPredictor) -> SAM2VideoPredictorVOS:
+class MarkedSAM2VideoPredictorVOS(SAM2VideoPredictorVOS):
+    """sam2's compiled predictor, which says where a frame begins.
+
+    On a GPU torch records its parts as CUDA graphs and would else take a new frame's for more of the last one.
+    """
+
+    def _run_single_frame_inference(self, *args: Any, **kwargs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return super()._run_single_frame_inference(*args, **kwargs)
+
+
+def compiled_stock(predictor: SAM2VideoPredictor) -> MarkedSAM2VideoPredictorVOS:
     """Return a copy of a stock predictor as sam2 compiles it with ``vos_optimized``; the original stays eager.
 
     It is made of an existing predictor, so that weights are the same however they were made.
     """
     copied = copy.deepcopy(predictor)
-    copied.__class__ = SAM2VideoPredictorVOS
+    copied.__class__ = MarkedSAM2VideoPredictorVOS
     with redirect_stdout(sys.stderr):  # sam2 announces it on stdout
         copied._compile_all_components()
     # as sam2_base.py does with compile_image_encoder

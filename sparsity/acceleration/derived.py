@@ -12,25 +12,44 @@ from torch import nn
 
 Part = TypeVar("Part")
 
-Stamp = tuple[tuple[int, int], ...]
+Stamp = tuple[list[int], list[int]]
 """Tells one set of weights from another in this process."""
 
 
-def weights_stamp(module: nn.Module) -> Stamp:
-    """Where weights lie and how often they were changed in place.
+class Weights:
+    """The weights of a module, found once and looked at on every frame.
 
-    Changes through ``p.data`` and those of inference tensors are not counted: `Derived.forget` is for them.
-
-    The modules are walked here because ``module.parameters()`` takes twice as long, on every frame.
+    On a GPU the device waits meanwhile, so modules are walked again only where one of them, or a weight, is another.
     """
-    found, waiting = [], [module]
-    while waiting:
-        part = waiting.pop()
-        for p in part._parameters.values():
-            if p is not None:
-                found.append((p.data_ptr(), 0 if p.is_inference() else p._version))
-        waiting.extend(child for child in part._modules.values() if child is not None)
-    return tuple(found)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._slots: list[tuple[dict[str, Any], str, Any]] = []
+        self._found: list[nn.Parameter] = []
+        self._counted: list[nn.Parameter] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The module alone: a copy finds its own weights."""
+        return Weights(self.module).__dict__
+
+    def stamp(self) -> Stamp:
+        """Where weights lie and how often they were changed in place.
+
+        Changes through ``p.data`` and those of inference tensors are not counted: `Derived.forget` is for them.
+        """
+        if not self._slots or any(held.get(name) is not it for held, name, it in self._slots):
+            self._walk()
+        return [p.data_ptr() for p in self._found], [p._version for p in self._counted]
+
+    def _walk(self) -> None:
+        self._slots, waiting = [], [self.module]
+        while waiting:
+            part = waiting.pop()
+            for held in (part._parameters, part._modules):
+                self._slots += [(held, name, it) for name, it in held.items()]
+            waiting.extend(child for child in part._modules.values() if child is not None)
+        self._found = [it for _, _, it in self._slots if isinstance(it, nn.Parameter)]
+        self._counted = [p for p in self._found if not p.is_inference()]
 
 
 class Derived:
@@ -38,7 +57,8 @@ class Derived:
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, torch.dtype, int], Any] = {}
-        self._stamp: Stamp = ()
+        self._weights: Weights | None = None
+        self._stamp: Stamp | None = None
         self._looked: bool | None = None  # None where weights are looked at on every use
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,7 +78,9 @@ class Derived:
         """Drop what was made of other weights, casts that autocast holds included."""
         if self._looked:
             return
-        stamp = weights_stamp(model)
+        if self._weights is None or self._weights.module is not model:
+            self._weights = Weights(model)
+        stamp = self._weights.stamp()
         if self._stamp != stamp:
             self._made.clear()
             torch.clear_autocast_cache()
@@ -67,7 +89,7 @@ class Derived:
 
     def forget(self) -> None:
         """Drop what was made, whatever the weights look like."""
-        self._stamp = ()
+        self._stamp = None
 
     @contextmanager
     def casting_once(self, model: SAM2Base) -> Iterator[None]:

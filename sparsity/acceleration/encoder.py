@@ -7,7 +7,8 @@ only; the other windows go through a shortcut, and the last global block sees al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 
@@ -18,11 +19,12 @@ from torch import Tensor
 from probes.seam import Seam
 from sparsity.acceleration.blocks import Block, trunk_block
 from sparsity.acceleration.early import EarlyStages
+from sparsity.acceleration.graphs import Run, plainly
 from sparsity.acceleration.late import Features, LateStages
-from sparsity.acceleration.reuse import LastComputed
+from sparsity.acceleration.reuse import CHANGE, LastComputed
 from sparsity.acceleration.shortcuts import ShortcutFunction
 from sparsity.acceleration.transfer import to_device
-from sparsity.acceleration.windows import cells_within, window_tokens
+from sparsity.acceleration.windows import WindowTokens, cells_within, window_tokens
 from sparsity.select import WindowGrid
 
 
@@ -37,7 +39,7 @@ class Routing:
     cells
         Cells of 2 x 2 tokens that they are trimmed to; None leaves them whole.
     shortcut
-        What the other windows go through.
+        What the other windows go through; None for the cached one, where `last` has it, and to leave them unchanged.
     keep_change
         Whether to return what the blocks changed (for the cached shortcut).
     techniques
@@ -57,6 +59,39 @@ class Routing:
         """Where a technique finds and leaves what windows gave; None where it is off."""
         return self.last if technique in self.techniques else None
 
+    @property
+    def kind(self) -> Hashable:
+        """All that tells one image's operations from another's, but the sizes of tensors."""
+        return self.windows is None, self.techniques, self.keep_change, self.shortcut
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one image is computed, as indices on the device.
+
+    Attributes
+    ----------
+    stage3
+        Tokens of stage 3's routed blocks.
+    early
+        Squares of 32 x 32 pixels for the early stages; None for all.
+    unpooled, pooled
+        Tokens of stage 4, before and behind its pooling block.
+    beside
+        Cells of 2 x 2 tokens that global blocks read as one; None for none.
+    """
+
+    stage3: WindowTokens
+    early: Tensor | None
+    unpooled: WindowTokens
+    pooled: WindowTokens
+    beside: Tensor | None
+
+
+Parts = dict[str, tuple[Tensor, ...]]
+"""`LastComputed.parts`."""
+
+Given = tuple[Tensor, Places, Parts]
 
 _versions = count()
 """Tell one set of weights from another, also in a state that was copied."""
@@ -86,7 +121,7 @@ class Encoder:
         self.globals = frozenset(i for i, b in enumerate(trunk.blocks) if b.window_size == 0)
 
     def __call__(
-        self, image: Tensor, routing: Routing, *, exact: bool
+        self, image: Tensor, routing: Routing, *, exact: bool, run: Run = plainly
     ) -> tuple[Features, Tensor | None]:
         """Encode one image.
 
@@ -94,6 +129,8 @@ class Encoder:
         ----------
         image
             Normalised, ``[1, 3, S, S]``.
+        run
+            Runs all of it, where it is exact: a function of tensors.
 
         Returns
         -------
@@ -101,31 +138,62 @@ class Encoder:
             sam2's backbone output, and the change that stage 3's blocks made, ``[tokens, C]`` float32,
             where it was asked for.
         """
-        if exact:
-            with torch.autocast(image.device.type, enabled=False):
-                kept, squares = routing.kept_by("reuse_early_stages"), None
-                if kept is not None and routing.windows is not None:
-                    squares = self._cells(routing, image.device)
-                with self.seam.joined():
-                    x, high_res = self.early(image, squares, kept)
-                x, change = self.through_stage3(x, routing)
-                kept = routing.kept_by("reuse_stage4")
-                windows, cells = (routing.windows, routing.cells) if kept else (None, None)
-                return self.late(x, high_res, windows, cells, kept), change
-        return self._stock_around(image, routing)
+        if not exact:
+            return self._stock_around(image, routing)
+        last = routing.last
 
-    def through_stage3(self, x: Tensor, routing: Routing) -> tuple[Tensor, Tensor | None]:
+        def encode(given: Given) -> tuple[Tensor, list[Tensor], Tensor | None, Parts]:
+            image, places, parts = given
+            how = replace(routing, last=last and replace(last, parts=dict(parts)))
+            kept = how.kept_by("reuse_early_stages")
+            with torch.autocast(image.device.type, enabled=False):
+                with self.seam.joined():
+                    x, high_res = self.early(image, places.early, kept)
+                x, change = self.through_stage3(x, how, places)
+                kept = how.kept_by("reuse_stage4")
+                feature = self.late(x, places.unpooled, places.pooled, kept)
+            return feature, high_res, change, how.last.parts if how.last else {}
+
+        given = image, self.places(routing, image.device), last.parts if last else {}
+        feature, high_res, change, parts = run(("encoder", routing.kind), encode, given)
+        if last is not None:
+            last.parts = parts
+        return self.late.output(feature, high_res), change
+
+    def places(self, routing: Routing, device: torch.device) -> Places:
+        """Find what a routing computes."""
+        windows = window_grid(self.model)
+        grid, window = windows.tokens, windows.window
+        late = early = beside = None
+        cells = late_cells = None
+        if routing.windows is not None:
+            cells = cells_within(windows, routing.windows, routing.cells, device)
+            early = cells if routing.kept_by("reuse_early_stages") else None
+            if routing.kept_by("reuse_stage4"):
+                late, late_cells = routing.windows, routing.cells
+            if "pooled_background" in routing.techniques:
+                beside = _left_out(windows, routing, device)
+        return Places(
+            window_tokens(grid, window, routing.windows, device, routing.cells),
+            early,
+            window_tokens(grid, window, late, device, late_cells),
+            window_tokens(grid // 2, window // 2, late, device, late_cells, 1),
+            beside,
+        )
+
+    def through_stage3(
+        self, x: Tensor, routing: Routing, places: Places
+    ) -> tuple[Tensor, Tensor | None]:
         """Run stage 3's blocks behind its pooling block on ``[grid, grid, C]`` float32 (method 2.2)."""
         grid, channels = x.shape[0], x.shape[-1]
-        where = window_tokens(
-            grid, window_grid(self.model).window, routing.windows, x.device, routing.cells
-        )
+        where = places.stage3
         whole = len(where.tokens) == grid * grid
         entry = x.reshape(grid * grid, channels)
-        others = entry if whole or routing.shortcut is None else routing.shortcut(entry)
+        others = entry if whole else self._short_cut(entry, routing)
         beside = None
-        if "pooled_background" in routing.techniques and not whole and routing.windows is not None:
-            beside = self._pooled_background(others, routing)
+        if places.beside is not None and not whole:
+            pooled = others.view(grid // 2, 2, grid // 2, 2, -1).mean((1, 3)).flatten(0, 1)
+            beside = pooled.index_select(0, places.beside)
         packed = entry.index_select(0, where.tokens)
         for index in range(self.first, self.last):
             block = self.stage3[index]
@@ -145,17 +213,12 @@ class Encoder:
             (out,) = kept.complete("reuse_last_block", where.tokens, fresh)
         return out.view(grid, grid, channels), change
 
-    def _cells(self, routing: Routing, device: torch.device) -> Tensor:
-        """2 x 2 cells of stage 3's tokens that are computed, int64, counted row by row."""
-        return cells_within(window_grid(self.model), routing.windows, routing.cells, device)
-
-    def _pooled_background(self, x: Tensor, routing: Routing) -> Tensor:
-        """Means over 2 x 2 tokens of ``[tokens, C]`` in all cells but those computed, ``[cells, C]``."""
-        half = window_grid(self.model).tokens // 2
-        pooled = x.view(half, 2, half, 2, -1).mean((1, 3)).flatten(0, 1)
-        left_out = torch.ones(half * half, dtype=torch.bool)
-        left_out[self._cells(routing, left_out.device)] = False
-        return pooled.index_select(0, to_device(torch.nonzero(left_out)[:, 0], x.device))
+    def _short_cut(self, entry: Tensor, routing: Routing) -> Tensor:
+        """What tokens become that no block changes."""
+        if routing.shortcut is not None:
+            return routing.shortcut(entry)
+        change = routing.last.parts.get(CHANGE) if routing.last else None
+        return entry if change is None else entry + change[0]
 
     def _stock_around(self, image: Tensor, routing: Routing) -> tuple[Features, Tensor | None]:
         """Routed stage 3 inside otherwise stock code; with all windows it is bit-equal to stock."""
@@ -167,7 +230,8 @@ class Encoder:
             if routing.windows is not None and self.first <= index <= self.last:
                 if index == self.first:
                     with torch.autocast(image.device.type, enabled=False):
-                        x = self.through_stage3(x[0].float(), routing)[0][None]
+                        places = self.places(routing, x.device)
+                        x = self.through_stage3(x[0].float(), routing, places)[0][None]
             else:
                 if index == self.first:
                     entry = x
@@ -205,4 +269,11 @@ class Encoder:
     @cached_property
     def late(self) -> LateStages:
         """Everything behind it."""
-        return LateStages(self.model, self.dtype, window_grid(self.model).window, self.seam)
+        return LateStages(self.model, self.dtype, self.seam)
+
+
+def _left_out(grid: WindowGrid, routing: Routing, device: torch.device) -> Tensor:
+    """Cells of 2 x 2 tokens that are not computed, int64, row by row."""
+    left_out = torch.ones(grid.cells.count, dtype=torch.bool)
+    left_out[cells_within(grid, routing.windows, routing.cells, left_out.device)] = False
+    return to_device(torch.nonzero(left_out)[:, 0], device)

@@ -37,12 +37,9 @@ def own_features(
     if windows is None or last is None:
         last = session.last = LastComputed(encoder.version, frame)
     last.carry(parts)
-    shortcut = predictor._shortcut
-    if shortcut is None and CHANGE in last.parts:
-        shortcut = _add(*last.parts[CHANGE])
     techniques = profile.calibrated_techniques
-    routing = Routing(windows, cells, shortcut, CHANGE in parts, techniques, last)
-    output, change = encoder(image, routing, exact=wanted.exact)
+    routing = Routing(windows, cells, predictor._shortcut, CHANGE in parts, techniques, last)
+    output, change = encoder(image, routing, exact=wanted.exact, run=predictor._run)
     if change is not None:
         last.parts[CHANGE] = (change,)
     rule = profile.windows
@@ -67,8 +64,3 @@ def _pictured(
     if rule.trimmed:
         return cells_within(grid, windows, cells, image.device)
     return window_tokens(grid.tokens, grid.window, windows, image.device).ids
-
-
-def _add(change: Tensor) -> Any:
-    """The cached shortcut: what the blocks changed when each window was last computed, added again."""
-    return lambda x: x + change

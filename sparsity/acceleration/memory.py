@@ -19,7 +19,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from probes.seam import Seam
-from sparsity.acceleration.bank import Bank, Read, key_ids, read
+from sparsity.acceleration.bank import Bank, BankTensors, Read, key_ids, read
+from sparsity.acceleration.graphs import Run, plainly
 from sparsity.acceleration.memory_layer import MemoryLayer
 from sparsity.acceleration.rotary import Phases, rotated
 from sparsity.acceleration.token_saliency import Watch
@@ -69,6 +70,12 @@ class Readers:
     added: Tensor
 
 
+Kept = dict[int, Tensor]
+"""`Held.keys` or `Held.values`."""
+
+Given = tuple[Tensor, Tensor, Tensor | None, Readers | None, list[BankTensors]]
+
+
 class SparseMemoryAttention:
     """SAM 2's memory attention on kept keys, with weights in one dtype.
 
@@ -95,8 +102,9 @@ class SparseMemoryAttention:
         memory: Memory,
         *,
         exact: bool,
-        seed: int,
+        sample: Tensor | None,
         readers: Readers | None = None,
+        run: Run = plainly,
     ) -> tuple[Tensor, list[Recall]]:
         """Condition a frame's features on each object's memory.
 
@@ -110,16 +118,48 @@ class SparseMemoryAttention:
             Shares to keep and rows to measure saliency from.
         exact
             Whether formulations other than stock's fused attention may be taken.
-        seed
-            For the sample of query rows.
+        sample
+            Query rows that saliency is measured from; None for all.
         readers
             The tokens that read memory; None for all.
+        run
+            Runs all of it: a function of tensors.
 
         Returns
         -------
         tuple
             ``[objects, tokens, C]`` float32, and what each object recalled.
         """
+
+        def attend(given: Given) -> tuple[Tensor, list[Recall], list[tuple[Kept, Kept]]]:
+            feature, position, sample, readers, tensors = given
+            read = [bank.with_tensors(own) for bank, own in zip(banks, tensors, strict=True)]
+            x, recalls = self._attend(feature, position, read, memory, exact, sample, readers)
+            held = [
+                (_new(now.keys, before.keys), _new(now.values, before.values))
+                for bank, own in zip(read, tensors, strict=True)
+                for now, before in zip(bank.held, own.held, strict=True)
+            ]
+            return x, recalls, held
+
+        kind = "memory attention", exact, memory, tuple(bank.kind for bank in banks)
+        tensors = [bank.tensors for bank in banks]
+        x, recalls, made = run(kind, attend, (feature, position, sample, readers, tensors))
+        for held, (keys, values) in zip((h for b in banks for h in b.held), made, strict=True):
+            held.keys.update(keys)
+            held.values.update(values)
+        return x, recalls
+
+    def _attend(
+        self,
+        feature: Tensor,
+        position: Tensor,
+        banks: list[Bank],
+        memory: Memory,
+        exact: bool,
+        sample: Tensor | None,
+        readers: Readers | None,
+    ) -> tuple[Tensor, list[Recall]]:
         x = feature.float()
         if self.model.memory_attention.pos_enc_at_input:
             x = x + 0.1 * position.float()
@@ -139,7 +179,7 @@ class SparseMemoryAttention:
             for i, (bank, recall) in enumerate(zip(banks, recalls, strict=True)):
                 queries = rotated(layer.query(y[i]), own)
                 out = self._recall(
-                    index, queries, bank, recall, memory, phases, exact, seed, i, places
+                    index, queries, bank, recall, memory, phases, exact, sample, i, places
                 )
                 x[i].add_(out)
             x.add_(layer.down(layer.up(layer.norm3(x).flatten(0, 1), "relu")).view_as(x))
@@ -160,7 +200,7 @@ class SparseMemoryAttention:
         memory: Memory,
         phases: Phases,
         exact: bool,
-        seed: int,
+        sample: Tensor | None,
         row: int,
         places: Tensor | None,
     ) -> Tensor:
@@ -170,7 +210,7 @@ class SparseMemoryAttention:
         few = keep_count(share, tokens)
         keys, values = self._keys(index, what, bank, phases), what.values
         firsts = tuple(bank.whole.index(f) * tokens for f in bank.measure)
-        watch = Watch(firsts, tokens, tokens if memory.queries == "all" else memory.queries, seed)
+        watch = Watch(firsts, tokens, sample)
         cut = None
         if bank.cut:  # what is left of the newest frame is chosen before it is read
             saliency = watch.measure(queries, keys)
@@ -234,3 +274,7 @@ class SparseMemoryAttention:
                 cis.real.contiguous().to(self.dtype), cis.imag.contiguous().to(self.dtype)
             )
         return self._phases[key]
+
+
+def _new(now: Kept, before: Kept) -> Kept:
+    return {index: made for index, made in now.items() if index not in before}

@@ -12,7 +12,7 @@ from sam2.modeling.memory_encoder import CXBlock, MemoryEncoder
 from sam2.modeling.sam2_utils import LayerNorm2d
 from torch import Tensor
 
-from sparsity.acceleration.derived import weights_stamp
+from sparsity.acceleration.derived import Weights
 from sparsity.acceleration.linear import Linear
 
 
@@ -24,6 +24,7 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
 
     active: Callable[[], bool]
     casting_once: Callable[[], AbstractContextManager[None]]
+    _weights: Weights
 
     @classmethod
     def sharing(
@@ -35,7 +36,9 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
         """Wrap a memory encoder; names of parameters stay as they are."""
         shared = cls.__new__(cls)
         shared.__dict__ = dict(encoder.__dict__)
-        shared.__dict__.update(active=active, casting_once=casting_once, _packed={})
+        shared.__dict__.update(
+            active=active, casting_once=casting_once, _packed={}, _weights=Weights(shared.fuser)
+        )
         return shared
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,7 +80,9 @@ class ChannelsLastMemoryEncoder(MemoryEncoder):
         return masks
 
     def _blocks(self, dtype: torch.dtype) -> list[_FuserBlock]:
-        stamp = weights_stamp(self.fuser)
+        if self._weights.module is not self.fuser:
+            self._weights = Weights(self.fuser)
+        stamp = self._weights.stamp()
         if self._packed.get(dtype, (None,))[0] != stamp:
             self._packed[dtype] = stamp, [_FuserBlock(block, dtype) for block in self.fuser.layers]
         return self._packed[dtype][1]

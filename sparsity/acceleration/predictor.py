@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,13 @@ from probes.errors import InputError
 from probes.layout import memory_layout
 from probes.seam import Moment, Seam
 from probes.video import EndOfVideo, ModelFrames, open_video
+from sparsity.acceleration import graphs
 from sparsity.acceleration.decisions import decide_frame
 from sparsity.acceleration.derived import Derived
 from sparsity.acceleration.encoder import Encoder, window_grid
 from sparsity.acceleration.features import own_features
 from sparsity.acceleration.fit import check_fit
+from sparsity.acceleration.graphs import Graphs
 from sparsity.acceleration.mask_decoder import CastOnceMaskDecoder
 from sparsity.acceleration.memory import SparseMemoryAttention
 from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
@@ -31,7 +33,8 @@ from sparsity.acceleration.report import Report
 from sparsity.acceleration.saliency import token_to_image
 from sparsity.acceleration.session import KEY, Session, WindowChooser, forget_results, new_state
 from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
-from sparsity.acceleration.tracked import Tracked, parts_of_all
+from sparsity.acceleration.tracked import Tracked, cue_rows, parts_of_all
+from sparsity.acceleration.transfer import to_host
 from sparsity.profile import Memory, Profile
 from sparsity.profiles import load_profile
 
@@ -56,7 +59,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
     _forced: bool
     _seam: Seam
     _derived: Derived
-    _tracking: bool
+    _tracked: Tracked | None
     _shortcut: ShortcutFunction | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -72,7 +75,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         """Make one that shares a stock predictor's modules; `accelerate` checks what is given first."""
         shared = cls.__new__(cls)
         shared.__dict__ = {**stock.__dict__, "_modules": dict(stock._modules)}
-        shared.__dict__.update(_stock=stock, _seam=Seam(), _derived=Derived(), _tracking=False)
+        shared.__dict__.update(_stock=stock, _seam=Seam(), _derived=Derived(), _tracked=None)
         shared._adopt(profile, forced)
         shared._modules["memory_encoder"] = ChannelsLastMemoryEncoder.sharing(
             stock.memory_encoder, shared._encodes_memory, shared._casting_once
@@ -329,13 +332,14 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         decision = session.decision[2]
         tracked = Tracked(
             [state["output_dict_per_obj"][i] for i in group],
+            frame,
             reverse,
             decision.windows,
             decision.cells,
             decision.rescued,
         )
         ids = tuple(state["obj_idx_to_id"][i] for i in group)
-        session.routing, self._tracking = decision, True
+        session.routing, self._tracked = decision, tracked
         try:
             with self._seam.at(Moment(frame, ids, reverse)):
                 together, logits = super()._run_single_frame_inference(
@@ -343,27 +347,79 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
                     is_init_cond_frame=False, point_inputs=None, mask_inputs=None, reverse=reverse,
                     run_mem_encoder=True,
                 )  # fmt: skip
+            parts = parts_of_all(self, tracked, together, self._memory)
         finally:
-            session.routing, self._tracking = None, False
+            session.routing, self._tracked = None, None
         results = []
-        parts = parts_of_all(self, tracked, together, frame, self._memory)
         report = session.frame_report(frame, reverse, decision, window_grid(self))
         for b, (index, (part, said)) in enumerate(zip(group, parts, strict=True)):
             results.append((part, logits[b : b + 1]))
             report.objects[state["obj_idx_to_id"][index]] = said
         return results
 
-    def _track_step(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """sam2's step; on tracked frames also note candidate masks and decoder attention for routing."""
-        tracked = args[7] if len(args) > 7 else kwargs["output_dict"]
-        if not isinstance(tracked, Tracked) or self._profile.windows is None:
-            return super()._track_step(*args, **kwargs)
-        with token_to_image(self.sam_mask_decoder) as noted:
-            result = super()._track_step(*args, **kwargs)
-        tracked.candidates, tracked.best = result[1][0], result[1][3][:, 0]
-        with self._casting_once():
-            tracked.saliency = noted.saliency(self.sam_image_embedding_size)
-        return result
+    def _run(self, kind: Hashable, function: Callable[[Any], Any], given: Any) -> Any:
+        """Run a part of a tracked frame: as one CUDA graph where these are on and possible, else as it is."""
+        wanted = self._tracked is not None and self._profile.technique("cuda_graphs")
+        if not wanted or self._seam.observers or not graphs.can_record(self.device):
+            return function(given)
+        known: Graphs = self._derived.get("graphs", self, lambda dtype: Graphs())
+        return known.run((kind, self._encodes_memory()), function, given, self.device)
+
+    def _forward_sam_heads(
+        self,
+        backbone_features: Tensor,
+        point_inputs: Any = None,
+        mask_inputs: Any = None,
+        high_res_features: list[Tensor] | None = None,
+        multimask_output: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """sam2's decoding; on tracked frames also note candidate masks and decoder attention for routing."""
+        decode, tracked = super()._forward_sam_heads, self._tracked
+        if tracked is None:
+            return decode(
+                backbone_features, point_inputs, mask_inputs, high_res_features, multimask_output
+            )
+        routes = self._profile.windows is not None
+
+        def heads(given: tuple[Tensor, list[Tensor] | None]) -> tuple[Any, Tensor | None]:
+            features, fine = given
+            with token_to_image(self.sam_mask_decoder) if routes else nullcontext() as noted:
+                found = decode(features, None, None, fine, multimask_output)
+            if noted is None:
+                return found, None
+            with self._casting_once():
+                return found, noted.saliency(self.sam_image_embedding_size)
+
+        given = backbone_features, high_res_features
+        found, saliency = self._run(("mask decoder", routes, multimask_output), heads, given)
+        scores = found[6].flatten(1).amax(1)
+        if routes:
+            tracked.candidates, tracked.best = found[0], found[3][:, 0]
+            tracked.saliency = saliency
+            scores = cue_rows(self, tracked, scores)
+        tracked.known = to_host(
+            scores
+        )  # begun now, so that it need not wait for the memory encoder
+        return found
+
+    def _encode_new_memory(
+        self,
+        current_vision_feats: list[Tensor],
+        feat_sizes: list[tuple[int, int]],
+        pred_masks_high_res: Tensor,
+        object_score_logits: Tensor,
+        is_mask_from_pts: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encode masks and features into memory, like stock."""
+        encode, size = super()._encode_new_memory, feat_sizes[-1]
+
+        def memory(given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, list[Tensor]]:
+            feature, masks, scores = given
+            return encode([feature], [size], masks, scores, is_mask_from_pts)
+
+        given = current_vision_feats[-1], pred_masks_high_res, object_score_logits
+        kind = "memory encoder", tuple(size), is_mask_from_pts
+        return self._run(kind, memory, given)
 
     # ------------------------------------------------------------------ image features
 
@@ -389,7 +445,7 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
 
     def _is_unprompted(self) -> bool:
         """Whether the frame at work has no prompt and what that gives may be remembered."""
-        return self._tracking and self._encodes_memory()
+        return self._tracked is not None and self._encodes_memory()
 
     def _remember(self, what: str, make: Callable[[], Any]) -> Any:
         return self._derived.get(what, self, lambda dtype: make())

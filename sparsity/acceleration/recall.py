@@ -13,6 +13,7 @@ from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.memory import Readers
 from sparsity.acceleration.pruning import kept_tokens, remember_choice
 from sparsity.acceleration.session import KEY
+from sparsity.acceleration.token_saliency import query_sample
 from sparsity.acceleration.tracked import Tracked
 from sparsity.acceleration.windows import window_tokens
 
@@ -55,9 +56,11 @@ def recall_memory(
                 cut=cut, version=attention.version,
             )  # fmt: skip
             tracked.banks.append(bank)
+        readers = _readers(predictor, tracked, frame)
+        queries = len(feature) if readers is None else len(readers.places)
         x, tracked.recalls = attention(
-            feature, position, tracked.banks, memory,
-            exact=exact, seed=frame, readers=_readers(predictor, tracked, frame),
+            feature, position, tracked.banks, memory, exact=exact, readers=readers, run=predictor._run,
+            sample=query_sample(queries, memory.queries, frame, feature.device),
         )  # fmt: skip
     for outputs, bank, recall in zip(tracked.outputs, tracked.banks, tracked.recalls, strict=True):
         remember_choice(outputs, bank, recall, memory, reverse)
@@ -72,7 +75,7 @@ def _readers(
         return None
     added = []
     for b in range(len(tracked.outputs)):
-        extras = (tracked.adjacent(b, frame) or {}).get(KEY)
+        extras = (tracked.adjacent(b) or {}).get(KEY)
         if extras is None or extras.added is None:
             return None
         added.append(extras.added)

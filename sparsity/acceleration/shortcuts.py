@@ -58,7 +58,7 @@ def load_shortcut(
     return _Fitted(_FORMULAS[shortcut.kind], weights)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Fitted:
     """A shortcut with weights, which follow the tokens to their device, as a model may be moved."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,25 +20,23 @@ SUMMED_ROWS = 64
 """Rows, at most, that are summed in the products' dtype before float32 takes over."""
 
 
-def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tensor:
+def token_saliency(queries: Tensor, keys: Tensor, sample: Tensor | None) -> Tensor:
     """Mean attention that each token of one memory frame receives among that frame's own tokens (method 4.2).
 
     Parameters
     ----------
     queries, keys
         After RoPE, ``[N, C]`` and ``[tokens, C]``.
-    rows
-        Query rows to read, a stratified sample unless all.
-    seed
-        Of the sample.
+    sample
+        Query rows to read, from `query_sample`; None for all.
 
     Returns
     -------
     Tensor
         float32 ``[tokens]``, sums to one.
     """
-    if rows < len(queries):
-        queries = queries.index_select(0, _sample(len(queries), rows, seed, queries.device))
+    if sample is not None:
+        queries = queries.index_select(0, sample)
     total = torch.zeros(len(keys), device=keys.device)
     scaled = queries * queries.shape[-1] ** -0.5
     for block in scaled.split(SALIENCY_ROWS):
@@ -49,9 +47,12 @@ def token_saliency(queries: Tensor, keys: Tensor, rows: int, seed: int) -> Tenso
     return total / len(queries)
 
 
-@lru_cache(maxsize=8)
-def _sample(rows: int, count: int, seed: int, device: torch.device) -> Tensor:
-    """`sample_rows` on a device; layers and objects of a frame share it."""
+def query_sample(
+    rows: int, count: int | Literal["all"], seed: int, device: torch.device
+) -> Tensor | None:
+    """`sample_rows` on a device; None for all rows."""
+    if count == "all" or count >= rows:
+        return None
     return to_device(sample_rows(rows, count, seed), device)
 
 
@@ -65,19 +66,21 @@ class SeenSaliency:
     ----------
     first, tokens
         The frame's columns.
-    rows, of
-        Query rows to read, out of how many.
-    seed
-        Of the sample.
+    queries
+        Number of query rows.
+    sample
+        Those that are read; None for all.
     """
 
     def __init__(
-        self, first: int, tokens: int, rows: int, of: int, seed: int, device: torch.device
+        self, first: int, tokens: int, queries: int, sample: Tensor | None, device: torch.device
     ) -> None:
         self.columns = slice(first, first + tokens)
         self.total = torch.zeros(tokens, device=device)
-        self.counts = torch.zeros(of, device=device)
-        self.counts[_sample(of, rows, seed, device)] = 1.0
+        if sample is None:
+            self.counts = torch.ones(queries, device=device)
+        else:
+            self.counts = torch.zeros(queries, device=device).index_fill_(0, sample, 1.0)
 
     def see(self, weights: Tensor, row: int) -> None:
         """Take in a block of weights ``[rows, keys]``, the first of which is query `row`."""
@@ -99,15 +102,14 @@ class Watch:
 
     firsts: tuple[int, ...]
     tokens: int
-    rows: int
-    seed: int
+    sample: Tensor | None
 
     def measure(self, queries: Tensor, keys: Tensor) -> list[Tensor]:
         """Of each frame, by products of its own."""
         spans = [keys[first : first + self.tokens] for first in self.firsts]
-        return [token_saliency(queries, span, self.rows, self.seed) for span in spans]
+        return [token_saliency(queries, span, self.sample) for span in spans]
 
     def seen(self, queries: Tensor) -> list[SeenSaliency]:
         """Of each frame, to be read off the attention's weights."""
-        shape = self.tokens, self.rows, len(queries), self.seed, queries.device
-        return [SeenSaliency(first, *shape) for first in self.firsts]
+        rest = self.tokens, len(queries), self.sample, queries.device
+        return [SeenSaliency(first, *rest) for first in self.firsts]

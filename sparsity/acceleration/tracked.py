@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from sparsity.acceleration.bank import Bank
 from sparsity.acceleration.encoder import window_grid
+from sparsity.acceleration.graphs import plainly
 from sparsity.acceleration.memory import Recall
 from sparsity.acceleration.pruning import note_keys
 from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import KEY, FrameExtras
 from sparsity.profile import Memory
-from sparsity.routing import ObjectCues, cue_row, cues_on_host
+from sparsity.routing import cue_row, cues_on_host
 from sparsity.window_cues import token_logits
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Tracked:
     """Objects that one pass tracks into a frame; stands in for sam2's ``output_dict`` on the way down."""
 
     outputs: list[dict[str, dict[int, Any]]]
+    frame: int
     reverse: bool
     windows: tuple[int, ...] | None = None
     cells: tuple[int, ...] | None = None
@@ -34,13 +37,14 @@ class Tracked:
     candidates: Tensor | None = None
     best: Tensor | None = None
     saliency: Tensor | None = None
+    known: Callable[[], Tensor] | None = None  # what the host has to know, once it has arrived
     banks: list[Bank] = field(default_factory=list)
     recalls: list[Recall] = field(default_factory=list)
 
-    def adjacent(self, b: int, frame: int) -> dict[str, Any] | None:
-        """An object's result on the frame that was tracked before `frame`, or None."""
+    def adjacent(self, b: int) -> dict[str, Any] | None:
+        """An object's result on the frame that was tracked before this one, or None."""
         results = self.outputs[b]["non_cond_frame_outputs"]
-        return results.get(frame + 1 if self.reverse else frame - 1)
+        return results.get(self.frame + 1 if self.reverse else self.frame - 1)
 
 
 def part_of(value: Any, b: int) -> Any:
@@ -54,27 +58,18 @@ def parts_of_all(
     predictor: EfficientSAM2VideoPredictor,
     tracked: Tracked,
     together: dict[str, Any],
-    frame: int,
     memory: Memory,
 ) -> list[tuple[dict[str, Any], ObjectReport]]:
-    """Give every object its part of a batched result, with its routing cues, and its report.
-
-    What the host has to know is fetched in one transfer.
-    """
-    scores = together["object_score_logits"].flatten(1).amax(1)
-    cues: list[ObjectCues] | None = None
+    """Give every object its part of a batched result, with its routing cues, and its report."""
+    assert tracked.known is not None, "the decoder ran"
+    known, cues = tracked.known(), None
     if tracked.candidates is not None:
-        cues = cues_on_host(
-            torch.stack(
-                [_cue_row(predictor, tracked, b, frame, scores[b]) for b in range(len(scores))]
-            ),
-            window_grid(predictor),
-        )
-    known = scores.tolist() if cues is None else [cue.score for cue in cues]
+        cues = cues_on_host(known, window_grid(predictor))
+    scores = known.tolist() if cues is None else [cue.score for cue in cues]
     found = []
-    for b, score in enumerate(known):
+    for b, score in enumerate(scores):
         part = {key: part_of(value, b) for key, value in together.items()}
-        before = tracked.adjacent(b, frame)
+        before = tracked.adjacent(b)
         if before is not None and KEY in before:
             before[KEY].added = None  # handed on; it is as large as a frame's features
         extras = FrameExtras() if cues is None else FrameExtras(cues[b], predictor.profile.windows)
@@ -87,24 +82,32 @@ def parts_of_all(
     return found
 
 
-def _cue_row(
-    predictor: EfficientSAM2VideoPredictor, tracked: Tracked, b: int, frame: int, score: Tensor
-) -> Tensor:
-    profile = predictor.profile
-    assert profile.windows is not None and tracked.candidates is not None
-    assert tracked.best is not None, "candidates come with the best one"
-    before, last = tracked.adjacent(b, frame), None
-    watched = profile.guard.mask_jump is not None or profile.router is not None
-    if watched and before is not None:
-        last = before["pred_masks"].to(tracked.best.device)[0, 0]
-    return cue_row(
-        tracked.candidates[b],
-        tracked.best[b],
-        last,
-        None if tracked.saliency is None else tracked.saliency[b],
-        score,
-        window_grid(predictor),
-        profile.windows,
-        profile.router,
-        None if profile.router is None else token_logits(tracked.candidates[b], tracked.best[b]),
-    )
+def cue_rows(predictor: EfficientSAM2VideoPredictor, tracked: Tracked, scores: Tensor) -> Tensor:
+    """What each object's result says about the next frame, `sparsity.routing.cue_row` of each."""
+    profile, grid = predictor.profile, window_grid(predictor)
+    windows, router = profile.windows, profile.router
+    assert windows is not None and tracked.best is not None, "candidates come with the best one"
+    last: list[Tensor | None] = [None] * len(scores)
+    if profile.guard.mask_jump is not None or router is not None:
+        for b in range(len(scores)):
+            before = tracked.adjacent(b)
+            if before is not None:
+                last[b] = before["pred_masks"].to(tracked.best.device)[0, 0]
+
+    def rows(given: tuple[Any, ...]) -> Tensor:
+        candidates, best, last, saliency, scores = given
+        objects = range(len(scores))
+        logits = [None if router is None else token_logits(candidates[b], best[b]) for b in objects]
+        return torch.stack(
+            [
+                cue_row(
+                    candidates[b], best[b], last[b], None if saliency is None else saliency[b], scores[b],
+                    grid, windows, router, logits[b],
+                )
+                for b in objects
+            ]
+        )  # fmt: skip
+
+    run = predictor._run if router is None else plainly  # a router's motion is found on the host
+    given = tracked.candidates, tracked.best, last, tracked.saliency, scores
+    return run(("cues", windows, grid), rows, given)

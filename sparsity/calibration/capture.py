@@ -22,7 +22,7 @@ from probes.seam import AttentionCall
 from probes.video import STD
 from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
-from sparsity.acceleration.token_saliency import token_saliency
+from sparsity.acceleration.token_saliency import query_sample, token_saliency
 from sparsity.calibration.clips import CalibrationClip
 from sparsity.calibration.traces import MemoryTrace, Trace, recall_curve
 from sparsity.profile import EXACT_TECHNIQUES, Profile, Windows
@@ -137,14 +137,16 @@ class _Recalled:
             self.keys.append(layout.keys)
             self.prunable.append(sum(not f.conditioning and not f.newest for f in layout.frames))
         frame = call.moment.frame or 0
-        everything = token_saliency(call.q[0, 0], call.k[0, 0], QUERIES, frame)
+        queries = call.q[0, 0]
+        sample = query_sample(len(queries), QUERIES, frame, queries.device)
+        everything = token_saliency(queries, call.k[0, 0], sample)
         exposed = 0.0
         for f, entry in enumerate(layout.frames):
             own = slice(f * layout.tokens, (f + 1) * layout.tokens)
             if not (entry.conditioning or entry.newest):
                 exposed += float(everything[own].sum())
             if not entry.conditioning:
-                seen = token_saliency(call.q[0, 0], call.k[0, 0, own], QUERIES, frame)
+                seen = token_saliency(queries, call.k[0, 0, own], sample)
                 place = call.moment.objects[0], entry.frame
                 self.maps[place].setdefault(layer, {})[entry.age] = seen.float().cpu()
         self.exposure[layer].append(exposed)

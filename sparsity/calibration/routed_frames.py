@@ -200,7 +200,9 @@ def _watched(
             return
         encoder = predictor._encoder
         entry, _ = encoder.early(state["images"][frame][None].to(predictor.device).float())
-        _, routed = encoder.through_stage3(entry, Routing(windows, keep_change=True))
+        routing = Routing(windows, keep_change=True)
+        places = encoder.places(routing, entry.device)
+        _, routed = encoder.through_stage3(entry, routing, places)
         assert routed is not None, "it was asked for"
         flat = entry.flatten(0, 1)
         outside = torch.ones(len(flat), dtype=torch.bool, device=flat.device)

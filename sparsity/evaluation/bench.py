@@ -147,6 +147,7 @@ def bench(
     route: Route | None = None,
     share_bank: bool = False,
     closely: bool = True,
+    warm: int = 0,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> list[Measured]:
     """Measure variants side by side.
@@ -170,6 +171,9 @@ def bench(
         for random weights, where what is remembered doesn't matter but a full bank does.
     closely
         Whether to time stages and measure memory, on a frame of its own.
+    warm
+        Further frames before those that count: pointers come to the bank up to the sixteenth frame, and what is
+        recorded or compiled for the sizes of a frame is so when they come again.
     say
         Told how long it will take: roughly after the first frames, better once all variants have run.
 
@@ -178,7 +182,7 @@ def bench(
     InputError
         The clip is too short, or a profile doesn't fit the model.
     """
-    needed = FULL_BANK + UNTIMED + timed
+    needed = FULL_BANK + UNTIMED + warm + timed
     if len(material.frames) < needed:
         raise InputError(
             f"{material.name} has {len(material.frames)} frames; expected {needed}, of which {timed} count; "
@@ -195,6 +199,8 @@ def bench(
         once = sum(runner.step() for runner in runners)
         say(f"about {once * (needed - FULL_BANK - 2):.0f} s to go")
         for runner in runners:
+            for _ in range(warm):
+                runner.step()
             runner.count()
         for runner in runners if closely else ():
             runner.look_closely()

@@ -18,7 +18,7 @@ from sparsity import accelerate
 from sparsity.acceleration.attention import blocked
 from sparsity.acceleration.encoder import window_grid
 from sparsity.acceleration.session import KEY, Chosen
-from sparsity.acceleration.token_saliency import Watch
+from sparsity.acceleration.token_saliency import Watch, query_sample
 from sparsity.profile import CALIBRATED_TECHNIQUES, Memory, Profile
 from sparsity.profiles import BUILTIN, parse_profile
 from sparsity.routing import Decision
@@ -342,7 +342,8 @@ def test_saliency_read_off_the_weights_is_that_of_own_products(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(n, 16, generator=generator) for n in (queries, 2 * tokens + others))
-    watch = Watch((others, others + tokens), tokens, rows, seed)
+    sample = query_sample(queries, rows, seed, q.device)
+    watch = Watch((others, others + tokens), tokens, sample)
     seen = watch.seen(q)
     blocked(
         q[None, None], k[None, None], k[None, None, :, :4],
@@ -361,7 +362,7 @@ def test_rows_that_give_a_frame_next_to_nothing_do_not_count(dtype: torch.dtype)
     weights = torch.zeros(2, tokens, dtype=dtype)
     weights[0, 2] = faint
     weights[1, :2] = torch.tensor([0.25, 0.75])
-    (seen,) = Watch((0,), tokens, 2, 0).seen(weights)
+    (seen,) = Watch((0,), tokens, None).seen(weights)
     seen.see(weights, 0)
     torch.testing.assert_close(seen.result(), torch.tensor([0.25, 0.75, 0, 0, 0, 0, 0, 0]))
     weights[0, 2] = 1.0
