@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-MOST_KINDS = 256
-"""Kinds of calls that are remembered; what was not called for the longest time is dropped."""
+MOST_KINDS, MOST_GRAPHS = 256, 64
+"""Kinds of calls that are remembered, and those of them that are recorded, which takes memory for what they are given
+and make (some 80 MB for Large's encoder); what was not called for the longest time is dropped."""
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -108,10 +109,17 @@ class Graphs:
             return function(given)
         self._known.move_to_end(key)
         if known == "called":
+            self._make_room()
             known = self._known[key] = self._record(function, given, device) or "not recordable"
         if isinstance(known, str):
             return function(given)
         return known(_tensors(given))
+
+    def _make_room(self) -> None:
+        """Drop the graph that was not launched for the longest time, where there are as many as may be."""
+        if self.recorded >= MOST_GRAPHS:
+            oldest = next(key for key, known in self._known.items() if isinstance(known, Recorded))
+            del self._known[oldest]
 
     def _record(
         self, function: Callable[[Given], Made], given: Given, device: torch.device

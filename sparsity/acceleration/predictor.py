@@ -397,9 +397,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             tracked.candidates, tracked.best = found[0], found[3][:, 0]
             tracked.saliency = saliency
             scores = cue_rows(self, tracked, scores)
-        tracked.known = to_host(
-            scores
-        )  # begun now, so that it need not wait for the memory encoder
+        # on its way before the memory encoder runs, which the host then need not wait for
+        tracked.known = to_host(scores)
         return found
 
     def _encode_new_memory(
