@@ -31,7 +31,7 @@ from sparsity.demo.clips import make_clip
 from sparsity.evaluation.bench import (
     FULL_BANK,
     STOCK,
-    UNTIMED,
+    UNTIMED_ON_GPU,
     Material,
     Variant,
     bench,
@@ -46,9 +46,6 @@ from sparsity.profiles import BUILTIN
 from sparsity.runs import write_text
 
 FOLDER = Path(__file__).with_name("gpu")
-WARM = 8
-"""Frames after the full bank until nothing is recorded any more: pointers come up to the sixteenth frame."""
-
 WINDOWS = {"sam2.1-large": "4/16", "sam2.1-base-plus": "6/25"}
 LAUNCHING = "cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cudaGraphLaunch"
 SYNCHRONISING = "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"
@@ -81,13 +78,13 @@ def cells(choice: ModelChoice, objects: int, options: argparse.Namespace) -> lis
     """Measure the rows of one model and one number of objects."""
     stock = choice.build()
     route = fixed_windows(WINDOWS.get(choice.model), window_grid(accelerate(stock, "dense")))
-    shown = material(FULL_BANK + UNTIMED + WARM + options.frames, objects)
+    shown = material(FULL_BANK + UNTIMED_ON_GPU + options.frames, objects)
     variants = [Variant(STOCK, None), *(Variant(p.name, p) for p in profiles())]
     variants += compiled_cells(stock) if options.compiled else []
     if options.rows:
         variants = [variant for variant in variants if variant.name in options.rows]
     found = bench(
-        stock, variants, shown, timed=options.frames, route=route, share_bank=True, warm=WARM,
+        stock, variants, shown, timed=options.frames, route=route, share_bank=True,
         autocast=lambda: choice.autocast(stock.device.type),
     )  # fmt: skip
     measured = rows(variants, found, objects, lambda variant: "random weights: no quality")
@@ -102,7 +99,7 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
     """Watch a few routed frames: how often a frame makes the host wait, and where in the code."""
     watched = 4
     stock = choice.build()
-    before = FULL_BANK + UNTIMED + WARM
+    before = FULL_BANK + UNTIMED_ON_GPU
     fast, shown = accelerate(stock, "paper"), material(before + watched, objects)
     device = stock.device
     cuda = device.type == "cuda"
@@ -151,7 +148,7 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
 
 def same_bits(choice: ModelChoice, objects: int) -> dict[str, bool]:
     """Whether masks are bit for bit the same with graphs as without, and not with fewer windows."""
-    stock, shown = choice.build(), material(FULL_BANK + UNTIMED + WARM + 4, objects)
+    stock, shown = choice.build(), material(FULL_BANK + UNTIMED_ON_GPU + 4, objects)
     grid = window_grid(accelerate(stock, "dense"))
     share = WINDOWS.get(choice.model)
 

@@ -155,6 +155,12 @@ def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
+def settings_of(module: torch.nn.Module) -> Hashable:
+    """Numbers, switches and names that are attributes of a module: what its code may ask for beside tensors."""
+    kinds = bool | int | float | str
+    return tuple(value for value in vars(module).values() if isinstance(value, kinds))
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     """The tensors of a tree, each without repetitions that take no memory."""
     found: list[Tensor] = []
@@ -173,12 +179,12 @@ def _shape_of(tree: Any) -> Hashable:
     if isinstance(tree, Tensor):
         return tree.shape, tree.stride(), tree.dtype
     if isinstance(tree, tuple | list):
-        return tuple(_shape_of(item) for item in tree)
+        return type(tree), tuple(_shape_of(item) for item in tree)
     if isinstance(tree, dict):
         return tuple((name, _shape_of(item)) for name, item in tree.items())
     if is_dataclass(tree):
         return type(tree), tuple(_shape_of(getattr(tree, f.name)) for f in fields(tree))
-    return tree
+    return type(tree), tree
 
 
 def _by_format(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:
@@ -197,5 +203,5 @@ def _compact(tensor: Tensor) -> Tensor:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """A copy laid out alike, expanded where the original is."""
+    """A copy in the same order of dimensions, expanded where the original is."""
     return _compact(tensor).clone().expand(tensor.shape)

@@ -23,7 +23,7 @@ from sparsity.acceleration.derived import Derived
 from sparsity.acceleration.encoder import Encoder, window_grid
 from sparsity.acceleration.features import own_features
 from sparsity.acceleration.fit import check_fit
-from sparsity.acceleration.graphs import Graphs
+from sparsity.acceleration.graphs import Graphs, settings_of
 from sparsity.acceleration.mask_decoder import CastOnceMaskDecoder
 from sparsity.acceleration.memory import SparseMemoryAttention
 from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
@@ -363,7 +363,8 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
         if not wanted or self._seam.observers or not graphs.can_record(self.device):
             return function(given)
         known: Graphs = self._derived.get("graphs", self, lambda dtype: Graphs())
-        return known.run((kind, self._encodes_memory()), function, given, self.device)
+        settings = settings_of(self), settings_of(self.sam_mask_decoder), self._encodes_memory()
+        return known.run((kind, settings), function, given, self.device)
 
     def _forward_sam_heads(
         self,

@@ -39,6 +39,10 @@ FULL_BANK = 8
 UNTIMED = 4
 """Frames between the full bank and the first one that counts."""
 
+UNTIMED_ON_GPU = 12
+"""The same on a GPU, where what a frame launches is recorded for its sizes: pointers come to the bank up to the sixteenth
+frame."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -98,6 +102,11 @@ class Measured:
     prunable_keys_kept: float = 1.0
 
 
+def untimed(device: torch.device) -> int:
+    """Frames that a device needs between the full bank and the first one that counts."""
+    return UNTIMED_ON_GPU if device.type == "cuda" else UNTIMED
+
+
 def ladder(further: tuple[Profile, ...] = ()) -> list[Variant]:
     """List the standard rows: stock, exact rewrites alone, SWR, SMR, both, and the paper's profile.
 
@@ -147,7 +156,6 @@ def bench(
     route: Route | None = None,
     share_bank: bool = False,
     closely: bool = True,
-    warm: int = 0,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> list[Measured]:
     """Measure variants side by side.
@@ -159,7 +167,7 @@ def bench(
     variants
         Rows; the first one's frames are those that ratios are against.
     material
-        At least ``FULL_BANK + UNTIMED + timed`` frames.
+        At least ``FULL_BANK + untimed(device) + timed`` frames.
     timed
         Frames that count.
     autocast
@@ -171,9 +179,6 @@ def bench(
         for random weights, where what is remembered doesn't matter but a full bank does.
     closely
         Whether to time stages and measure memory, on a frame of its own.
-    warm
-        Further frames before those that count: pointers come to the bank up to the sixteenth frame, and what is
-        recorded or compiled for the sizes of a frame is so when they come again.
     say
         Told how long it will take: roughly after the first frames, better once all variants have run.
 
@@ -182,7 +187,8 @@ def bench(
     InputError
         The clip is too short, or a profile doesn't fit the model.
     """
-    needed = FULL_BANK + UNTIMED + warm + timed
+    untimed_frames = untimed(stock.device)
+    needed = FULL_BANK + untimed_frames + timed
     if len(material.frames) < needed:
         raise InputError(
             f"{material.name} has {len(material.frames)} frames; expected {needed}, of which {timed} count; "
@@ -199,7 +205,7 @@ def bench(
         once = sum(runner.step() for runner in runners)
         say(f"about {once * (needed - FULL_BANK - 2):.0f} s to go")
         for runner in runners:
-            for _ in range(warm):
+            for _ in range(untimed_frames - UNTIMED):
                 runner.step()
             runner.count()
         for runner in runners if closely else ():

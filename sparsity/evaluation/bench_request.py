@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from probes.errors import InputError
 from probes.models import fingerprint
@@ -20,12 +21,12 @@ from sparsity.demo.clips import make_clip
 from sparsity.evaluation.bench import (
     FULL_BANK,
     STOCK,
-    UNTIMED,
     Material,
     Variant,
     bench,
     compiled_cells,
     ladder,
+    untimed,
 )
 from sparsity.evaluation.environment import environment
 from sparsity.evaluation.results import Data, Environment, Model, Quality, Result, Run, load_result
@@ -94,7 +95,8 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
     """
     profiles = tuple(load_profile(name) for name in request.profiles)
     stored = None if request.quality is None else load_result(request.quality)
-    material = _material(request)
+    on_gpu = choice.may_take_a_gpu and torch.cuda.is_available()
+    material = _material(request, torch.device("cuda" if on_gpu else "cpu"))
     stock = choice.build()
     for profile in profiles:
         accelerate(stock, profile, force=force)
@@ -208,8 +210,8 @@ def _variants(request: Request, profiles: tuple[Profile, ...]) -> list[Variant]:
     return [variant for variant in every if not request.rows or variant.name in request.rows]
 
 
-def _material(request: Request) -> Material:
-    needed = FULL_BANK + UNTIMED + request.frames
+def _material(request: Request, device: torch.device) -> Material:
+    needed = FULL_BANK + untimed(device) + request.frames
     if (request.video is None) != (request.prompt is None):
         raise InputError(
             f"video {request.video} and prompt {request.prompt} given; expected both, or none for a made clip; "

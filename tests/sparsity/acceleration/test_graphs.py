@@ -302,6 +302,23 @@ def test_weights_that_change_are_taken_over(parts: Parts) -> None:
         before = expected
 
 
+def test_settings_of_the_model_that_change_are_followed(
+    demo: Callable[[int], Any], parts: Parts
+) -> None:
+    def changed(predictor: Any) -> Any:
+        predictor.sigmoid_scale_for_mem_enc = 3.0
+        predictor.sam_mask_decoder.dynamic_multimask_stability_thresh = 0.5
+        return predictor
+
+    fast = accelerate(demo(128), "exact")
+    for _ in range(3):
+        before = run(fast, THIS, frames=3)
+    plain = changed(accelerate(demo(128), without("cuda_graphs", BUILTIN["exact"])))
+    expected = run(plain, THIS, frames=3)
+    assert not same(expected, before)
+    assert all(same(run(changed(fast), THIS, frames=3), expected) for _ in range(3))
+
+
 def test_observed_frames_run_operation_by_operation(
     demo: Callable[[int], Any], parts: Parts
 ) -> None:
@@ -448,6 +465,8 @@ UNLIKE: dict[str, tuple[tuple[Hashable, Any], tuple[Hashable, Any]]] = {
     "expanded": (("", SQUARE), ("", SQUARE[:1].expand(4, 4))),
     "number format": (("", SQUARE), ("", SQUARE.double())),
     "a number": (("", (SQUARE, 1)), ("", (SQUARE, 2))),
+    "an equal number of another type": (("", (SQUARE, 1)), ("", (SQUARE, 1.0))),
+    "a list for a tuple": (("", (SQUARE,)), ("", [SQUARE])),
     "one more": (("", [SQUARE]), ("", [SQUARE, SQUARE])),
     "none": (("", (SQUARE, None)), ("", (SQUARE, SQUARE))),
     "names": (("", {"a": SQUARE}), ("", {"b": SQUARE})),
