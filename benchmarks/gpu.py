@@ -131,14 +131,15 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     events = {event.key: event.count for event in profiler.key_averages()}
+    waited = events.get("cudaEventSynchronize", 0)  # for cues, which torch does not warn of
     places = Counter(
-        f"{Path(w.filename).name}:{w.lineno}" for w in said if "synchronizing" in str(w.message)
+        f"{Path(w.filename).name}:{w.lineno}" for w in said if "called a sync" in str(w.message)
     )
     return {
         "model": choice.model,
         "objects": objects,
         "frames": watched,
-        "waits_per_frame": sum(places.values()) / watched if cuda else None,
+        "waits_per_frame": (sum(places.values()) + waited) / watched if cuda else None,
         "places": dict(places),
         "runtime_calls_per_frame": {n: events.get(n, 0) / watched for n in SYNCHRONISING},
         "scalars_read_per_frame": events.get("aten::_local_scalar_dense", 0) / watched,
