@@ -19,6 +19,7 @@ from probes.seam import Moment, Seam
 from probes.video import EndOfVideo, ModelFrames, open_video
 from sparsity.acceleration import graphs
 from sparsity.acceleration.decisions import decide_frame
+from sparsity.acceleration.decoding import decode_tracked
 from sparsity.acceleration.derived import Derived
 from sparsity.acceleration.encoder import Encoder, window_grid
 from sparsity.acceleration.features import own_features
@@ -30,11 +31,9 @@ from sparsity.acceleration.memory_encoder import ChannelsLastMemoryEncoder
 from sparsity.acceleration.prompt_encoder import ConstantPromptEncoder
 from sparsity.acceleration.recall import recall_memory
 from sparsity.acceleration.report import Report
-from sparsity.acceleration.saliency import token_to_image
 from sparsity.acceleration.session import KEY, Session, WindowChooser, forget_results, new_state
 from sparsity.acceleration.shortcuts import ShortcutFunction, load_shortcut
-from sparsity.acceleration.tracked import Tracked, cue_rows, parts_of_all
-from sparsity.acceleration.transfer import to_host
+from sparsity.acceleration.tracked import Tracked, parts_of_all
 from sparsity.profile import Memory, Profile
 from sparsity.profiles import load_profile
 
@@ -380,27 +379,9 @@ class EfficientSAM2VideoPredictor(SAM2VideoPredictor):
             return decode(
                 backbone_features, point_inputs, mask_inputs, high_res_features, multimask_output
             )
-        routes = self._profile.windows is not None
-
-        def heads(given: tuple[Tensor, list[Tensor] | None]) -> tuple[Any, Tensor | None]:
-            features, fine = given
-            with token_to_image(self.sam_mask_decoder) if routes else nullcontext() as noted:
-                found = decode(features, None, None, fine, multimask_output)
-            if noted is None:
-                return found, None
-            with self._casting_once():
-                return found, noted.saliency(self.sam_image_embedding_size)
-
-        given = backbone_features, high_res_features
-        found, saliency = self._run(("mask decoder", routes, multimask_output), heads, given)
-        scores = found[6].flatten(1).amax(1)
-        if routes:
-            tracked.candidates, tracked.best = found[0], found[3][:, 0]
-            tracked.saliency = saliency
-            scores = cue_rows(self, tracked, scores)
-        # on its way before the memory encoder runs, which the host then need not wait for
-        tracked.known = to_host(scores)
-        return found
+        return decode_tracked(
+            self, decode, tracked, backbone_features, high_res_features, multimask_output
+        )
 
     def _encode_new_memory(
         self,

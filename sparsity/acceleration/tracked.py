@@ -6,19 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from sparsity.acceleration.bank import Bank
 from sparsity.acceleration.encoder import window_grid
-from sparsity.acceleration.graphs import plainly
 from sparsity.acceleration.memory import Recall
 from sparsity.acceleration.pruning import note_keys
 from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import KEY, FrameExtras
 from sparsity.profile import Memory
-from sparsity.routing import cue_row, cues_on_host
-from sparsity.window_cues import token_logits
+from sparsity.routing import cues_on_host
 
 if TYPE_CHECKING:
     from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -80,34 +77,3 @@ def parts_of_all(
             report.queries_share = tracked.recalls[b].queries_share
         found.append(({**part, KEY: extras}, report))
     return found
-
-
-def cue_rows(predictor: EfficientSAM2VideoPredictor, tracked: Tracked, scores: Tensor) -> Tensor:
-    """What each object's result says about the next frame, `sparsity.routing.cue_row` of each."""
-    profile, grid = predictor.profile, window_grid(predictor)
-    windows, router = profile.windows, profile.router
-    assert windows is not None and tracked.best is not None, "candidates come with the best one"
-    last: list[Tensor | None] = [None] * len(scores)
-    if profile.guard.mask_jump is not None or router is not None:
-        for b in range(len(scores)):
-            before = tracked.adjacent(b)
-            if before is not None:
-                last[b] = before["pred_masks"].to(tracked.best.device)[0, 0]
-
-    def rows(given: tuple[Any, ...]) -> Tensor:
-        candidates, best, last, saliency, scores = given
-        objects = range(len(scores))
-        logits = [None if router is None else token_logits(candidates[b], best[b]) for b in objects]
-        return torch.stack(
-            [
-                cue_row(
-                    candidates[b], best[b], last[b], None if saliency is None else saliency[b], scores[b],
-                    grid, windows, router, logits[b],
-                )
-                for b in objects
-            ]
-        )  # fmt: skip
-
-    run = predictor._run if router is None else plainly  # a router's motion is found on the host
-    given = tracked.candidates, tracked.best, last, tracked.saliency, scores
-    return run(("cues", windows, grid), rows, given)

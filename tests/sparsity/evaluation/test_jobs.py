@@ -171,7 +171,7 @@ def test_a_broken_clip_does_not_cost_the_others(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_the_summary_says_so(tmp_path: Path) -> None:
-    work = Note(tmp_path, deadly="clip 2", seconds=0.1)
+    work = Note(tmp_path, deadly="clip 2", seconds=0.5)
     summary = map_clips(work, CLIPS, tmp_path / "out", {}, Spread(jobs=2))
     assert (tmp_path / "died").exists()
     assert list(summary.results) == CLIPS
@@ -191,7 +191,8 @@ def test_a_clip_that_kills_every_worker_does_not_cost_those_that_wait_beside_it(
 
 
 def test_a_users_cluster_gives_the_same_and_survives_too(tmp_path: Path, scheduler: str) -> None:
-    work = Note(tmp_path, deadly="clip 4", broken="clip 1", seconds=0.1)
+    # a worker that dies has first to get out that it began
+    work = Note(tmp_path, deadly="clip 4", broken="clip 1", seconds=0.5)
     spread = map_clips(work, CLIPS, tmp_path / "out", {}, Spread(scheduler=scheduler))
     (tmp_path / "here").mkdir()
     here = map_clips(
