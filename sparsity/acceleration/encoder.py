@@ -164,11 +164,10 @@ class Encoder:
         """Find what a routing computes."""
         windows = window_grid(self.model)
         grid, window = windows.tokens, windows.window
-        late = early = beside = None
-        cells = late_cells = None
+        early = beside = late = late_cells = None
         if routing.windows is not None:
-            cells = cells_within(windows, routing.windows, routing.cells, device)
-            early = cells if routing.kept_by("reuse_early_stages") else None
+            if routing.kept_by("reuse_early_stages"):
+                early = cells_within(windows, routing.windows, routing.cells, device)
             if routing.kept_by("reuse_stage4"):
                 late, late_cells = routing.windows, routing.cells
             if "pooled_background" in routing.techniques:
