@@ -2,8 +2,8 @@
 
 `F.scaled_dot_product_attention` is the fastest on a GPU and on CPUs with matrix units; on other CPUs its
 bfloat16 kernel runs at float32 speed, and products in row blocks are up to four times faster. The first
-large call of each shape class times the candidates on its own tensors; one of them stays unless
-another one is clearly faster, so that the choice is the same in every process.
+large call of each shape class times the candidates on its own tensors; the default stays unless
+another one is clearly faster, so that processes on one machine rarely choose differently.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def fastest(
 ) -> Result:
     """Run the formulation that is the fastest for this class of calls; the first one unless another is clearly faster.
 
-    A class is what is asked for, device, dtype, thread count and the shapes up to a factor of two.
+    A class is what is asked for, the candidates' names, dtype, thread count and the shapes up to a factor of two.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def fastest(
     if len(candidates) == 1 or small or q.device.type != "cpu" or torch.compiler.is_compiling():
         return candidates[default]()
     shape = tuple(size.bit_length() for size in (*q.shape, keys))
-    key = (what, shape, q.dtype, torch.get_num_threads())
+    key = (what, *candidates, shape, q.dtype, torch.get_num_threads())
     if key not in _chosen:
         seconds = {name: min(_seconds(run) for _ in range(3)) for name, run in candidates.items()}
         first = seconds.pop(default)

@@ -266,6 +266,20 @@ def test_a_slower_formulation_is_not_chosen() -> None:
     assert ran[-1] == "default"
 
 
+def test_calls_with_other_candidates_are_timed_apart() -> None:
+    """1024 tokens may be read in batches, a few more in blocks, and both are of one class by their size."""
+    q = torch.zeros(1, 1, 2048, 4)
+
+    def run(*names: str) -> list[str]:
+        ran: list[str] = []
+        fastest("of a test: others", {name: lambda n=name: ran.append(n) for name in names}, q, 2048)
+        return ran
+
+    first = run("default", "one")
+    assert run("default", "one") == first[-1:], "timed once"
+    assert set(run("default", "another")) == {"default", "another"}
+
+
 @torch.inference_mode()
 def test_the_decoder_with_weights_cast_once_is_stocks_bit_for_bit(demo_predictor: Any) -> None:
     alone = Profile(name="alone", techniques={"memory_encoder": True})
