@@ -230,7 +230,8 @@ class Encoder:
                 if index == self.first:
                     with torch.autocast(image.device.type, enabled=False):
                         places = self.places(routing, x.device)
-                        x = self.through_stage3(x[0].float(), routing, places)[0][None]
+                        out, change = self.through_stage3(x[0].float(), routing, places)
+                        x = out[None]
             else:
                 if index == self.first:
                     entry = x

@@ -146,12 +146,13 @@ def test_the_cached_change_is_nearer_where_nothing_moves() -> None:
     assert 0 < errors["cached"] < 0.5 * errors["identity"]
 
 
-def test_the_cached_change_is_as_young_as_the_window(demo_predictor: Any) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_cached_change_is_as_young_as_the_window(demo_predictor: Any, exact: bool) -> None:
     """The picture changes on frame 3; a window that was computed then is nearer to dense on frame 4 for it."""
     frames = make_frames(1).repeat(5, axis=0)
     frames[3:] = frames[3:, ::-1, ::-1]
     kind = Shortcut(kind="cached")
-    profile = Profile(name="c", windows=Windows(), shortcut=kind, techniques={"encoder": True})
+    profile = Profile(name="c", windows=Windows(), shortcut=kind, techniques={"encoder": exact})
     some, others = (0, 1, 2, 3), (12, 13, 14, 15)
     found = {}
     for given in (some, others, None):
