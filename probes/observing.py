@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import wraps
 from inspect import signature
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def observe(
     """Hand every attention call of some sites to a callback, as long as the context lasts.
 
     Results don't change by a bit. Contexts nest, and all observers are told. Tensors of a call are the
-    model's own: reduce them at once or clone them.
+    model's own: reduce them at once or clone them. Calls of the same modules from elsewhere, as by an image predictor or
+    by another video predictor between this one's steps, are told without a frame.
 
     Parameters
     ----------
@@ -112,8 +114,9 @@ class _Tap:
                 f"{self.site} called attention {len(seen.calls)} times in one forward; expected once, as in "
                 "sam2 1.1.0; install that version"
             )
-        # predictors may share modules: of those that listen, the one that is at work
-        for seam in [seam for seam in self.seams if seam.running] or self.seams:
+        # predictors may share modules: of those that listen, the one that is at work here, or who are not at work at all
+        here = [seam for seam in self.seams if seam.running == get_ident()]
+        for seam in here or [seam for seam in self.seams if seam.running is None]:
             seam.tell(self.site, *seen.calls[0])
         return out
 
@@ -177,7 +180,7 @@ def _telling_methods(predictor: SAM2VideoPredictor, seam: Seam) -> dict[str, Cal
         stack = ExitStack()
         stack.callback(setattr, seam, "running", seam.running)
         stack.callback(setattr, seam, "size", seam.size)
-        seam.running, seam.size = True, (state["video_height"], state["video_width"])
+        seam.running, seam.size = get_ident(), (state["video_height"], state["video_width"])
         stack.enter_context(seam.at(moment))
         return stack
 
@@ -212,6 +215,8 @@ def _telling_methods(predictor: SAM2VideoPredictor, seam: Seam) -> dict[str, Cal
         )
 
         def check(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+            if seam.running != get_ident():
+                return  # somebody else's, who shares the module
             (known,), (layout,) = results, layouts  # stock runs one object at a time
             _check_memory(named["memory"], named["num_obj_ptr_tokens"], layout, known)
 

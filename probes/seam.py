@@ -93,14 +93,14 @@ class Seam:
     size
         Height and width in pixels of the video they belong to.
     running
-        Whether one of the predictor's own steps is under way (predictors may share modules).
+        Thread in which one of the predictor's own steps is under way, None where none is (predictors may share modules).
     """
 
     def __init__(self) -> None:
         self.observers: tuple[Observer, ...] = ()
         self.moment = Moment()
         self.size: tuple[int, int] | None = None
-        self.running = False
+        self.running: int | None = None
         self._strips: dict[str, list[tuple[Tensor, Tensor, Tensor]]] | None = None
 
     def tell(
