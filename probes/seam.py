@@ -134,8 +134,11 @@ class Seam:
             self.moment = before
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Join calls of one site, made strip by strip, to one call along the batch, told when the context ends."""
+    def joined(self, windows: Tensor | None) -> Iterator[None]:
+        """Join calls of one site, made strip by strip, to one call along the batch, told when the context ends.
+
+        `windows` says which windows the strips together hold, int64; None for all.
+        """
         if not self.observers:
             yield
             return
@@ -147,4 +150,4 @@ class Seam:
             self._strips = None
         for site, parts in strips.items():
             q, k, v = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-            self.tell(site, q, k, v)
+            self.tell(site, q, k, v, windows)

@@ -147,7 +147,7 @@ class Encoder:
             how = replace(routing, last=last and replace(last, parts=dict(parts)))
             kept = how.kept_by("reuse_early_stages")
             with torch.autocast(image.device.type, enabled=False):
-                with self.seam.joined():
+                with self.seam.joined(places.early):
                     x, high_res = self.early(image, places.early, kept)
                 x, change = self.through_stage3(x, how, places)
                 kept = how.kept_by("reuse_stage4")

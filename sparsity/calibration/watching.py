@@ -137,8 +137,7 @@ def shortcut_of(request: Request, traces: Sequence[Trace], folder: Path) -> Shor
 
 def cost_of(request: Request, name: str, shortcut: Shortcut, folder: Path) -> tuple[Cost, Cost]:
     """Operations and time by windows and keys, measured once on a clip."""
-    clip_id = f"{name}.{request.source.listing(name)[:12]}"
-    path = folder / f"cost-{request.base}-{shortcut.kind}.{clip_id}.json"
+    path = folder / f"cost-{request.base}-{shortcut.kind}.{_clip_id(request, name)}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return Cost(**found["operations"]), Cost(**found["time"])
@@ -162,7 +161,7 @@ def afford(
     one_alone = request.target_speedup is not None
     if request.budget is None:
         return TRIED, 1 if one_alone else TESTED
-    path = folder / "seconds-a-clip.json"
+    path = folder / f"seconds.{_clip_id(request, search[0])}.json"
     try:
         one = float(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -181,3 +180,8 @@ def afford(
     tried, tested = affordable[-1] if affordable else (1, 1)
     say(f"The budget allows {tried} settings to be tried and {tested} to be tested.")
     return tried, tested
+
+
+def _clip_id(request: Request, name: str) -> str:
+    """Name of a clip's file: another one where the clip was changed."""
+    return f"{name}.{request.source.listing(name)[:12]}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probes.errors import InputError
 from probes.maps import attention_map, attention_rows, token_at
+from probes.measure import measure
 from probes.seam import AttentionCall
 
 Calls = Callable[..., list[AttentionCall]]
@@ -158,3 +159,19 @@ def test_keys_that_were_not_read_are_dark(demo_calls: Calls) -> None:
     unread[call.keys] = False
     assert unread.any() and (rows[unread] == 0).all() and (rows[~unread] > 0).any()
     assert attention_map(call, query_xy=(40, 50), memory_age=2).count_nonzero() < 20
+
+
+def test_early_windows_that_were_left_out_are_known(demo_calls: Calls) -> None:
+    """Stages 1 and 2 see the picture alone, so a window that is computed anew is that of a dense run."""
+    dense, fast = ({c.site: c for c in demo_calls(name)} for name in ("dense", "recommended"))
+    for site in [name for name in dense if name.split(".")[2] in ("block0", "block2", "block3")]:
+        whole, part = dense[site], fast[site]
+        assert whole.keys is None and part.keys is not None
+        assert len(part.keys) == len(part.q) < len(whole.q)
+        assert torch.allclose(part.q, whole.q[part.keys], atol=1e-3)
+        assert not torch.allclose(part.q, whole.q[: len(part.q)], atol=1e-3)
+        found = [attention_map(call, query_xy=(50, 48)) for call in (whole, part)]
+        assert torch.allclose(*found, atol=1e-4)
+        assert measure(part).mass.sum(-1).allclose(torch.ones(()))
+        with pytest.raises(InputError, match="did not compute"):
+            attention_map(part, query_xy=(127, 1))

@@ -272,7 +272,9 @@ def test_calls_with_other_candidates_are_timed_apart() -> None:
 
     def run(*names: str) -> list[str]:
         ran: list[str] = []
-        fastest("of a test: others", {name: lambda n=name: ran.append(n) for name in names}, q, 2048)
+        fastest(
+            "of a test: others", {name: lambda n=name: ran.append(n) for name in names}, q, 2048
+        )
         return ran
 
     first = run("default", "one")

@@ -22,8 +22,17 @@ from sparsity.profiles import BUILTIN
 NAMES = tuple("abcdef")
 
 
-def asked(**more):
-    return Request(ClipSource(), NAMES, ModelChoice(), **more)
+def asked(source=None, **more):
+    return Request(source or ClipSource(), NAMES, ModelChoice(), **more)
+
+
+def measured(folder):
+    """Make a source whose clip a was tracked in a second."""
+    (folder / "a.mp4").touch()
+    (folder / "a.png").touch()
+    source = ClipSource(folder, folder)
+    (folder / f"seconds.a.{source.listing('a')[:12]}.json").write_text("1.0")
+    return source
 
 
 def test_what_so_many_clips_can_promise_is_said_before_anything_runs():
@@ -91,12 +100,21 @@ def test_bounds_that_something_may_meet_are_not_refused():
 
 
 @pytest.mark.parametrize("budget", [None, 1000.0])
-def test_one_setting_is_tested_where_a_speedup_is_asked_for(budget, tmp_path, capsys):
-    (tmp_path / "seconds-a-clip.json").write_text("1.0")
-    tried, tested = afford(asked(budget=budget), ["a", "b"], list("cdef"), tmp_path)
+def test_one_setting_is_tested_where_a_speedup_is_asked_for(budget, tmp_path):
+    clips = measured(tmp_path)
+    tried, tested = afford(asked(clips, budget=budget), ["a", "b"], list("cdef"), tmp_path)
     assert tried > tested > 1
-    fast = asked(budget=budget, target_speedup=1.2)
+    fast = asked(clips, budget=budget, target_speedup=1.2)
     assert afford(fast, ["a", "b"], list("cdef"), tmp_path) == (tried, 1)
+
+
+def test_a_clip_that_was_changed_is_measured_anew(tmp_path):
+    clips = measured(tmp_path)
+    wanted = asked(clips, budget=1000.0)
+    assert afford(wanted, ["a"], ["b"], tmp_path)
+    (clips.videos / "a.mp4").write_bytes(b"another")
+    with pytest.raises(InputError, match=r"a\.mp4"):  # it would be tracked, and is no video
+        afford(wanted, ["a"], ["b"], tmp_path)
 
 
 @pytest.mark.parametrize(("bound", "named"), [("certain", True), ("approximate", False)])
