@@ -203,29 +203,30 @@ def _name(
     columns: int,
     theme: ThemeName,
 ) -> None:
-    """Print the names of rows and columns."""
+    """Print the names of rows and columns; on the figure, as the axes of a cell without a picture have no place."""
     font = {"size": 13, "color": THEMES[theme].ink}
     for c, name in enumerate(column_names, 1):
         figure.add_annotation(
             text=name,
-            x=0.5,
+            x=sum(figure.layout[f"xaxis{c}"].domain) / 2,
             y=1,
-            xref=f"x{c if c > 1 else ''} domain",
+            xref="paper",
             yref="paper",
+            xanchor="center",
             yanchor="bottom",
             yshift=4,
             showarrow=False,
             font=font,
         )
     for r, name in enumerate(row_names):
-        n = r * columns + 1
         figure.add_annotation(
             text=name,
             x=0,
-            y=0.5,
+            y=sum(figure.layout[f"yaxis{r * columns + 1}"].domain) / 2,
             xref="paper",
-            yref=f"y{n if n > 1 else ''} domain",
+            yref="paper",
             xanchor="right",
+            yanchor="middle",
             xshift=-8,
             align="right",
             showarrow=False,

@@ -162,7 +162,11 @@ class Collector:
             out = outputs[kind][frame]
             mask = out["pred_masks"][0, 0] > 0
             masks.append(mask)
-            self._coverage.setdefault(object_id, {})[frame] = token_coverage(mask, self.grid)
+            covered = self._coverage.setdefault(object_id, {})
+            # prompted frames are remembered while they are still ahead
+            for t, result in (*outputs["cond_frame_outputs"].items(), (frame, out)):
+                if t not in covered:
+                    covered[t] = token_coverage(result["pred_masks"][0, 0] > 0, self.grid)
             best = best_mask(entry, out, prompted)
             self.rows.append(
                 {

@@ -35,7 +35,8 @@ FULL_ROW = 512
 """Keys of a row that counts whole: where rows are shorter, proportionally more of them are drawn."""
 
 ROW_STATISTICS = ("entropy", "support", "n90", "gini", "top10", "distance_px", "padding")
-"""Means over query rows, see `probes.mass`; ``padding`` is the mass on padded slots of windows."""
+"""Means over query rows, see `probes.mass`; ``padding`` is the mass on padded slots of windows. Distance is to keys
+that have a place in the picture: neither padding nor pointers."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,12 @@ def measure(call: AttentionCall, rows: int | None = QUERY_ROWS, seed: int = 0) -
             "gini": gini(ordered),
             "top10": top_mass(ordered),
         }
+        placed = p
         if some_padded:
-            found["padding"] = (p * padded).sum(-1)
+            placed = p.masked_fill(padded, 0)
+            found["padding"] = (p - placed).sum(-1)
         if query_at is not None and key_at is not None:
-            near = p[..., : len(key_at)]
+            near = placed[..., : len(key_at)]
             share = near.sum(-1).clamp(min=1e-12)
             found["distance_px"] = mean_distance(near, query_at[:, None, block], key_at) / share
         for name, values in found.items():

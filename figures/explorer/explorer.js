@@ -31,6 +31,7 @@ export async function mount(el, source) {
   const map = make("canvas", { class: "map" });
   const queryNote = make("figcaption");
   const mapNote = make("figcaption", { class: "note" });
+  const stripNote = make("div", { class: "strip-note" });
   const strip = make("div", { class: "strip" });
   const scale = make("div", { class: "scale" });
   const ticks = make("div", { class: "ticks" });
@@ -50,7 +51,7 @@ export async function mount(el, source) {
       make("label", {}, "frame", slider, shown)),
     make("div", { class: "pair" }, make("figure", {}, query, queryNote),
       make("figure", {}, map, mapNote)),
-    strip, scale, ticks, caption);
+    stripNote, strip, scale, ticks, caption);
   el.append(root);
   if (meta.objects.length < 2) object.label.style.display = "none";
   scale.style.background = gradient(table);
@@ -107,7 +108,8 @@ export async function mount(el, source) {
     if (info.part !== "memory") return found;
     const frame = here() ? here().memory[state.slot] : -1;
     if (!place.has(frame)) {
-      found.words = frame < 0 ? "no such memory frame yet" : `memory frame ${frame} was not recorded`;
+      found.words = frame >= 0 ? `memory frame ${frame} was not recorded`
+        : here()?.prompts.includes(now) ? "a prompted frame recalls nothing" : "no such memory frame yet";
       return { ...found, there: false };
     }
     const name = summed(state.slot) > 1
@@ -154,11 +156,13 @@ export async function mount(el, source) {
   }
 
   function drawStrip(rows) {
-    strip.style.display = rows ? "" : "none";
+    for (const part of [stripNote, strip]) part.style.display = rows ? "" : "none";
     if (!rows) return;
     const now = meta.frames[state.t].index;
     // a pixel of a memory frame attends to none of them
     const plain = siteNow().part === "memory" && state.way === "from";
+    stripNote.textContent = plain ? "memory frames: click on the one that the pixel lies on"
+      : `what this pixel attends to in memory: ${rows.info.name}`;
     tiles.forEach(({ canvas, note, figure }, slot) => {
       const frame = here().memory[slot];
       const there = frame >= 0 && place.has(frame);

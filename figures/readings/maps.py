@@ -102,8 +102,9 @@ def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> N
     inside = mask.reshape(side, 4, side, 4).mean(axis=(1, 3)).ravel()[list(queries)] > 0.5
     if not inside.any():
         raise InputError(
-            f"no stored query lies inside object {clip.row_object[i]} on frame {clip.row_frame[i]}; expected "
-            "a visible object; choose another frame"
+            f"no stored query lies inside object {clip.row_object[i]} on frame {clip.row_frame[i]}, which covers "
+            f"{100 * mask.mean():.2g} % of the picture; expected one that covers a query token that is stored, as "
+            f"{len(queries)} of {side**2} are; choose another frame or object"
         )
     return np.asarray(rows[inside].mean(axis=0), float)
 

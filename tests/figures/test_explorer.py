@@ -126,6 +126,12 @@ def test_the_film_strip_chooses_the_memory_frame(
         assert "output tokens" in page.evaluate(note)
         choose(page, "site", ENCODER)
         assert brightest(page) == pytest.approx((6.5 / 8, 2.5 / 8), abs=0.02)
+        # the strip says whose it is, as the site chosen is another one
+        above = "document.querySelector('.strip-note').textContent"
+        assert page.evaluate(above) == f"what this pixel attends to in memory: {MEMORY}"
+        choose(page, "site", MEMORY)
+        choose(page, "direction", "from")
+        assert MEMORY not in page.evaluate(above)
         assert page.complaints == []
 
 

@@ -90,6 +90,11 @@ def test_a_prompted_frame_says_that_nothing_was_stored(
         assert "nothing was stored for this frame" in page.evaluate(NOTE)
         at(page, 4)
         assert "even share" in page.evaluate(NOTE)
+    choose(page, "site", MEMORY)
+    for position in (*prompted, 4):
+        at(page, position)
+        recalls_nothing = "a prompted frame recalls nothing" in page.evaluate(NOTE)
+        assert recalls_nothing == (position in prompted)
 
 
 def test_the_prompted_slot_says_how_many_frames_it_stands_for(

@@ -43,3 +43,19 @@ def test_the_caption_says_what_the_scale_is() -> None:
     (caption,) = [note.text for note in figure.layout.annotations if note.name == "caption"]
     said = caption.replace("<br>", " ")
     assert "even share of all frames of its row" in said and "my clip" in said
+
+
+def test_columns_are_named_above_their_pictures_where_the_first_row_has_fewer() -> None:
+    frames = {t: make_frame(t) for t in range(6)}
+    told = [figures.Recollection(1, 1, 0, make_mass())]
+    told += [figures.Recollection(5, age, 5 - age, make_mass(age)) for age in (1, 2, 3)]
+    figure = figures.draw_memory_filmstrip(frames, told, "my clip")
+    names = [note for note in figure.layout.annotations if "back" in note.text]
+    above = {note.text: (note.x, note.xref, note.xanchor) for note in names}
+    # an axis without a picture has no place: names hang on the figure, not on the first row's axes
+    axes = [t.xaxis.replace("x", "xaxis") for t in figure.data if t.type == "heatmap"][-3:]
+    middles = [float(np.mean(figure.layout[axis].domain)) for axis in axes]
+    assert above == {
+        f"{n} back": (pytest.approx(m), "paper", "center") for n, m in enumerate(middles, 1)
+    }
+    assert len(set(middles)) == 3

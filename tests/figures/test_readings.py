@@ -64,6 +64,18 @@ def test_an_object_map_is_of_an_encoder_site(recording: Recording) -> None:
         readings.object_map(clip, queries, MEMORY, 2)
 
 
+@pytest.mark.parametrize(("side", "words"), [(0, "covers 0 %"), (2, "covers 0.39 %")])
+def test_an_object_without_a_stored_query_is_said_to_be_small(
+    recording: Recording, side: int, words: str
+) -> None:
+    """Visible objects too can be smaller than the distance between stored queries."""
+    mask = np.zeros((4 * GRID, 4 * GRID), bool)
+    mask[13 : 13 + side, 9 : 9 + side] = True
+    clip = replace(recording.clip("clip"), best=np.tile(np.packbits(mask), (6, 1)))
+    with pytest.raises(InputError, match=rf"object 1 on frame 2, which {words} .* {N} of {N}"):
+        readings.object_map(clip, recording.header.settings.row_queries, ENCODER, 2)
+
+
 def changed_clip(recording: Recording, change: Callable[[Any], Any]) -> Any:
     """A recording in which clips are changed when they are read."""
 

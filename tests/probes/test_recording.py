@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from probes.errors import InputError
-from probes.observing import observe
+from probes.observing import AttentionCall, observe
 from probes.recording import begin_video, merge_recordings, record
-from probes.records import HEADER, Recording, load_recording
+from probes.records import HEADER, STATISTICS, Recording, load_recording
 from probes.video import open_video
 from sparsity import accelerate
 
@@ -202,6 +202,39 @@ def test_prompts_in_the_middle_are_tracked_both_ways(
         assert np.isnan(found[last][:, 2:4]).all() and np.isfinite(found[last][:, [0, 5, 6]]).all()
     assert (clip.slot_share[last][:, [0, 2, 3, 5, 6]] > 0).all()
     assert np.isfinite(clip.recall[clip.row(5, 1)][:, 6]).all()
+
+
+def test_prompted_frames_ahead_are_remembered_with_their_masks(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    """Lift of memory attention between two prompts, against both of their masks."""
+    site, seen = "memory.layer2.cross", {}
+
+    def give(predictor: Any, state: Any) -> None:
+        predictor.add_new_mask(state, 0, 1, clip_mask)
+        predictor.add_new_mask(state, 3, 1, np.roll(clip_mask, 40, 1))
+
+    def keep(call: AttentionCall) -> None:
+        p = torch.softmax(call.q @ call.k.mT * call.q.shape[-1] ** -0.5, -1)
+        seen[call.moment.frame] = p.mean(2)[0].numpy(), call.moment.layouts[0]
+
+    with observe(demo_stock, keep, site):
+        made = record(demo_stock, clip_frames[:5], give, out=tmp_path / "r", statistics=site)
+    clip = made.clip("clip")
+    covered = [clip.masks()[clip.row(t, 1)].reshape(16, 4, 16, 4).mean((1, 3)) for t in range(5)]
+    for t, (mass, layout) in seen.items():
+        frames = [entry.frame for entry in layout.frames]
+        assert frames[:2] == [0, 3]
+
+        def lift(of: list[int], mass: np.ndarray = mass) -> float:
+            on = np.concatenate([covered[f].ravel() for f in of])
+            mass = mass[0, : len(on)]
+            return float((mass * on).sum() / mass.sum() / on.mean())
+
+        found = clip.object_statistics[clip.row(t, 1), 0, 0, STATISTICS.index("lift")]
+        assert found == pytest.approx(lift(frames), rel=1e-3)
+        assert found != pytest.approx(lift([0, 0, *frames[2:]]), rel=0.02)
+    assert sorted(seen) == [1, 2, 4]
 
 
 @pytest.mark.parametrize("most", [6, 20])

@@ -138,6 +138,26 @@ def test_distances_are_from_the_tokens_that_ask(calls: list[AttentionCall]) -> N
     assert not torch.allclose(few, measure(some, None).means["distance_px"], rtol=1e-2)
 
 
+def test_padding_is_no_place_that_is_far_away(calls: list[AttentionCall]) -> None:
+    for call in (c for c in calls if c.where is not None and c.where.kind == "window"):
+        site = call.where
+        assert site is not None
+        p, real = materialised(call)
+        slots, pooled = window_slots(site.grid, site.window), site.window // site.pool
+        asking = torch.cartesian_prod(*[torch.arange(pooled).double()] * 2) * site.pool
+        asking += (site.pool - 1) / 2  # the middle of what was pooled
+        asked = torch.cartesian_prod(*[torch.arange(site.window).double()] * 2)
+        far = torch.cdist(asking, asked) * site.stride
+        inside = p * (slots >= 0)[:, None, None]
+        weight = real.double()[:, None]
+        found = measure(call, None).means["distance_px"][0].double()
+        rows = (inside * far).sum(-1) / inside.sum(-1)
+        assert torch.allclose(found, (rows * weight).sum((0, 2)) / weight.sum(), rtol=1e-4)
+        if (slots < 0).any():
+            wrong = ((p * far).sum(-1) * weight).sum((0, 2)) / weight.sum()
+            assert (wrong > 1.02 * found).all()  # padded slots lie beyond the picture
+
+
 def test_statistics_differ_when_one_key_changes(calls: list[AttentionCall]) -> None:
     call = next(call for call in calls if call.site.endswith("cross"))
     k = call.k.clone()
