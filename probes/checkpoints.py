@@ -195,6 +195,11 @@ def _download_part(url: str, part: Path, size: int, seen: Callable[[int], object
                         if have > size:
                             break
                 problem = f"it sent {have} of {size} bytes"
+        except ValueError as error:
+            raise InputError(
+                f"{url} can't be fetched ({error}); expected an address that begins with https:// or http://; "
+                "correct EFFICIENT_SAM2_CHECKPOINTS_URL"
+            ) from None
         except requests.RequestException as error:
             problem = type(error).__name__
         if part.is_file() and part.stat().st_size > size:

@@ -6,6 +6,7 @@ Hydra's global state nor the working directory matters.
 
 from __future__ import annotations
 
+import hashlib
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -114,6 +115,7 @@ def build_predictor(
         make_it_track(model, seed)
     if weights or (name and checkpoint is None):
         model.probes_name = weights or name
+    model.probes_configuration = _digest(settings)
     return model
 
 
@@ -128,6 +130,14 @@ def name_of(predictor: SAM2VideoPredictor) -> str:
         predictor's name.
     """
     return str(getattr(predictor, "probes_name", UNKNOWN))
+
+
+def configuration_of(predictor: SAM2VideoPredictor) -> str | None:
+    """Hash of the settings that a predictor was built with: what decides its masks beside its weights.
+
+    None for a predictor from elsewhere. An accelerated predictor has its stock predictor's.
+    """
+    return getattr(predictor, "probes_configuration", None)
 
 
 def _config_file(name: str | None, config: str | Path | None) -> Path:
@@ -227,13 +237,21 @@ def _settings(path: Path, image_size: int | None, postprocessing: bool, compiled
     return settings
 
 
+def _digest(settings: Any) -> str:
+    from omegaconf import OmegaConf
+
+    text = OmegaConf.to_yaml(settings, resolve=True, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _instantiate(settings: Any, path: Path) -> SAM2VideoPredictor:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
         return instantiate(settings, _recursive_=True)
-    except InstantiationException as error:
+    except (InstantiationException, OmegaConfBaseException) as error:
         raise InputError(
             f"configuration {path} can't be built ({str(error).splitlines()[0]}); expected a sam2 model "
             "configuration; compare it with sam2's own"

@@ -62,8 +62,9 @@ def open_video(source: Any) -> VideoSource:
     ----------
     source
         A folder of JPEG or PNG frames, a video file (mp4, mov, webm, …; a path or its bytes), an array
-        uint8 ``[T, H, W, 3]``, a sequence or an iterator of frames uint8 ``[H, W, 3]`` (an iterator is
-        read forward only, so a camera works), or a `VideoSource`, which is returned as it is.
+        uint8 ``[T, H, W, 3]`` of numpy, torch or anything else that numpy reads, a sequence or an iterator
+        of frames uint8 ``[H, W, 3]`` (an iterator is read forward only, so a camera works), or a
+        `VideoSource`, which is returned as it is.
 
     Raises
     ------
@@ -85,7 +86,7 @@ def open_video(source: Any) -> VideoSource:
         from probes.videofile import FileVideo
 
         return FileVideo(source)
-    if isinstance(source, (np.ndarray, Sequence)):
+    if isinstance(source, Sequence) or hasattr(source, "__array__"):
         return ArrayVideo(source)
     if isinstance(source, Iterable):
         return StreamVideo(source)

@@ -23,7 +23,8 @@ class FileVideo:
 
     The file's packets are listed once when it is opened (nothing is decoded), so that the number of
     frames is exact and each frame has its time stamp. Frames come out upright where the container says
-    how the camera was held.
+    how the camera was held. A file that was cut out of another begins with its first key frame, as in any
+    player: what comes before it can't be decoded.
 
     Raises
     ------
@@ -33,12 +34,15 @@ class FileVideo:
     """
 
     def __init__(self, source: str | Path | bytes) -> None:
-        self._source = source
+        # absolute: FFmpeg would take "12:30.mp4" for the address of something by the protocol "12"
+        self._source = source if isinstance(source, bytes) else str(Path(source).absolute())
         self._label = "the video" if isinstance(source, bytes) else str(source)
         self.names: list[str] | None = None
         self._times, self._keys = self._list_packets()
         self._container = self._open()
         self._reopen()
+        if self._keys and self._times[0] < self._keys[0]:
+            self._leave_out_the_undecodable()
         rate = self._stream.average_rate
         self.fps: float | None = float(rate) if rate else None
         self._kept: OrderedDict[int, Pixels] = OrderedDict()
@@ -51,7 +55,7 @@ class FileVideo:
         return len(self._times)
 
     def _open(self) -> av.container.InputContainer:
-        file = io.BytesIO(self._source) if isinstance(self._source, bytes) else str(self._source)
+        file = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
         try:
             container = av.open(file, "r")
         except (FFmpegError, OSError) as error:
@@ -108,6 +112,16 @@ class FileVideo:
                 "convert it anew"
             )
         return sorted(times), sorted(keys)
+
+    def _leave_out_the_undecodable(self) -> None:
+        """Forget the frames at the start that the decoder drops because it waits for the first key frame."""
+        try:
+            first = _stamp(next(self._decoder))
+        except (FFmpegError, StopIteration):
+            return
+        if first is not None and first <= self._keys[0]:
+            self._times = self._times[bisect_left(self._times, first) :]
+        self._reopen()
 
     def frame(self, index: int) -> Pixels:
         """Return frame `index` as RGB, uint8 ``[H, W, 3]``.

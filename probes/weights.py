@@ -35,7 +35,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        # torch says first how to run a file's code all the same
+        said = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
+        reason = said[0].split(". ")[0][:120] if said else type(error).__name__
         raise InputError(
             f"checkpoint {path} can't be read ({reason}); expected {form}; fetch or copy it again"
         ) from None

@@ -17,6 +17,7 @@ from probes.recording import extend_recording, record, recorded_clips
 from probes.records import Recording
 from sparsity.acceleration.build import shared_predictor, shared_stock
 from sparsity.evaluation.jobs import Spread, Summary, map_clips, result_file
+from sparsity.evaluation.same_model import SameModel
 from sparsity.given_clips import Clips
 from sparsity.options import ModelChoice
 from sparsity.profile import Profile
@@ -65,7 +66,8 @@ def segment_clips(
         if not (work.out / name).is_dir():  # somebody removed what was done
             result_file(parts, name).unlink(missing_ok=True)
     contents = work.clips.listings(names)
-    summary = map_clips(work, names, parts, settings, spread or Spread(), contents)
+    by_one = SameModel(work, work.choice, settings["model"])
+    summary = map_clips(by_one, names, parts, settings, spread or Spread(), contents)
     summary.check()
     shutil.rmtree(parts)
     return summary
@@ -136,7 +138,8 @@ def record_clips(
     left = [name for name in names if name not in held]
     stamp = {**_model(choice), **settings, "max_frames": max_frames}
     contents = clips.listings(left)
-    summary = map_clips(work, left, work.parts, stamp, spread or Spread(), contents)
+    by_one = SameModel(work, choice, stamp["model"])
+    summary = map_clips(by_one, left, work.parts, stamp, spread or Spread(), contents)
     summary.check()
     recording = extend_recording(out, [work.parts / part for part in summary.results.values()])
     shutil.rmtree(work.parts)

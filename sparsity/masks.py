@@ -80,7 +80,7 @@ def read_mask(path: Path) -> Ids:
     Raises
     ------
     InputError
-        There is no such file, it is no picture, or it is in full colour.
+        There is no such file, it is no picture, it is in full colour, or a JPEG, whose values aren't exact.
     """
     if not path.is_file():
         raise InputError(
@@ -88,7 +88,7 @@ def read_mask(path: Path) -> Ids:
         )
     try:
         with Image.open(path) as image:
-            mode, values = image.mode, np.array(image)
+            mode, form, values = image.mode, image.format, np.array(image)
     except (OSError, UnidentifiedImageError, SyntaxError):
         raise InputError(
             f"mask {path} can't be read as a picture; expected an indexed or grey PNG; replace it"
@@ -97,6 +97,11 @@ def read_mask(path: Path) -> Ids:
         raise InputError(
             f"mask {path} is a picture in mode {mode}; expected indexed or grey, one value an object; "
             "convert it"
+        )
+    if form == "JPEG":
+        raise InputError(
+            f"mask {path} is a JPEG, which blurs values; expected an indexed or grey PNG, one value an "
+            "object; threshold it and save it as PNG"
         )
     ids = values.astype(np.uint8)
     if mode == "P":

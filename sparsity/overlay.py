@@ -23,7 +23,8 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float | None) -> None
 
     A side of odd length loses its last pixel row or column, because the format wants even sides.
     """
-    part = path.with_name(f".{path.name}.part")
+    # absolute: FFmpeg would take "tiny:exact/overlay.mp4" for an address
+    part = path.absolute().with_name(f".{path.name}.part")
     rate = Fraction(fps or FRAMES_PER_SECOND).limit_denominator(1001)
     try:
         with av.open(str(part), "w", format="mp4") as container:

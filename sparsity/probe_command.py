@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,8 +92,12 @@ def probe(
         )
     else:
         source, place = open_video(video), Path(video).resolve()
+        name = place.name if place.is_dir() else place.stem
+        readable = os.fsencode(name).decode(
+            errors="replace"
+        )  # files may be named in other encodings
         recording = record(
-            predictor, source, given.check(source).give_to, out=out, name=place.name if place.is_dir() else place.stem,
+            predictor, source, given.check(source).give_to, out=out, name=readable,
             max_frames=max_frames, progress=True, **settings,
         )  # fmt: skip
     frames = sum(info.frames for info in recording.header.clips)

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from probes.errors import InputError
-from probes.models import fingerprint
+from probes.models import configuration_of, fingerprint
 from probes.video import VideoSource, open_video
 from sparsity.acceleration.build import shared_predictor
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -155,6 +155,7 @@ def _settings(
         "size": [source.height, source.width],
         "prompt": prompt.digest(),
         "model": fingerprint(predictor),
+        "configuration": configuration_of(predictor),
         "image_size": predictor.image_size,
         "dtype": choice.number_format(predictor.device.type),
         "device": predictor.device.type,

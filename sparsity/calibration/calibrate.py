@@ -41,6 +41,7 @@ from sparsity.calibration.stating import stated
 from sparsity.calibration.telling import coverage, limits, recall, row
 from sparsity.calibration.watching import afford, cost_of, say, shortcut_of, watch
 from sparsity.evaluation.jobs import Spread, map_clips
+from sparsity.evaluation.same_model import SameModel
 from sparsity.options import ModelChoice
 from sparsity.profile import Profile
 from sparsity.profiles import BUILTIN
@@ -200,7 +201,8 @@ def _run(
 
     What a shortcut's weights are decides whether earlier runs count, not where they lie.
     """
-    work = Runs(request.source, request.choice, tuple(profile.to_json() for profile in profiles))
+    runs = Runs(request.source, request.choice, tuple(profile.to_json() for profile in profiles))
+    work = SameModel(runs, request.choice, stamp["model"])
     placeless = [p.model_dump_json(by_alias=True, exclude={"shortcut": {"file"}}) for p in profiles]
     contents = {name: request.source.listing(name) for name in names}
     settings = {**stamp, "profiles": placeless}

@@ -31,6 +31,7 @@ from sparsity.evaluation.results import (
     Run,
     load_result,
 )
+from sparsity.evaluation.same_model import SameModel
 from sparsity.options import ModelChoice
 from sparsity.profile import Profile
 from sparsity.profiles import BUILTIN, load_profile
@@ -130,7 +131,7 @@ def evaluate(
     }
     contents = {clip: listing(*folders) for clip, folders in places.items()}
     parts = out.with_name(f"{out.name}.clips")
-    work = ClipWork(root, choice, wanted, force)
+    work = SameModel(ClipWork(root, choice, wanted, force), choice, model.fingerprint)
     summary = map_clips(work, data.clips, parts, settings, spread or Spread(), contents)
     summary.check()
     found = {

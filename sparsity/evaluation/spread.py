@@ -6,8 +6,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -86,7 +87,7 @@ def _on_cluster(
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     announced = any("GPU" in worker.get("resources", {}) for worker in workers)
     resources = {"GPU": 1} if spread.gpu and announced else None
-    task = _Task(work, _threads(spread), topic, bool(spread.jobs))
+    task = _Task(_placed(work), _threads(spread), topic, bool(spread.jobs))
     keys = [f"{topic}-{clip}" for clip in clips]
     futures = client.map(task, clips, key=keys, resources=resources, pure=False)
     clip_of = dict(zip((future.key for future in futures), clips, strict=True))
@@ -107,6 +108,15 @@ def _on_cluster(
         client.cancel(futures, force=True)
         begun = Counter(clip for _, clip in client.get_events(topic))
         retried.update({clip: begun[clip] - 1 for clip in clips if begun[clip] > 1})
+
+
+def _placed(value: Any) -> Any:
+    """The same with absolute paths, in dataclasses too: a user's workers were started in other folders."""
+    if isinstance(value, Path):
+        return value.absolute()
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _placed(getattr(value, f.name)) for f in fields(value)})
+    return value
 
 
 def _only_waited(client: Client, topic: str, clip: str, future: Any) -> bool:
@@ -173,14 +183,14 @@ def _client(spread: Spread) -> Iterator[Client]:
 
     if spread.scheduler is None:
         # dashboard on a free port, for another command may have the usual one; no ceiling of memory: a worker is
-        # as large as its model
+        # as large as its model; why a clip failed is told by who asked for it, so its traceback isn't
         cluster = LocalCluster(
             n_workers=spread.jobs,
             threads_per_worker=1,
             processes=True,
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
-            silence_logs="ERROR",
+            silence_logs="CRITICAL",
         )
         with closing(cluster), Client(cluster) as client:
             yield client

@@ -160,6 +160,12 @@ def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             fetch_checkpoint("sam2.1-tiny")
 
 
+@pytest.mark.parametrize("address", ["mirror.local/sam2", "ftp://mirror.local", "http://"])
+def test_what_is_no_address_is_said_at_once(tmp_path: Path, address: str) -> None:
+    with pytest.raises(InputError, match="begins with https://.*; correct EFFICIENT_SAM2_CHECK"):
+        download(WANTED, tmp_path, address)
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
         InputError, match="sam2.1-tiny, sam2.1-small, sam2.1-base-plus, sam2.1-large"

@@ -157,6 +157,35 @@ def test_two_frames_of_one_time_are_refused(tmp_path: Path) -> None:
     assert open_video(plain).num_frames == 12
 
 
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv", "cut.ts"])
+def test_a_file_that_was_cut_between_key_frames_begins_with_the_first(
+    tmp_path: Path, name: str
+) -> None:
+    """As recordings of a stream do; players show nothing of what comes before either."""
+    plain = write_file(tmp_path / f"plain{Path(name).suffix}", numbered_frames())
+    with av.open(str(plain)) as given, av.open(str(tmp_path / name), "w") as container:
+        stream = given.streams.video[0]
+        into = container.add_stream_from_template(stream)
+        for packet in [packet for packet in given.demux(stream) if packet.size][5:]:
+            packet.stream = into
+            container.mux(packet)
+    source = open_video(tmp_path / name)
+    assert source.num_frames == FRAMES - 12
+    order = [*range(FRAMES - 12), 0, 20, 3]
+    assert [index_of(source.frame(i)) for i in order] == [12 + i for i in order]
+    assert [index_of(open_video(plain).frame(i)) for i in (0, 20, 3)] == [0, 20, 3]
+
+
+def test_a_colon_in_a_name_is_no_protocol(
+    mp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "12:30.mp4").write_bytes(mp4.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert open_video("12:30.mp4").num_frames == FRAMES
+    with pytest.raises(InputError, match=r"^12:31.mp4 does not exist"):
+        open_video("12:31.mp4")
+
+
 def test_reading_on_decodes_each_frame_once(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_video(mp4)
     seeks: list[int] = []
@@ -194,10 +223,11 @@ def test_a_camera_held_upright_gives_upright_frames(tmp_path: Path) -> None:
 
 def test_arrays_and_sequences() -> None:
     frames = numbered_frames(5)
-    for given in (frames, list(frames)):
+    for given in (frames, list(frames), torch.from_numpy(frames)):
         source = open_video(given)
         assert (source.num_frames, source.height, source.width) == (5, 48, 64)
         assert index_of(source.frame(4)) == 4
+        assert index_of(source.frame(0)) == 0
     assert open_video(source) is source
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from inspect import signature
 from pathlib import Path
@@ -75,6 +76,19 @@ def test_a_folder_of_frames_gives_its_whole_name(
         out = tmp_path / f"{len(video)}.recording"
         assert run(["probe", video, "--prompt", prompt, "--out", str(out)]) == 0
         assert load_recording(out).names == ["clip.2"]
+
+
+def test_a_name_in_an_older_encoding_is_made_readable(
+    tmp_path: Path, clip_folder: Path, prompt: str
+) -> None:
+    for name, shown in {b"caf\xe9": "caf\N{REPLACEMENT CHARACTER}", b"caf\xc3\xa9": "café"}.items():
+        frames = tmp_path / os.fsdecode(name)
+        frames.mkdir()
+        shutil.copy(clip_folder / "00000.jpg", frames)
+        out = tmp_path / f"{len(name)}.recording"
+        words = ["--prompt", prompt, "--sites", "memory.*", "--out", str(out)]
+        assert run(["probe", str(frames), *words]) == 0
+        assert load_recording(out).names == [shown]
 
 
 def test_a_place_that_cannot_be_written_is_named_before_tracking(

@@ -122,6 +122,31 @@ def test_other_settings_are_refused_until_forced(
     assert list(_masks(out)) == ["00000.png", "00001.png"]
 
 
+def test_another_configuration_of_the_same_weights_is_another_setting(
+    clip_folder: Path, mask_file: Path, dividing_config: Path, tmp_path: Path
+) -> None:
+    def segment_with(config: Path) -> None:
+        choice = ModelChoice(config=config, weights="random", device="cpu")
+        run_segment(clip_folder, Prompt(mask_file), choice, tmp_path / "out", max_frames=1)
+
+    same, other = tmp_path / "same.yaml", tmp_path / "other.yaml"
+    same.write_text(dividing_config.read_text())
+    other.write_text(f"{dividing_config.read_text()}  memory_temporal_stride_for_eval: 2\n")
+    segment_with(dividing_config)
+    segment_with(same)
+    with pytest.raises(InputError, match="holds a run with another configuration; "):
+        segment_with(other)
+
+
+def test_a_colon_in_the_name_of_the_folder(
+    clip_folder: Path, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny:exact", "tiny"):
+        _run(clip_folder, Path(name), mask_file, max_frames=1)
+        assert (tmp_path / name / "overlay.mp4").is_file()
+
+
 def test_a_folder_with_other_files_is_left_alone(
     clip_folder: Path, mask_file: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +298,9 @@ def test_masks_are_read_by_kind(tmp_path: Path) -> None:
     assert read_mask(tmp_path / "bits.png").tolist() == [[1, 1]]
     write_mask(tmp_path / "void.png", np.array([[0, 2, 255]], np.uint8), "")
     assert read_mask(tmp_path / "void.png").tolist() == [[0, 2, 0]]
+    Image.new("L", (2, 2)).save(tmp_path / "grey.jpg")
+    with pytest.raises(InputError, match="is a JPEG, which blurs values; .* threshold it"):
+        read_mask(tmp_path / "grey.jpg")
     Image.new("RGB", (2, 2)).save(tmp_path / "rgb.png")
     with pytest.raises(InputError, match="in mode RGB; expected indexed or grey"):
         read_mask(tmp_path / "rgb.png")

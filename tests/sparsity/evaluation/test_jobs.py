@@ -170,14 +170,18 @@ def test_a_broken_clip_does_not_cost_the_others(tmp_path: Path) -> None:
     assert len(whole.results) == 6
 
 
-def test_a_killed_worker_is_replaced_and_the_summary_says_so(tmp_path: Path) -> None:
-    work = Note(tmp_path, deadly="clip 2", seconds=0.5)
+def test_a_killed_worker_is_replaced_and_the_summary_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    work = Note(tmp_path, deadly="clip 2", broken="clip 5", seconds=0.5)
     summary = map_clips(work, CLIPS, tmp_path / "out", {}, Spread(jobs=2))
     assert (tmp_path / "died").exists()
-    assert list(summary.results) == CLIPS
+    assert list(summary.results) == CLIPS[:5]
+    assert "clip 5 failed: clip 5 has no frames" in summary.text()
+    assert "Traceback" not in capfd.readouterr().err, "the summary says it in a line"
     assert summary.retried["clip 2"] == 1
     assert "clip 2 was begun again 1 times: its worker died" in summary.text()
-    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert len(list((tmp_path / "out").iterdir())) == 5
 
 
 def test_a_clip_that_kills_every_worker_does_not_cost_those_that_wait_beside_it(
@@ -206,6 +210,19 @@ def test_a_users_cluster_gives_the_same_and_survives_too(tmp_path: Path, schedul
     assert files == {
         file.name: json.loads(file.read_text()) for file in (tmp_path / "here" / "out").iterdir()
     }
+
+
+def test_a_path_means_the_same_to_workers_that_were_started_elsewhere(
+    tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log").mkdir()
+    monkeypatch.chdir(tmp_path)
+    there = map_clips(Note(Path("log")), CLIPS[:2], Path("out"), {}, Spread(scheduler=scheduler))
+    assert list(there.results) == CLIPS[:2] and not there.failed
+    assert sorted(Note(tmp_path / "log").starts()) == CLIPS[:2]
+    elsewhere = Note(Path("nowhere"))
+    there = map_clips(elsewhere, CLIPS[2:3], Path("out"), {}, Spread(scheduler=scheduler))
+    assert str(tmp_path / "nowhere") in there.failed[CLIPS[2]]
 
 
 @pytest.mark.parametrize("gpu", [True, False])
