@@ -136,9 +136,10 @@ def record_clips(
     for name in (name for name in names if name in held):
         work.into(out, name)  # refuses what differs
     left = [name for name in names if name not in held]
-    stamp = {**_model(choice), **settings, "max_frames": max_frames}
+    model = _model(choice)
+    stamp = {**model, "settings": settings, "max_frames": max_frames}
     contents = clips.listings(left)
-    by_one = SameModel(work, choice, stamp["model"])
+    by_one = SameModel(work, choice, model["model"])
     summary = map_clips(by_one, left, work.parts, stamp, spread or Spread(), contents)
     summary.check()
     recording = extend_recording(out, [work.parts / part for part in summary.results.values()])

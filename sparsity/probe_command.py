@@ -93,9 +93,8 @@ def probe(
     else:
         source, place = open_video(video), Path(video).resolve()
         name = place.name if place.is_dir() else place.stem
-        readable = os.fsencode(name).decode(
-            errors="replace"
-        )  # files may be named in other encodings
+        # files may be named in other encodings
+        readable = os.fsencode(name).decode(errors="replace")
         recording = record(
             predictor, source, given.check(source).give_to, out=out, name=readable,
             max_frames=max_frames, progress=True, **settings,

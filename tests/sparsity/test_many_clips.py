@@ -150,6 +150,26 @@ def test_workers_record_the_same_and_a_recording_is_extended(
     assert not there.with_name("there.recording.clips").exists()
 
 
+def test_what_another_model_recorded_before_an_interrupt_does_not_count(
+    root: Path, model: list[str], tmp_path: Path
+) -> None:
+    mine, out = tmp_path / "set", tmp_path / "r.recording"
+    for name in ("one", "two"):
+        write_clip(mine, name, 0)
+    broken = mine / "Annotations" / "480p" / "two" / "00000.png"
+    broken.write_bytes(b"")
+    command = ["probe", str(mine), *model, "--sites", "memory.*", "--seed"]
+    assert run([*command, "1", "--out", str(out)]) == 2
+    shutil.copy(root / "Annotations" / "480p" / "one" / "00000.png", broken)
+    assert run([*command, "2", "--out", str(out)]) == 0
+    for seed in ("1", "2"):
+        assert run([*command, seed, "--out", str(tmp_path / seed)]) == 0
+    found, other, same = (load_recording(path).header for path in (out, *map(tmp_path.joinpath, "12")))
+    assert found.model == same.model != other.model
+    shards = [[info.sha256 for info in header.clips] for header in (found, same, other)]
+    assert shards[0] == shards[1] != shards[2]
+
+
 def test_another_prompt_for_a_recorded_clip_is_refused(
     root: Path, model: list[str], tmp_path: Path, capsys: Any
 ) -> None:

@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from probes.errors import InputError
+from probes.models import build_predictor, fingerprint
+from sparsity.acceleration.build import shared_predictor
 from sparsity.evaluation.jobs import Spread, Summary, map_clips
+from sparsity.evaluation.same_model import SameModel
+from sparsity.options import ModelChoice
 
 CLIPS = [f"clip {i}" for i in range(6)]
 
@@ -261,6 +266,29 @@ def test_an_interrupted_run_on_a_cluster_goes_on(tmp_path: Path, scheduler: str)
     summary = map_clips(work, CLIPS, out, {}, Spread(scheduler=scheduler))
     assert {f"{clip}.json" for clip in summary.resumed} == before
     assert list(summary.results) == CLIPS
+
+
+def test_a_worker_reads_a_checkpoint_anew_that_was_replaced_between_two_commands(
+    tmp_path: Path, dividing_config: Path
+) -> None:
+    file = tmp_path / "weights.pt"
+    choice = ModelChoice(config=dividing_config, checkpoint=file, device="cpu")
+
+    def weights(clip: str) -> str:
+        return fingerprint(shared_predictor(choice))
+
+    def command(model: str) -> Summary:
+        return map_clips(SameModel(weights, choice, model), CLIPS[:2], tmp_path / "out", {"model": model}, Spread())
+
+    models = []
+    for seed in range(2):
+        model = build_predictor(config=dividing_config, weights="random", seed=seed, device="cpu")
+        torch.save({"model": model.state_dict()}, file)
+        models.append(fingerprint(model))
+        assert command(models[-1]).results == dict.fromkeys(CLIPS[:2], models[-1])
+    assert models[0] != models[1]
+    shutil.rmtree(tmp_path / "out")
+    assert "the model of a worker is" in command(models[0]).failed[CLIPS[0]]
 
 
 def test_a_scheduler_that_is_not_there_is_refused(
