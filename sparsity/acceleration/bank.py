@@ -13,6 +13,7 @@ from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
 
 from probes.layout import MemoryLayout, stored_result
+from sparsity.acceleration.derived import Version
 from sparsity.acceleration.session import KEY, ChosenTokens, FrameExtras, Held
 from sparsity.acceleration.transfer import to_device
 
@@ -127,7 +128,7 @@ def collect(
     measure: list[int],
     *,
     cut: bool,
-    version: int,
+    version: Version,
 ) -> Bank:
     """Collect an object's memory.
 
@@ -202,7 +203,7 @@ def memory_tokens(
     return features, place
 
 
-def _held(out: dict[str, Any], version: int, device: torch.device) -> list[Held]:
+def _held(out: dict[str, Any], version: Version, device: torch.device) -> list[Held]:
     """What is held of a conditioning frame; nothing where results are kept away from the device to save memory."""
     if out["maskmem_features"].device != device:
         return []

@@ -15,6 +15,9 @@ Part = TypeVar("Part")
 Stamp = tuple[list[int], list[int]]
 """Tells one set of weights from another in this process."""
 
+Version = tuple[int, torch.dtype]
+"""Tells what was made of one set of weights in one number format, also in a state that another process goes on with."""
+
 
 class Weights:
     """The weights of a module, found once and looked at on every frame.

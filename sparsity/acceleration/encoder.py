@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probes.seam import Seam
 from sparsity.acceleration.blocks import Block, trunk_block
+from sparsity.acceleration.derived import Version
 from sparsity.acceleration.early import EarlyStages
 from sparsity.acceleration.graphs import Run, plainly
 from sparsity.acceleration.late import Features, LateStages
@@ -115,7 +116,7 @@ class Encoder:
 
     def __init__(self, model: SAM2Base, dtype: torch.dtype, seam: Seam) -> None:
         self.model, self.dtype, self.seam = model, dtype, seam
-        self.version = next(_versions)
+        self.version: Version = (next(_versions), dtype)
         trunk = model.image_encoder.trunk
         self.first, self.last = trunk.stage_ends[1] + 2, trunk.stage_ends[2]
         self.globals = frozenset(i for i, b in enumerate(trunk.blocks) if b.window_size == 0)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from probes.seam import Seam
 from sparsity.acceleration.bank import Bank, BankTensors, Read, key_ids, read
+from sparsity.acceleration.derived import Version
 from sparsity.acceleration.graphs import Run, plainly
 from sparsity.acceleration.memory_layer import MemoryLayer
 from sparsity.acceleration.rotary import Phases, rotated
@@ -91,7 +92,7 @@ class SparseMemoryAttention:
         self.model, self.dtype, self.seam = model, dtype, seam
         self.layers = [MemoryLayer(layer, dtype) for layer in model.memory_attention.layers]
         self.norm = model.memory_attention.norm
-        self.version = next(_versions)
+        self.version: Version = (next(_versions), dtype)
         self._phases: dict[tuple[int, torch.device], Phases] = {}
 
     def __call__(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sparsity.acceleration.derived import Version
 from sparsity.profile import REUSING_TECHNIQUES, Profile
 
 CHANGE = "change"
@@ -42,11 +43,11 @@ class LastComputed:
         By the technique that keeps them, `CHANGE` and `PICTURE`; rows of the tensors belong to windows.
     """
 
-    version: int
+    version: Version
     frame: int
     parts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def serve(self, parts: frozenset[str], frame: int, version: int) -> bool:
+    def serve(self, parts: frozenset[str], frame: int, version: Version) -> bool:
         """Whether a frame can be encoded with these in place of what is left out."""
         near = abs(frame - self.frame) <= 1
         return near and version == self.version and parts <= set(self.parts)

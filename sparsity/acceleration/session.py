@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from probes.video import ModelFrames, VideoSource
+from sparsity.acceleration.derived import Version
 from sparsity.acceleration.report import FrameReport, ObjectReport, Report
 from sparsity.acceleration.reuse import LastComputed
 from sparsity.profile import Memory, Windows
@@ -67,12 +68,12 @@ class Held:
     Attributes
     ----------
     version
-        Of the memory attention whose weights made them.
+        Of the memory attention whose weights made them, and in which number format.
     keys, values
         By layer, ``[tokens, C]``; keys are turned.
     """
 
-    version: int
+    version: Version
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
 
@@ -142,7 +143,7 @@ class FrameFeatures:
 
     frame: int
     kind: FeatureKind
-    version: int
+    version: Version
     image: Tensor
     output: dict[str, Any]
 

@@ -164,7 +164,9 @@ def test_what_another_model_recorded_before_an_interrupt_does_not_count(
     assert run([*command, "2", "--out", str(out)]) == 0
     for seed in ("1", "2"):
         assert run([*command, seed, "--out", str(tmp_path / seed)]) == 0
-    found, other, same = (load_recording(path).header for path in (out, *map(tmp_path.joinpath, "12")))
+    found, other, same = (
+        load_recording(path).header for path in (out, *map(tmp_path.joinpath, "12"))
+    )
     assert found.model == same.model != other.model
     shards = [[info.sha256 for info in header.clips] for header in (found, same, other)]
     assert shards[0] == shards[1] != shards[2]

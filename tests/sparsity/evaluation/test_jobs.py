@@ -278,7 +278,13 @@ def test_a_worker_reads_a_checkpoint_anew_that_was_replaced_between_two_commands
         return fingerprint(shared_predictor(choice))
 
     def command(model: str) -> Summary:
-        return map_clips(SameModel(weights, choice, model), CLIPS[:2], tmp_path / "out", {"model": model}, Spread())
+        return map_clips(
+            SameModel(weights, choice, model),
+            CLIPS[:2],
+            tmp_path / "out",
+            {"model": model},
+            Spread(),
+        )
 
     models = []
     for seed in range(2):
