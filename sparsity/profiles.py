@@ -49,11 +49,16 @@ def load_profile(name: str | Path | Profile) -> Profile:
     Raises
     ------
     InputError
-        The name is unknown and no such file exists, or the document breaks the schema: one line that says
-        which field, what was given and what is expected.
+        The name is unknown and no such file exists, it is something else, or the document breaks the schema: one
+        line that says which field, what was given and what is expected.
     """
     if isinstance(name, Profile):
         return name
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"a {type(name).__name__} given as profile; expected a Profile, a built-in name or a JSON file; give 'dense' "
+            "for stock behaviour"
+        )
     if str(name) in BUILTIN:
         return BUILTIN[str(name)]
     path = CALIBRATED.get(str(name), Path(name))

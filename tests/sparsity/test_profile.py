@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -107,6 +108,13 @@ def test_a_missing_file_names_the_built_in_profiles(tmp_path: Path) -> None:
         load_profile(tmp_path / "nothing.json")
     (tmp_path / "p.json").write_text(changed(name="mine"))
     assert load_profile(tmp_path / "p.json").name == "mine"
+
+
+@pytest.mark.parametrize("other", [None, {"name": "mine"}])
+def test_what_is_no_profile_is_refused(other: Any) -> None:
+    with pytest.raises(InputError, match="given as profile; expected a Profile, a built-in name"):
+        load_profile(other)
+    assert load_profile(Profile(name="mine")).name == "mine"
 
 
 def test_a_profile_and_its_weights_can_be_moved_together(tmp_path: Path) -> None:

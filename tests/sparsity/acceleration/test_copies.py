@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+import multiprocessing
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +56,36 @@ def test_a_copied_state_goes_on_alike(demo_predictor: Any, long_folder: str, pro
     for frame in range(7, LONG):
         assert all(torch.equal(other[frame], found[-1][frame]) for other in found)
     assert not torch.equal(found[0][7], found[0][8])
+
+
+def _elsewhere(job: Callable[..., Any], *given: Any) -> Any:
+    """What a job gives in a process of its own, where counts begin alike."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply_async(job, given).get(timeout=120)
+
+
+def _track_and_store(fast: Any, folder: str, file: Path) -> None:
+    torch.save(track(fast, folder, PROMPTS["mask"], max_frame_num_to_track=6).state, file)
+
+
+def _go_on(fast: Any, half: bool, file: Path) -> tuple[np.ndarray, str]:
+    """Logits of the next frame, and why it was dense or that it was not."""
+    state = torch.load(file, weights_only=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        return step(fast, state, 7).numpy(), fast.report(state).frames[-1].reason
+
+
+def test_another_process_goes_on_in_another_number_format(
+    demo_predictor: Any, long_folder: str, tmp_path: Path
+) -> None:
+    """What the first one made in float32 is not taken for the second one's own."""
+    fast, file = accelerate(demo_predictor, "recommended"), tmp_path / "state.pt"
+    _elsewhere(_track_and_store, fast, long_folder, file)
+    (same, as_before), (found, anew) = (
+        _elsewhere(_go_on, fast, half, file) for half in (False, True)
+    )
+    assert (as_before, anew) == ("routed", "nothing cached")
+    assert np.isfinite(found).all() and not np.array_equal(found, same)
 
 
 def test_made_and_run_under_inference_mode(long_folder: str) -> None:
