@@ -114,7 +114,7 @@ class _Tap:
                 f"{self.site} called attention {len(seen.calls)} times in one forward; expected once, as in "
                 "sam2 1.1.0; install that version"
             )
-        # predictors may share modules: of those that listen, the one that is at work here, or who are not at work at all
+        # predictors may share modules: the one at work in this thread is told, or else all that are not at work
         here = [seam for seam in self.seams if seam.running == get_ident()]
         for seam in here or [seam for seam in self.seams if seam.running is None]:
             seam.tell(self.site, *seen.calls[0])
