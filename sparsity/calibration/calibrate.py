@@ -107,8 +107,9 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
 
     traces = watch(request, search, folder / "traces")
     shortcut = shortcut_of(request, traces, folder / "shortcuts")
-    tried, tested_at_most = afford(request, search, promised, folder)
-    base, longest = BUILTIN[request.base], max(search, key=lambda name: looks[name].frames)
+    lengths = {name: one.frames for name, one in looks.items()}
+    tried, tested_at_most = afford(request, search, promised, lengths, folder)
+    base, longest = BUILTIN[request.base], max(search, key=lambda name: lengths[name])
     cost, in_time = cost_of(request, longest, shortcut, folder)
     probed: dict[str, Any] = {}
     drifts = [drifting(traces, shortcut, base)]

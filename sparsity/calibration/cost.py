@@ -85,7 +85,9 @@ def measure_cost(
     base: Profile,
     shortcut: Shortcut,
 ) -> tuple[Cost, Cost]:
-    """Track the start of a clip with every, few windows and few keys.
+    """Track the objects of a clip's start with every, few windows and few keys.
+
+    A first time goes by unmeasured: weights are packed then, and formulations of attention are tried.
 
     Parameters
     ----------
@@ -97,15 +99,15 @@ def measure_cost(
     tuple
         The cost in operations and the cost in time on this machine.
     """
-    costs = []
-    for counted in (True, False):
-        rows = [
+    _, operations, seconds = (
+        [
             row
             for profile in probed(base, shortcut)
             for row in _frames(predictor, clip, profile, counted)
         ]
-        costs.append(fit_cost(*np.array(rows).T))
-    return costs[0], costs[1]
+        for counted in (False, True, False)
+    )
+    return fit_cost(*np.array(operations).T), fit_cost(*np.array(seconds).T)
 
 
 def _frames(
@@ -115,8 +117,8 @@ def _frames(
     amounts = []
     with predictor.use(profile, force=True):
         state = predictor.init_state(clip.video)
-        object_id, mask = next(iter(clip.prompts().items()))
-        predictor.add_new_mask(state, 0, object_id, mask)
+        for object_id, mask in clip.prompts().items():
+            predictor.add_new_mask(state, 0, object_id, mask)
         if profile.windows is not None:
             predictor.choose_windows(state, lambda frame: (0,) if frame > 1 else None)
         tracked = predictor.propagate_in_video(state, max_frame_num_to_track=FRAMES)
@@ -128,14 +130,14 @@ def _frames(
         frames = predictor.report(state).frames
     full = max(item.keys_total for f in frames for item in f.objects.values())
     return [
-        (f.windows_kept / f.windows_total, _keys(f.objects[object_id].keys_used) / full, amount)
+        (
+            f.windows_kept / f.windows_total,
+            float(np.mean([item.keys_used for item in f.objects.values()])) / full,
+            amount,
+        )
         for f, amount in zip(frames, amounts, strict=True)
-        if f.objects[object_id].keys_used and f.frame > 1
+        if f.frame > 1
     ]
-
-
-def _keys(used: list[int]) -> float:
-    return sum(used) / len(used)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -152,11 +152,20 @@ def cost_of(request: Request, name: str, shortcut: Shortcut, folder: Path) -> tu
 
 
 def afford(
-    request: Request, search: Sequence[str], promised: Sequence[str], folder: Path
+    request: Request,
+    search: Sequence[str],
+    promised: Sequence[str],
+    lengths: Mapping[str, int],
+    folder: Path,
 ) -> tuple[int, int]:
     """How many settings are tried and tested; measured once on the first clip where there is a budget.
 
     One is tested where a speedup is asked for: it is taken whatever it loses.
+
+    Parameters
+    ----------
+    lengths
+        Frames of each clip: a frame takes as long as one of the clip that is measured.
     """
     one_alone = request.target_speedup is not None
     if request.budget is None:
@@ -172,10 +181,14 @@ def afford(
         one = time.perf_counter() - start
         write_text(path, json.dumps(one))
     counts = [(m, 1 if one_alone else -(-m // 2)) for m in range(2, 3 * TRIED)]
+    searched, held = (
+        one / lengths[search[0]] * sum(lengths[name] for name in names)
+        for names in (search, promised)
+    )
     affordable = [
         (tried, tested)
         for tried, tested in counts
-        if one * (len(search) * (tried + 1) + len(promised) * (tested + 1)) <= request.budget
+        if searched * (2 + 1 + tried) + held * (1 + tested) <= request.budget  # 2: of the drift
     ]
     tried, tested = affordable[-1] if affordable else (1, 1)
     say(f"The budget allows {tried} settings to be tried and {tested} to be tested.")

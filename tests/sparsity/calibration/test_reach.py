@@ -21,6 +21,9 @@ from sparsity.profiles import BUILTIN
 
 NAMES = tuple("abcdef")
 
+ALIKE = dict.fromkeys(NAMES, 10)
+"""Lengths of clips."""
+
 
 def asked(source=None, **more):
     return Request(source or ClipSource(), NAMES, ModelChoice(), **more)
@@ -102,19 +105,37 @@ def test_bounds_that_something_may_meet_are_not_refused():
 @pytest.mark.parametrize("budget", [None, 1000.0])
 def test_one_setting_is_tested_where_a_speedup_is_asked_for(budget, tmp_path):
     clips = measured(tmp_path)
-    tried, tested = afford(asked(clips, budget=budget), ["a", "b"], list("cdef"), tmp_path)
+    parts = ["a", "b"], list("cdef"), ALIKE
+    tried, tested = afford(asked(clips, budget=budget), *parts, tmp_path)
     assert tried > tested > 1
     fast = asked(clips, budget=budget, target_speedup=1.2)
-    assert afford(fast, ["a", "b"], list("cdef"), tmp_path) == (tried, 1)
+    assert afford(fast, *parts, tmp_path) == (tried, 1)
+
+
+@pytest.mark.parametrize(("name", "searched"), [("b", True), ("c", False)])
+def test_a_long_clip_takes_more_of_a_budget(name, searched, tmp_path):
+    clips = measured(tmp_path)  # in a second
+
+    def allowed(budget, lengths):
+        return afford(asked(clips, budget=budget), ["a", "b"], ["c", "d", "e"], lengths, tmp_path)
+
+    tried, tested = 4, 2
+    whole = 2 * (2 + 1 + tried) + 3 * (
+        1 + tested
+    )  # each of the search is tracked twice for the drift
+    assert allowed(whole, ALIKE) == (tried, tested) != allowed(whole - 1, ALIKE)
+    lengths = ALIKE | {name: 7 * ALIKE[name]}
+    more = 6 * (2 + 1 + tried if searched else 1 + tested)
+    assert allowed(whole, lengths) != allowed(whole + more, lengths) == (tried, tested)
 
 
 def test_a_clip_that_was_changed_is_measured_anew(tmp_path):
     clips = measured(tmp_path)
     wanted = asked(clips, budget=1000.0)
-    assert afford(wanted, ["a"], ["b"], tmp_path)
+    assert afford(wanted, ["a"], ["b"], ALIKE, tmp_path)
     (clips.videos / "a.mp4").write_bytes(b"another")
     with pytest.raises(InputError, match=r"a\.mp4"):  # it would be tracked, and is no video
-        afford(wanted, ["a"], ["b"], tmp_path)
+        afford(wanted, ["a"], ["b"], ALIKE, tmp_path)
 
 
 @pytest.mark.parametrize(("bound", "named"), [("certain", True), ("approximate", False)])
