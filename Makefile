@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.efficient-sam2-ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+VERSION = $(BIN)/python -c 'from importlib.metadata import version as v; print(v("$(1)"))'
 # processes for the tests; each holds about 1.5 GB
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab clean
+.PHONY: help setup demo check test lint lab clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -23,7 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) torch
 	$(PIP) setuptools wheel numpy
 	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation sam2 torchvision
-	$(PIP) --no-build-isolation --editable '.[notebooks,dev]'
+	$(PIP) --no-build-isolation --editable '.[notebooks,tables,dev]'
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || echo "torchvision $$($(call VERSION,torchvision)) does not fit torch $$($(call VERSION,torch)): sam2's image predictor and automatic masks won't import (video needs neither); install both from one index: $(BIN)/python -m pip install --force-reinstall torch torchvision" >&2
 	@touch $@
 
 demo: $(STAMP) ## probe, calibrate and track made clips; a table, and demo-output/report.html
@@ -33,6 +35,9 @@ lint: $(STAMP) ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint ## style, format, types and every test that starts no process, browser, kernel or cluster
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not process"
 
 test: lint ## style, format, types and every test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile

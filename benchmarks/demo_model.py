@@ -1,14 +1,14 @@
 """Measure what the demo model can and can't do, and whether it is worth probing.
 
-    python benchmarks/demo_model.py --out FILE.json
-    python benchmarks/demo_model.py --davis FOLDER --list clips.txt --out FILE.json
+    python -m benchmarks.demo_model --out FILE.json
+    python -m benchmarks.demo_model --davis FOLDER --list clips.txt --out FILE.json
 
 Without FOLDER, which is of DAVIS layout, made clips are measured: 24 frames of 288 x 512, their
 textures not those of training. Frames are 384 x 384 for the model, masks are scored at the
 original resolution, first and last frame left out, in the precision of training (bfloat16 where
-the CPU has it). Of real clips the
-first 24 frames are taken ("real_short"); ``efficient-sam2 evaluate`` tracks them whole. Every
-part is written when it is done, and the same command goes on with the next one.
+the CPU has it). Of real clips the first 24 frames are taken ("real_short"); ``efficient-sam2
+evaluate`` tracks them whole. Every part is written when it is done, and the same command goes on with
+the next one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from demo_watchers import Cut, Survey, Swap
-from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from vos_benchmark.evaluator import Evaluator
 
+from benchmarks.demo_watchers import Cut, Survey, Swap
+from probes.files import write_text
 from probes.models import build_predictor, fingerprint
-from sparsity.demo.clips import CLIP_NAMES, make_clip
-from sparsity.demo.network import autocast
-from sparsity.demo.teaching import AttentionTeacher
-from sparsity.demo.unroll import Unrolled, unroll
-from sparsity.demo.validation import jaccard
+from sparsity.clips.layouts import clip_names, listed_names
+from sparsity.clips.made import CLIP_NAMES, make_clip
+from sparsity.clips.sources import ClipSource
+from training.network import autocast
+from training.teaching import AttentionTeacher
+from training.train import jaccard
+from training.unroll import Unrolled, encode, track_frame, unroll
 
 SIDE = 384
 SHORT = 24  # frames of a real clip
@@ -64,14 +66,19 @@ def prepare(name: str, frames: np.ndarray, truth: np.ndarray) -> Material:
     return Material(name, squeeze(pixels)[None], masks[None], truth, objects)
 
 
-def read_davis(root: Path, name: str) -> Material:
-    """Read a clip of a DAVIS-layout folder."""
-    frames, truth = [], []
-    for path in sorted((root / "JPEGImages" / "480p" / name).glob("*.jpg")):
-        frames.append(np.asarray(Image.open(path).convert("RGB")))
-        annotation = root / "Annotations" / "480p" / name / f"{path.stem}.png"
-        truth.append(np.asarray(Image.open(annotation)))
-    return prepare(name, np.stack(frames), np.stack(truth))
+def read(root: Path, name: str) -> Material:
+    """Read the first frames of a clip of a data set."""
+    clip = ClipSource(dataset=root).open(name)
+    assert clip.truth is not None, "clips of a data set are annotated"
+    times = range(min(SHORT, clip.num_frames))
+    frames = np.stack([clip.video.frame(t) for t in times])
+    return prepare(name, frames, np.stack([clip.truth[t] for t in times]))
+
+
+def made(name: str, seeds: range) -> list[Material]:
+    """Make clips of a difficulty."""
+    clips = {seed: make_clip(name, seed) for seed in seeds}
+    return [prepare(f"{name}/{seed}", c.frames, c.masks) for seed, c in clips.items()]
 
 
 class Subject:
@@ -82,7 +89,8 @@ class Subject:
         self.teacher = AttentionTeacher()
 
     @torch.no_grad()
-    def track(self, material: Material, watcher: Any = None, prompt: str = "mask") -> Unrolled:
+    def track(self, material: Material, watcher: Any = None) -> Unrolled:
+        """Track from the first frame's masks; a watcher sees attention written out."""
         self.teacher.bias = None
         attached = watcher is not None
         if attached:
@@ -93,7 +101,6 @@ class Subject:
                     self.model,
                     material.frames,
                     material.masks,
-                    prompt=prompt,
                     teacher=self.teacher if attached else None,
                     watcher=watcher,
                 )
@@ -102,20 +109,22 @@ class Subject:
                 self.teacher.detach(self.model)
 
     def quality(self, material: Material, watcher: Any = None) -> dict[str, float]:
-        """Track and score at the original resolution: J, F and their mean, in %."""
-        out = self.track(material, watcher)
-        size = material.truth.shape[1:]
-        evaluator = Evaluator()
-        for step in out.steps[:-1]:
-            logits = F.interpolate(step.best.float(), size=size, mode="bilinear")[:, 0]
-            value, which = logits.max(0)
-            ids = torch.tensor(material.objects)[which]
-            found = torch.where(value > 0, ids, 0).numpy().astype(np.uint8)
-            truth = material.truth[step.frame]
-            evaluator.feed_frame(found, np.where(np.isin(truth, material.objects), truth, 0))
-        js, fs = evaluator.conclude()
-        j, f = float(np.mean(list(js.values()))), float(np.mean(list(fs.values())))
-        return {"j_and_f": (j + f) / 2, "j": j, "f": f}
+        """Track and score."""
+        return score(self.track(material, watcher), material)
+
+
+def score(out: Unrolled, material: Material) -> dict[str, float]:
+    """Score a material's objects, the first that were tracked, at the original resolution: J, F and their mean, in %."""
+    evaluator, size = Evaluator(), material.truth.shape[1:]
+    for step in out.steps[:-1]:
+        best = step.best[: len(material.objects)].float()
+        value, which = F.interpolate(best, size=size, mode="bilinear")[:, 0].max(0)
+        found = torch.where(value > 0, torch.tensor(material.objects)[which], 0)
+        truth = material.truth[step.frame]
+        truth = np.where(np.isin(truth, material.objects), truth, 0)
+        evaluator.feed_frame(found.numpy().astype(np.uint8), truth)
+    j, f = (float(np.mean(list(each.values()))) for each in evaluator.conclude())
+    return {"j_and_f": (j + f) / 2, "j": j, "f": f}
 
 
 def mean_quality(subject: Subject, clips: list[Material], make: Any = None) -> dict[str, Any]:
@@ -139,18 +148,7 @@ def swapped(subject: Subject, clips: list[Material]) -> float:
             clip.truth[:length],
             clip.objects[:1],
         )
-        out = subject.track(pair, Swap(subject.teacher))
-        evaluator = Evaluator()
-        for step in out.steps[:-1]:
-            logits = F.interpolate(
-                step.best[:1].float(), size=pair.truth.shape[1:], mode="bilinear"
-            )
-            found = (logits[0, 0] > 0).numpy().astype(np.uint8)
-            evaluator.feed_frame(
-                found, (pair.truth[step.frame] == pair.objects[0]).astype(np.uint8)
-            )
-        js, fs = evaluator.conclude()
-        scores.append((js[1] + fs[1]) / 2)
+        scores.append(subject.quality(pair, Swap(subject.teacher))["j_and_f"])
     return round(float(np.mean(scores)), 1)
 
 
@@ -180,16 +178,9 @@ def prompts(subject: Subject, clips: list[Material]) -> dict[str, float]:
 
 def first_frame(model: Any, frame: torch.Tensor, prompt: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the mask logits [1, 1, S, S] of a prompted frame without memory."""
-    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     with autocast("cpu"):
-        out = model.forward_image((frame - mean) / std)
-        _, features, positions, sizes = model._prepare_backbone_features(out)
-        bank: dict[str, dict] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-        step = model._track_step(
-            0, True, features, positions, sizes, prompt, None, bank, 1, False, None
-        )
-    return step[1][4]
+        _, _, heads = track_frame(model, 0, *encode(model, frame), {}, prompt)
+    return heads[4]
 
 
 def presence(subject: Subject, clips: list[Material]) -> dict[str, float]:
@@ -248,16 +239,6 @@ def survey(subject: Subject, clips: list[Material]) -> dict[str, Any]:
     return seen.result()
 
 
-def made(names: tuple[str, ...], seeds: range) -> list[Material]:
-    """Make clips of the given difficulties."""
-    out = []
-    for name in names:
-        for seed in seeds:
-            clip = make_clip(name, seed)
-            out.append(prepare(f"{name}/{seed}", clip.frames, clip.masks))
-    return out
-
-
 @dataclass
 class Report:
     """The figures so far; each is written to the file when it is there, and measured only once."""
@@ -273,49 +254,37 @@ class Report:
                 self.figures = found
 
     def add(self, name: str, measure: Callable[..., Any], *given: Any) -> None:
+        """Measure, show and write a figure that is not there yet."""
         if name in self.figures:
             return
         torch.manual_seed(0)  # random cuts
         self.figures[name] = measure(*given)
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(self.figures, indent=1) + "\n")
-        partial.replace(self.path)
+        write_text(self.path, json.dumps(self.figures, indent=1))
         print(name, json.dumps(self.figures[name]), flush=True)
 
 
 def measure_real(subject: Subject, report: Report, real: list[Material]) -> None:
     """Add what real clips show."""
     report.add("real_prompts_frame_0_j", prompts, subject, real)
-    short = [shortened(clip, SHORT) for clip in real]
-    report.add("real_short", mean_quality, subject, short)
-    report.add("real_short_swapped_memory", swapped, subject, short)
-    report.add("real_short_all_cut", cuts, subject, short, "all", (0.05,))
-    report.add("real_short_older", cuts, subject, short, "older", ())
-    report.add("real_short_attention", survey, subject, short)
+    report.add("real_short", mean_quality, subject, real)
+    report.add("real_short_swapped_memory", swapped, subject, real)
+    report.add("real_short_all_cut", cuts, subject, real, "all", (0.05,))
+    report.add("real_short_older", cuts, subject, real, "older", ())
+    report.add("real_short_attention", survey, subject, real)
 
 
 def measure_made(subject: Subject, report: Report, seeds: range) -> None:
     """Add what made clips show."""
-
-    def clips(name: str) -> list[Material]:
-        return made((name,), seeds)
-
     for name in ("smooth", "occlusion", "leave_and_return", "distractors", "changing_look"):
-        report.add(name, mean_quality, subject, clips(name))
-    report.add("absence", presence, subject, clips("leave_and_return"))
+        report.add(name, mean_quality, subject, made(name, seeds))
+    report.add("absence", presence, subject, made("leave_and_return", seeds))
     report.add("twins_j", twins, subject, seeds)
-    report.add("distractors_all_cut", cuts, subject, clips("distractors"), "all", (0.05,))
+    report.add("distractors_all_cut", cuts, subject, made("distractors", seeds), "all", (0.05,))
     for name in ("changing_look", "occlusion"):
-        report.add(f"{name}_older", cuts, subject, clips(name), "older", (0.05,))
-    report.add("changing_look_attention", survey, subject, clips("changing_look"))
+        report.add(f"{name}_older", cuts, subject, made(name, seeds), "older", (0.05,))
+    report.add("changing_look_attention", survey, subject, made("changing_look", seeds))
     for name in CLIP_NAMES:
-        report.add(name, mean_quality, subject, clips(name))
-
-
-def shortened(clip: Material, length: int) -> Material:
-    """Return the clip's first frames."""
-    frames, masks = clip.frames[:, :length], clip.masks[:, :length]
-    return Material(clip.name, frames, masks, clip.truth[:length], clip.objects)
+        report.add(name, mean_quality, subject, made(name, seeds))
 
 
 def main() -> None:
@@ -336,11 +305,8 @@ def main() -> None:
     if options.davis is None:
         measure_made(subject, report, range(options.seeds))
         return
-    folder = options.davis / "JPEGImages" / "480p"
-    every = sorted(path.name for path in folder.iterdir())
-    names = options.list.read_text().split() if options.list else every
-    real = [read_davis(options.davis, name) for name in names]
-    measure_real(subject, report, real)
+    names = clip_names(options.davis, options.list and listed_names(options.list))
+    measure_real(subject, report, [read(options.davis, name) for name in names])
 
 
 if __name__ == "__main__":

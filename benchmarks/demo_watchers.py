@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sparsity.demo.teaching import NEVER, AttentionTeacher
-from sparsity.demo.unroll import Step
+from training.teaching import NEVER, AttentionTeacher
+from training.unroll import Step
 
 CELLS = 24 * 24  # tokens of a memory frame at 384 px
 

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from probes import build_predictor
-from probes.seam import Seam
+from probes.files import write_text
+from probes.observing import Seam, Told, listen
 from sparsity import accelerate
-from sparsity.acceleration.encoder import Encoder, Routing, window_grid
-from sparsity.demo.clips import make_clip
-from sparsity.evaluation.environment import environment
-from sparsity.runs import write_text
+from sparsity.acceleration.model.encoder import Encoder, Encoding
+from sparsity.acceleration.model.windows import window_tokens
+from sparsity.clips.made import make_clip
+from sparsity.evaluation.meters import environment
 
 MODELS = ("sam2.1-tiny", "sam2.1-small", "sam2.1-base-plus", "sam2.1-large")
 
@@ -34,7 +35,11 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 def levels(predictor: Any, frames: Any) -> list[Tensor]:
     """Feature levels of the first frame."""
-    return predictor.init_state(frames)["cached_features"][0][1]["backbone_fpn"]
+    noted: list[Told] = []
+    with listen(predictor, encoded=noted.append):
+        predictor.init_state(frames)
+    _, encoded, *_ = noted[0].what
+    return encoded["backbone_fpn"]
 
 
 def measure(name: str, frames: Any) -> dict[str, Any]:
@@ -55,19 +60,22 @@ def measure(name: str, frames: Any) -> dict[str, Any]:
     for handle in handles:
         handle.remove()
     entry, dense = noted
-    every = tuple(range(window_grid(stock).count))
+    every = torch.ones(encoder.grid.count, dtype=torch.bool)
+    fewer = every.clone()
+    fewer[0] = False
+
+    def through_stage3(windows: Tensor) -> Tensor:
+        cells = encoder.grid.cells_of(windows)
+        where = window_tokens(encoder.grid, cells, entry.device)
+        return encoder.through_stage3(entry[0].clone(), Encoding(cells), where)[0]
+
     with torch.inference_mode():
-        kept, fewer = (
-            encoder.through_stage3(
-                entry[0].clone(), routing, encoder.places(routing, entry.device)
-            )[0]
-            for routing in (Routing(every), Routing(every[1:]))
-        )
+        all_kept, one_less = through_stage3(every), through_stage3(fewer)
     found = levels(accelerate(stock, "exact"), frames)
     return {
         "levels": [distance(a, b) for a, b in zip(found, expected, strict=True)],
-        "stage3_all_windows_kept": distance(kept, dense[0]),
-        "stage3_one_window_left_out": distance(fewer, dense[0]),
+        "stage3_all_windows_kept": distance(all_kept, dense[0]),
+        "stage3_one_window_left_out": distance(one_less, dense[0]),
     }
 
 

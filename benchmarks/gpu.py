@@ -1,8 +1,9 @@
-"""Measure on a CUDA device: {stock, ours} x {eager, compiled}, bfloat16, real architectures with random weights.
+"""Measure on a CUDA device: stock sam2 (also compiled) and ours, bfloat16, real architectures with random weights.
 
     python benchmarks/gpu.py                            Large and Base+, one object and four
     python benchmarks/gpu.py sam2.1-large --objects 4   this case alone
-    python benchmarks/gpu.py sam2.1-large --compiled    the compiled rows, after minutes of compilation
+    python benchmarks/gpu.py sam2.1-large --compiled    compiled sam2 too, after minutes of compilation
+    python benchmarks/gpu.py sam2.1-large --end-to-end  file in, masks out at 1080p instead, beside the model alone
     python benchmarks/gpu.py demo --cpu                 try the script without a device
 
 Every case is a process of its own and a file, ``benchmarks/gpu/CASE.json``. Times are CUDA events around whole
@@ -18,32 +19,34 @@ import multiprocessing
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from probes.files import write_text
 from sparsity.acceleration.build import accelerate
-from sparsity.acceleration.compiled_predictor import without_autotuned_products
-from sparsity.acceleration.encoder import window_grid
-from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import (
+from sparsity.acceleration.model.encoder import window_grid
+from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.clips.sources import Clip, made_clip
+from sparsity.evaluation.benchmark import rows
+from sparsity.evaluation.compiled import without_autotuned_products
+from sparsity.evaluation.end_to_end import run_end_to_end
+from sparsity.evaluation.end_to_end import table as end_to_end_table
+from sparsity.evaluation.interleaved import (
     FULL_BANK,
     STOCK,
     UNTIMED_ON_GPU,
-    Material,
     Variant,
     bench,
-    compiled_cells,
+    compiled_row,
+    fixed_windows,
 )
-from sparsity.evaluation.environment import environment
-from sparsity.evaluation.routes import fixed_windows
-from sparsity.evaluation.rows import rows
-from sparsity.options import ModelChoice
-from sparsity.profile import Profile
-from sparsity.profiles import BUILTIN
-from sparsity.runs import write_text
+from sparsity.evaluation.meters import environment
+from sparsity.profile import BUILTIN, Profile
+from sparsity.work.model import ModelChoice
 
 FOLDER = Path(__file__).with_name("gpu")
 WINDOWS = {"sam2.1-large": "4/16", "sam2.1-base-plus": "6/25"}
@@ -53,10 +56,7 @@ SYNCHRONISING = "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSync
 
 def without_graphs(name: str) -> Profile:
     """A built-in profile that launches kernel by kernel."""
-    profile = BUILTIN[name]
-    techniques = {**profile.techniques, "cuda_graphs": False}
-    update = {"name": f"{name} without graphs", "techniques": techniques}
-    return profile.model_copy(update=update)
+    return BUILTIN[name].model_copy(update={"name": f"{name} without graphs", "graphs": False})
 
 
 def profiles() -> list[Profile]:
@@ -67,24 +67,28 @@ def profiles() -> list[Profile]:
     ]  # fmt: skip
 
 
-def material(frames: int, objects: int) -> Material:
-    """A made clip; the weights are random, so what it shows doesn't matter."""
-    clip = make_clip("smooth", 1, frames, (270, 480), objects)
-    ids = range(1, objects + 1)
-    return Material(clip.frames, {i: clip.masks[0] == i for i in ids}, "made clip smooth/1")
+def routed(fast: EfficientSAM2VideoPredictor, clip: Clip, windows: str | None) -> Iterator[Any]:
+    """Track a clip with fixed windows; its frames are decoded before."""
+    assert fast.profile.routing is not None, "these profiles route"
+    route = fixed_windows(windows, window_grid(fast))
+    state = fast.init_state(clip.video)
+    state["images"] = torch.stack([state["images"][t] for t in range(clip.num_frames)])
+    fast.choose_windows(state, route.chooser(fast.profile.routing))
+    clip.give_to(fast, state)
+    return fast.propagate_in_video(state)
 
 
-def cells(choice: ModelChoice, objects: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+def timed(choice: ModelChoice, objects: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the rows of one model and one number of objects."""
     stock = choice.build()
-    route = fixed_windows(WINDOWS.get(choice.model), window_grid(accelerate(stock, "dense")))
-    shown = material(FULL_BANK + UNTIMED_ON_GPU + options.frames, objects)
+    route = fixed_windows(WINDOWS.get(choice.model), window_grid(stock))
+    clip = made_clip(FULL_BANK + UNTIMED_ON_GPU + options.frames, objects)
     variants = [Variant(STOCK, None), *(Variant(p.name, p) for p in profiles())]
-    variants += compiled_cells(stock) if options.compiled else []
+    variants += [compiled_row(stock)] if options.compiled else []
     if options.rows:
         variants = [variant for variant in variants if variant.name in options.rows]
     found = bench(
-        stock, variants, shown, timed=options.frames, route=route, share_bank=True,
+        stock, variants, clip, timed=options.frames, route=route, share_bank=True,
         autocast=lambda: choice.autocast(stock.device.type),
     )  # fmt: skip
     measured = rows(variants, found, objects, lambda variant: "random weights: no quality")
@@ -100,23 +104,13 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
     watched = 4
     stock = choice.build()
     before = FULL_BANK + UNTIMED_ON_GPU
-    fast, shown = accelerate(stock, "paper"), material(before + watched, objects)
+    fast, clip = accelerate(stock, "paper"), made_clip(before + watched, objects)
     device = stock.device
     cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if cuda else []
     with torch.inference_mode(), choice.autocast(device.type):
-        state = fast.init_state(shown.frames)
-        state["images"] = torch.stack([state["images"][t] for t in range(len(shown.frames))])
-        route, rule = (
-            fixed_windows(WINDOWS.get(choice.model), window_grid(fast)),
-            fast.profile.windows,
-        )
-        assert rule is not None, "the paper's profile routes"
-        fast.choose_windows(state, route.chooser(rule))
-        for object_id, mask in shown.objects.items():
-            fast.add_new_mask(state, 0, object_id, mask)
-        frames = fast.propagate_in_video(state)
+        frames = routed(fast, clip, WINDOWS.get(choice.model))
         for _ in range(before):
             next(frames)
         with warnings.catch_warnings(record=True) as said:
@@ -149,26 +143,19 @@ def waits(choice: ModelChoice, objects: int, trace: Path | None) -> dict[str, An
 
 def same_bits(choice: ModelChoice, objects: int) -> dict[str, bool]:
     """Whether masks are bit for bit the same with graphs as without, and not with fewer windows."""
-    stock, shown = choice.build(), material(FULL_BANK + UNTIMED_ON_GPU + 4, objects)
-    grid = window_grid(accelerate(stock, "dense"))
-    share = WINDOWS.get(choice.model)
+    stock, clip = choice.build(), made_clip(FULL_BANK + UNTIMED_ON_GPU + 4, objects)
+    share, fewest = WINDOWS.get(choice.model), f"1/{window_grid(stock).count}"
 
     def last_masks(profile: Profile, windows: str | None) -> torch.Tensor:
         fast = accelerate(stock, profile)
-        assert fast.profile.windows is not None, "these profiles route"
         with torch.inference_mode(), choice.autocast(stock.device.type):
-            state = fast.init_state(shown.frames)
-            route = fixed_windows(windows, grid)
-            fast.choose_windows(state, route.chooser(fast.profile.windows))
-            for object_id, mask in shown.objects.items():
-                fast.add_new_mask(state, 0, object_id, mask)
-            return [masks.clone() for _, _, masks in fast.propagate_in_video(state)][-1]
+            return [masks.clone() for _, _, masks in routed(fast, clip, windows)][-1]
 
     found = {}
     for name in ("paper", "recommended"):
         expected = last_masks(without_graphs(name), share)
         found[name] = torch.equal(last_masks(BUILTIN[name], share), expected)
-        fewer = last_masks(BUILTIN[name], f"1/{grid.count}")
+        fewer = last_masks(BUILTIN[name], fewest)
         found[f"{name}, fewer windows"] = torch.equal(fewer, expected)
     return found
 
@@ -184,17 +171,32 @@ def measure(model: str, objects: int, options: argparse.Namespace) -> None:
     name += "-compiled" * options.compiled
     options.out.mkdir(parents=True, exist_ok=True)
     trace = options.out / f"{name}-trace.json" if options.trace else None
-    made: dict[str, Any] = {"environment": environment(torch.device(device), "bfloat16")}
+    document: dict[str, Any] = {"environment": environment(torch.device(device), "bfloat16")}
     if not options.compiled:
-        made["waits"] = waits(choice, objects, trace)
-        made["same bits"] = same_bits(choice, objects)
-        print(json.dumps([made["waits"], made["same bits"]], indent=1), flush=True)
+        document["waits"] = waits(choice, objects, trace)
+        document["same bits"] = same_bits(choice, objects)
+        print(json.dumps([document["waits"], document["same bits"]], indent=1), flush=True)
     with without_autotuned_products():
-        made["rows"] = cells(choice, objects, options)
-    write_text(options.out / f"{name}.json", json.dumps(made, indent=1) + "\n")
-    for row in made["rows"]:
+        document["rows"] = timed(choice, objects, options)
+    write_text(options.out / f"{name}.json", json.dumps(document, indent=1) + "\n")
+    for row in document["rows"]:
         median, ratio = row["ms_per_frame"]["median"], row["ratio"]["median"]
         print(f"{name} {row['name']}: {median:.1f} ms, {ratio}x", flush=True)
+
+
+def measure_end_to_end(model: str, options: argparse.Namespace) -> None:
+    """Measure file in, masks out, and write the file."""
+    weights = None if model == "demo" else "random"
+    device = "cpu" if options.cpu else "cuda"
+    choice = ModelChoice(
+        model, weights=weights, image_size=options.size, device=device, dtype="bfloat16"
+    )
+    rows = ("exact", "paper", "recommended")
+    result = run_end_to_end(rows, choice, frames=options.frames, sizes=("1080p",), rounds=1)
+    write_text(
+        options.out / f"{model.removeprefix('sam2.1-')}-end-to-end.json", result.to_json() + "\n"
+    )
+    print(end_to_end_table(result), flush=True)
 
 
 def main() -> int:
@@ -204,7 +206,10 @@ def main() -> int:
     parser.add_argument("--size", type=int, help="side of the model's input in pixels")
     parser.add_argument("--objects", type=int, action="append", help="repeat; default: 1 and 4")
     parser.add_argument("--frames", type=int, default=20, help="that count")
-    parser.add_argument("--compiled", action="store_true", help="add compiled rows; check nothing")
+    parser.add_argument(
+        "--compiled", action="store_true", help="add a row of compiled sam2; check nothing"
+    )
+    parser.add_argument("--end-to-end", action="store_true", help="file in, masks out, instead")
     parser.add_argument("--rows", nargs="+", help="these alone; the first is compared with")
     parser.add_argument("--cpu", action="store_true", help="try the script without a device")
     parser.add_argument("--trace", action="store_true", help="write the profiler's trace too")
@@ -216,6 +221,9 @@ def main() -> int:
     fresh = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
     with fresh as process:
         for model in options.model:
+            if options.end_to_end:
+                process.submit(measure_end_to_end, model, options).result()
+                continue
             for objects in options.objects or (1, 4):
                 process.submit(measure, model, objects, options).result()
     return 0

@@ -19,12 +19,13 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsity.acceleration import attention, early, linear
+from probes.files import write_text
 from sparsity.acceleration.build import accelerate
-from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import FULL_BANK, STOCK
-from sparsity.options import ModelChoice
-from sparsity.runs import write_text
+from sparsity.acceleration.model import attention, linear
+from sparsity.acceleration.model import stages as early
+from sparsity.clips.sources import made_clip
+from sparsity.evaluation.interleaved import FULL_BANK, STOCK
+from sparsity.work.model import ModelChoice
 
 OUT = Path(__file__).with_suffix(".json")
 ROWS = (STOCK, "exact", "paper", "recommended")
@@ -52,15 +53,15 @@ class Operations(TorchDispatchMode):
 def count(choice: ModelChoice) -> dict[str, dict[str, int]]:
     """Count the operations of one frame with a full memory bank, row by row."""
     stock, found = choice.build(), {}
-    clip = make_clip("smooth", 1, FULL_BANK + 4, (270, 480), 1)
+    clip = made_clip(FULL_BANK + 4)
     for row in ROWS:
         fast = accelerate(stock, "dense" if row == STOCK else row)
         predictor = stock if row == STOCK else fast
         with torch.inference_mode(), choice.autocast("cpu"):
-            state = fast.init_state(clip.frames)
-            state["images"] = torch.stack([state["images"][t] for t in range(len(clip.frames))])
+            state = fast.init_state(clip.video)
+            state["images"] = torch.stack([state["images"][t] for t in range(clip.num_frames)])
             fast.choose_windows(state, lambda frame: (0,) if frame > 1 else None)
-            predictor.add_new_mask(state, 0, 1, clip.masks[0] == 1)
+            clip.give_to(predictor, state)
             frames = predictor.propagate_in_video(state)
             for _ in range(FULL_BANK + 2):
                 next(frames)

@@ -24,14 +24,13 @@ from pathlib import Path
 
 import torch
 
-from sparsity.demo.clips import CLIP_NAMES, make_clip
-from sparsity.demo.dataset import write_davis
-from sparsity.evaluation.environment import environment
+from probes.files import write_text
+from sparsity.clips.made import CLIP_NAMES, make_clip, write_davis
 from sparsity.evaluation.evaluate import evaluate
-from sparsity.evaluation.jobs import Spread
+from sparsity.evaluation.meters import environment
 from sparsity.evaluation.results import load_result
-from sparsity.options import ModelChoice
-from sparsity.runs import write_text
+from sparsity.work.model import ModelChoice
+from sparsity.work.spread import Spread
 
 FRAMES, SIZE = 3, (96, 160)
 

@@ -25,20 +25,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsity.acceleration.encoder import window_grid
+from probes.files import write_text
+from sparsity.acceleration.model.encoder import window_grid
 from sparsity.acceleration.session import WindowChooser
-from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, Variant, bench, ladder
-from sparsity.evaluation.environment import environment
-from sparsity.evaluation.layouts import clip_names, open_clip
-from sparsity.evaluation.routes import Route, windows_of_ids
-from sparsity.options import ModelChoice
-from sparsity.profile import Windows
-from sparsity.profiles import BUILTIN
-from sparsity.routing import Decision
-from sparsity.runs import write_text
-from sparsity.select import WindowGrid
-from sparsity.techniques import FURTHER
+from sparsity.clips.sources import ClipSource, made_clip
+from sparsity.evaluation.interleaved import (
+    FULL_BANK,
+    STOCK,
+    UNTIMED,
+    Route,
+    Variant,
+    bench,
+    cells_of_ids,
+    ladder,
+)
+from sparsity.evaluation.meters import environment
+from sparsity.profile import BUILTIN, FURTHER
+from sparsity.techniques.routing import Decision, Routing
+from sparsity.techniques.select import WindowGrid
+from sparsity.work.model import ModelChoice
 
 FOLDER = Path(__file__).with_name("mask_tracks")
 ROWS = (STOCK, "paper", "recommended")
@@ -61,7 +66,7 @@ class Tracks:
     """
 
     counts: list[int]
-    chosen: dict[Windows, list[Decision]]
+    chosen: dict[Routing, list[Decision]]
     first: float
 
     def drawn(self, count: int) -> list[int]:
@@ -71,19 +76,22 @@ class Tracks:
         return [int(ordered[i]) for i in np.random.default_rng(0).permutation(at)]
 
 
-def tracks(root: Path, grid: WindowGrid, image_size: int, rules: set[Windows]) -> Tracks:
+def tracks(root: Path, grid: WindowGrid, image_size: int, rules: set[Routing]) -> Tracks:
     """Find the windows of every frame of every clip of an annotated data set, by some rules."""
-    paper = Windows()
-    chosen: dict[Windows, list[Decision]] = {rule: [] for rule in {paper, *rules}}
-    names = clip_names(root)
+    paper = Routing()
+    chosen: dict[Routing, list[Decision]] = {rule: [] for rule in {paper, *rules}}
+    source = ClipSource(dataset=root)
+    names = source.names()
     for name in names:
-        clip = open_clip(root, name)
-        for frame in list(clip.annotations)[:-1]:
-            there = clip.truth(frame)
+        clip = source.open(name)
+        assert clip.truth is not None, "clips of a data set are annotated"
+        for frame in list(clip.truth)[:-1]:
+            there = clip.truth[frame]
             united = np.asarray(there.any(axis=0) if clip.layered else there, np.uint8)
             for rule, found in chosen.items():
-                found.append(windows_of_ids(united, grid, image_size, rule))
-    counts = [len(found.windows or range(grid.count)) for found in chosen[paper]]
+                found.append(cells_of_ids(united, grid, image_size, rule))
+    every = tuple(range(grid.cells.count))
+    counts = [len(grid.windows_of(found.cells or every)) for found in chosen[paper]]
     return Tracks(counts, chosen, len(names) / (len(names) + len(counts)))
 
 
@@ -105,20 +113,19 @@ def main() -> None:
     variants = [variant for variant in ladder() if variant.name in ROWS]
     variants.append(Variant(TRIMMED, FURTHER["trimmed windows"](BUILTIN["recommended"])))
     profiles = [variant.profile for variant in variants if variant.profile is not None]
-    rules = {profile.windows for profile in profiles if profile.windows is not None}
+    rules = {profile.routing for profile in profiles if profile.routing is not None}
     found = tracks(options.root, grid, model.image_size, rules)
     drawn, begin = found.drawn(options.frames), FULL_BANK + UNTIMED
 
-    def chooser(rule: Windows) -> WindowChooser:
+    def chooser(rule: Routing) -> WindowChooser:
         chosen = [found.chosen[rule][i] for i in drawn]
         return lambda frame: chosen[(frame - begin) % len(chosen)]
 
     share = float(np.mean(found.counts)) / grid.count
-    clip = make_clip("smooth", 1, begin + options.frames, (270, 480), 1)
     stock, *ours = bench(
         model,
         variants,
-        Material(clip.frames, {1: clip.masks[0] == 1}, "made clip smooth/1"),
+        made_clip(begin + options.frames),
         timed=options.frames,
         autocast=partial(choice.autocast, "cpu"),
         route=Route(chooser, "windows of mask tracks"),

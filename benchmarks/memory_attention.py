@@ -3,7 +3,7 @@
     python benchmarks/memory_attention.py                        Tiny at 1024 pixels, bfloat16 and float32
     python benchmarks/memory_attention.py --size 512 --frames 2  something smaller
 
-Memory attention is the same in all four sizes of SAM 2.1, so the smallest encoder is run around it. Frames of
+Retrieval attention is the same in all four sizes of SAM 2.1, so the smallest encoder is run around it. Frames of
 all runs are interleaved in one process; times are of sam2's ``_prepare_memory_conditioned_features``, after a
 full memory bank; the result is ``benchmarks/memory_attention.json``.
 """
@@ -17,40 +17,38 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from probes.files import write_text
 from sparsity.acceleration.build import accelerate
-from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import FULL_BANK, UNTIMED
-from sparsity.evaluation.environment import environment
-from sparsity.evaluation.rows import ratio, times
-from sparsity.evaluation.timing import stage_seconds
-from sparsity.options import ModelChoice
-from sparsity.profile import Memory, Profile
-from sparsity.profiles import BUILTIN
-from sparsity.runs import write_text
+from sparsity.clips.sources import made_clip
+from sparsity.evaluation.benchmark import ratio, times
+from sparsity.evaluation.interleaved import FULL_BANK, UNTIMED
+from sparsity.evaluation.meters import environment, stage_seconds
+from sparsity.profile import BUILTIN, Profile
+from sparsity.techniques.retrieval import Retrieval
+from sparsity.work.model import ModelChoice
 
 HERE = Path(__file__).parent
-EXACT = {"memory_attention": True}
 PROFILES = {
     "stock": BUILTIN["dense"],
-    "all keys, exact rewrites": Profile(name="all keys", techniques=EXACT),
-    "5 %, stock's formulation": Profile(name="5 %", memory=Memory(keep=0.05)),
-    "5 %, exact rewrites": Profile(name="5 %, exact", memory=Memory(keep=0.05), techniques=EXACT),
+    "all keys, exact rewrites": Profile(name="all keys", exact=True),
+    "5 %, stock's formulation": Profile(name="5 %", retrieval=Retrieval(keep=0.05)),
+    "5 %, exact rewrites": Profile(name="5 %, exact", exact=True, retrieval=Retrieval(keep=0.05)),
 }
 """``dense`` runs stock's own code."""
 
 
 def measure(choice: ModelChoice, frames: int) -> dict[str, list[float]]:
     """Seconds of memory attention by run, frame by frame."""
-    predictors = {name: accelerate(choice.build(), p) for name, p in PROFILES.items()}
-    clip = make_clip("smooth", 1, FULL_BANK + UNTIMED + frames, (270, 480), 1)
+    stock = choice.build()
+    predictors = {name: accelerate(stock, profile) for name, profile in PROFILES.items()}
+    clip = made_clip(FULL_BANK + UNTIMED + frames)
     found: dict[str, list[float]] = {name: [] for name in PROFILES}
     with torch.inference_mode(), choice.autocast("cpu"):
-        running = {}
-        for name, predictor in predictors.items():
-            state = predictor.init_state(clip.frames)
-            predictor.add_new_mask(state, 0, 1, clip.masks[0] == 1)
-            running[name] = predictor.propagate_in_video(state)
-        for frame in range(len(clip.frames)):
+        running = {
+            name: predictor.propagate_in_video(clip.begin(predictor))
+            for name, predictor in predictors.items()
+        }
+        for frame in range(clip.num_frames):
             order = list(running)
             turn = frame % len(order)  # who follows whom must not always be the same
             for name in order[turn:] + order[:turn]:
@@ -77,15 +75,16 @@ def main() -> None:
         )
         found = measure(choice, options.frames)
         for name, seconds in found.items():
+            ms, gain = times(seconds), ratio(found["stock"], seconds)
             row = {
                 "dtype": dtype,
                 "name": name,
-                "ms": times(seconds).model_dump(),
-                "ratio": ratio(found["stock"], seconds).model_dump(),
+                "ms": ms.model_dump(),
+                "ratio": gain.model_dump(),
                 "ratio of minima": round(float(np.min(found["stock"]) / np.min(seconds)), 3),
             }
             made.append(row)
-            print(f"{dtype} {name}: {row['ms']['median']:.0f} ms, {row['ratio']['median']:.2f}x")
+            print(f"{dtype} {name}: {ms.median:.0f} ms, {gain.median:.2f}x")
     document = {
         "environment": environment(torch.device("cpu"), "as on the rows"),
         "model": options.model,

@@ -14,11 +14,10 @@ import argparse
 import json
 from pathlib import Path
 
-from sparsity.evaluation.bench_request import Request, run_bench
+from probes.files import write_text
+from sparsity.evaluation.benchmark import Request, run_bench, table
 from sparsity.evaluation.results import Result
-from sparsity.evaluation.rows import table
-from sparsity.options import ModelChoice
-from sparsity.runs import write_text
+from sparsity.work.model import ModelChoice
 
 FOLDER = Path(__file__).with_name("objects")
 ROWS = ("stock", "exact", "paper", "recommended")

@@ -5,8 +5,8 @@ Record first, then draw up the table:
     efficient-sam2 probe DAVIS --model demo --max-frames 24 --out dev.recording
     python benchmarks/observations.py dev.recording --out docs/observations.md
 
-Averages are over frames, objects and heads inside a clip, then over clips; intervals are 95 % bootstrap
-intervals over clips.
+Averages are over frames, objects and heads inside a clip, then over clips; intervals are of 95 %
+over clips (`probes.estimates.interval`).
 """
 
 from __future__ import annotations
@@ -17,24 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from probes.over_time import MEASURES, frame_to_frame
+from probes.consistency import MEASURES, frame_to_frame
+from probes.estimates import Estimate, over_clips
+from probes.files import write_text
 from probes.records import ClipRecord, Recording, load_recording
 from sparsity import load_profile
-from sparsity.calibration.recordings import read_traces
-from sparsity.calibration.stability import window_consistency
-from sparsity.runs import write_text
+from sparsity.calibration.capture import recorded_traces
+from sparsity.calibration.traces import window_consistency
 
 AGES = (1, 2, 3, 4, 5)
 KEEP = 0.05
-
-
-def bootstrap(values: list[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean over clips and its 95 % bootstrap interval."""
-    known = np.array([v for v in values if np.isfinite(v)])
-    rng = np.random.default_rng(seed)
-    means = known[rng.integers(0, len(known), (2000, len(known)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(known.mean()), float(low), float(high)
 
 
 def lift(recording: Recording, sites: list[str], part: str) -> Callable[[ClipRecord], float]:
@@ -86,8 +78,8 @@ def frame_to_frame_rows(recording: Recording) -> list[str]:
 def window_rows(path: Path) -> list[str]:
     """Lines of the table of kept windows over time, under the built-in profile ``paper``."""
     profile = load_profile("paper")
-    assert profile.windows is not None, "the profile of the paper routes windows"
-    found = [window_consistency(t, profile.windows, profile.guard) for t in read_traces(path)]
+    assert profile.routing is not None, "the profile of the paper routes windows"
+    found = [window_consistency(t, profile.routing, profile.guard) for t in recorded_traces(path)]
     columns = {
         "windows kept": "kept",
         "stability (Jaccard)": "stability",
@@ -104,12 +96,12 @@ def window_rows(path: Path) -> list[str]:
 
 def cell(values: list[float]) -> str:
     """Mean over clips and interval, or a dash where no clip has a value."""
-    return told(bootstrap(values)) if np.isfinite(values).any() else "–"
+    return told(over_clips(values)) if np.isfinite(values).any() else "–"
 
 
-def told(found: tuple[float, float, float]) -> str:
+def told(found: Estimate) -> str:
     """A mean and its interval."""
-    return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
+    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def main() -> None:
@@ -122,8 +114,8 @@ def main() -> None:
     settings, model = recording.header.settings, recording.header.model
     frames = sum(len(clip.frame) for clip in clips)
 
-    def row(name: str, of: Callable[[ClipRecord], float]) -> tuple[str, tuple[float, float, float]]:
-        return name, bootstrap([of(clip) for clip in clips])
+    def row(name: str, of: Callable[[ClipRecord], float]) -> tuple[str, Estimate]:
+        return name, over_clips([of(clip) for clip in clips])
 
     encoder = [site for site in settings.encoder_sites if site.endswith("global")]
     decoder = [site for site in settings.object_sites if site.endswith("token_to_image")]
@@ -138,28 +130,30 @@ def main() -> None:
     at = settings.keep_shares.index(KEEP)
     kinds: list[tuple[str, Callable[[ClipRecord], np.ndarray]]] = [
         ("CS", lambda c: c.similarity[..., 0].astype(float)),
-        ("CS, tokens shuffled", lambda c: c.similarity[..., 1].astype(float)),
+        ("CS by chance", lambda c: c.similarity[..., 1].astype(float)),
         ("top-10 % Jaccard", lambda c: c.similarity[..., 3].astype(float)),
         ("mass recall, 5 % kept", lambda c: c.recall[..., at].astype(float)),
         ("the same, tokens chosen anew", lambda c: c.oracle_recall[..., at].astype(float)),
     ]
 
     table = {
-        name: [bootstrap([over_ages(c, values(c), age) for c in clips]) for age in AGES]
+        name: [over_clips([over_ages(c, values(c), age) for c in clips]) for age in AGES]
         for name, values in kinds
     }
     looked, blocks = first[0][1], [found for _, found in first[1:]]
-    holds = looked[1] > max(found[2] for found in blocks)
-    recall, shuffled, cs = (
-        table[k][-1] for k in ("mass recall, 5 % kept", "CS, tokens shuffled", "CS")
-    )
-    anew = table["the same, tokens chosen anew"][-1]
+    holds = looked.low > max(found.high for found in blocks)
+    recall, anew, cs, chance = (
+        table[name][-1].mean
+        for name in (
+            "mass recall, 5 % kept", "the same, tokens chosen anew", "CS", "CS by chance",
+        )
+    )  # fmt: skip
     lines = [
         "# Do the paper's two observations hold here?",
         "",
         f"Model: {model.name} at {model.image_size} pixels. {len(clips)} clips, {frames} frames, "
-        f"{sum(len(set(c.row_object.tolist())) for c in clips)} objects; means over clips with 95 % bootstrap "
-        "intervals over clips. A result of the demo model illustrates the method; evidence about SAM 2 itself "
+        f"{sum(len(set(c.row_object.tolist())) for c in clips)} objects; means over clips with 95 % "
+        "intervals (`probes.estimates.interval`). A result of the demo model illustrates the method; evidence about SAM 2 itself "
         "needs an official checkpoint. Key mass, and with it lift, recall and consistency, is from all query rows; "
         f"top-10 % mass is a mean over {settings.query_rows} rows or more (`probes.mass` defines them).",
         "",
@@ -171,8 +165,8 @@ def main() -> None:
         "|---|---|",
         *(f"| {name} | {told(found)} |" for name, found in first),
         "",
-        f"{'Holds here' if holds else 'Does not hold clearly here'}: the decoder's lift is {looked[0]:.1f}, the "
-        f"encoder's global blocks have {min(b[0] for b in blocks):.1f} to {max(b[0] for b in blocks):.1f}.",
+        f"{'Holds here' if holds else 'Does not hold clearly here'}: the decoder's lift is {looked.mean:.1f}, the "
+        f"encoder's global blocks have {min(b.mean for b in blocks):.1f} to {max(b.mean for b in blocks):.1f}.",
         "",
         "## Few memory tokens matter, and the same ones for as long as a frame is remembered",
         "",
@@ -189,17 +183,17 @@ def main() -> None:
             for name, found in table.items()
         ),
         "",
-        f"At age 5 the 5 % of tokens chosen at first recollection catch {recall[0]:.0%} of the attention on their "
-        f"frame; tokens chosen anew would catch {anew[0]:.0%}. So the choice "
-        f"{'stays good' if recall[0] > 0.8 * anew[0] else 'grows stale'}, and it holds "
-        f"{'most' if recall[0] > 0.5 else 'less than half'} of the mass. CS is {cs[0]:.2f}, but {shuffled[0]:.2f} "
+        f"At age 5 the 5 % of tokens chosen at first recollection catch {recall:.0%} of the attention on their "
+        f"frame; tokens chosen anew would catch {anew:.0%}. So the choice "
+        f"{'stays good' if recall > 0.8 * anew else 'grows stale'}, and it holds "
+        f"{'most' if recall > 0.5 else 'less than half'} of the mass. CS is {cs:.2f}, but {chance:.2f} "
         "already by chance: read recall and Jaccard, not CS alone.",
         "",
         "## From frame to frame",
         "",
         "Key mass of a frame against that of the frame before, for each object: cosine and Jaccard of the top-10 % "
-        "tokens, as it is, moved along with the object (shifted by whole tokens as its centre moved), and with the "
-        "tokens shuffled (chance). `encoder.stage3` is the mean over the stage's windowed blocks; decoder pairs with "
+        "tokens, as it is, moved along with the object (shifted by whole tokens as its centre moved), and by "
+        "chance. `encoder.stage3` is the mean over the stage's windowed blocks; decoder pairs with "
         "a prompted frame are left out.",
         "",
         *frame_to_frame_rows(recording),

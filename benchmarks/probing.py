@@ -17,40 +17,26 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 
-from probes.keymass import key_mass
-from probes.mass import sample_queries
+from probes.files import write_text
+from probes.mass import key_mass, sample_queries
 from probes.measure import measure, slot_shares
 from probes.models import build_predictor
 from probes.observing import AttentionCall, observe
-from probes.recording import begin_video
 from probes.records import QUERY_ROWS
-from probes.streaming import AttentionStatistics
-from probes.video import open_video
-from sparsity.evaluation.environment import environment
-from sparsity.runs import write_text
-
-
-def clip(frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """A made clip uint8 [T, 480, 854, 3] of an ellipse that drifts, and its first mask."""
-    rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(0, 255, (12, 20, 3), dtype=np.uint8))
-    still = np.array(coarse.resize((854, 480), Image.Resampling.BICUBIC))
-    y, x = np.mgrid[:480, :854]
-    masks = [((y - 240) / 90) ** 2 + ((x - 300 - 6 * t) / 120) ** 2 < 1 for t in range(frames)]
-    video = np.stack([np.where(mask[..., None], (230, 200, 90), still) for mask in masks])
-    return video.astype(np.uint8), masks[0]
+from probes.tracking import begin_video
+from sparsity.clips.sources import made_clip
+from sparsity.evaluation.meters import environment
 
 
 def begin(predictor: Any, frames: int) -> dict[str, Any]:
-    video, mask = clip(frames)
-    state = begin_video(predictor, open_video(video))
-    predictor.add_new_mask(state, 0, 1, mask)
+    """Begin a made clip on a stock predictor."""
+    clip = made_clip(frames, None, (480, 854))
+    state = begin_video(predictor, clip.video)
+    clip.give_to(predictor, state)
     return state
 
 
@@ -71,17 +57,18 @@ def cost(predictor: Any, frames: int, warm: int) -> dict[str, Any]:
     names = ("plain", "probed")
     runs = {name: predictor.propagate_in_video(begin(predictor, frames)) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    statistics_ = AttentionStatistics()
 
-    def add(call: AttentionCall) -> None:
-        statistics_.add(call)
+    def reduce(call: AttentionCall) -> None:
+        found = measure(call)
+        if call.where is not None and call.where.kind == "cross":
+            slot_shares(found, call)
 
     before = 0.0
     for frame in range(frames):
         for name, run in runs.items():
             start = time.perf_counter()
             if name == "probed" and frame >= warm:
-                with observe(predictor, add, "*"):
+                with observe(predictor, reduce, "*"):
                     next(run)
             else:
                 next(run)
@@ -187,14 +174,12 @@ def main() -> None:
             tell("accuracy takes about 5 minutes on 2 cores at 1024 px")
             sites = ["encoder.stage3.*", "memory.*", "decoder.*"]
             found["accuracy"] = {}
-            for model, how in (
-                ("sam2.1-tiny", {"weights": "random"}),
-                ("demo", {}),
-            ):
+            for model in ("sam2.1-tiny", "demo"):
+                weights: Literal["random"] | None = None if model == "demo" else "random"
                 predictor = build_predictor(
-                    model, image_size=options.image_size, device="cpu", **how
+                    model, weights=weights, image_size=options.image_size, device="cpu"
                 )
-                named = f"{model}{', random weights' if how else ''}, {options.image_size} px"
+                named = f"{model}{', random weights' if weights else ''}, {options.image_size} px"
                 found["accuracy"][named] = accuracy(predictor, 3, sites)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.out, json.dumps(found, indent=1))

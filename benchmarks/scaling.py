@@ -22,15 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsity.acceleration.encoder import window_grid
-from sparsity.demo.clips import make_clip
-from sparsity.evaluation.bench import FULL_BANK, STOCK, UNTIMED, Material, Measured, Variant, bench
-from sparsity.evaluation.environment import environment
-from sparsity.evaluation.routes import fixed_windows
-from sparsity.options import ModelChoice
-from sparsity.profile import Memory, Profile
-from sparsity.profiles import BUILTIN
-from sparsity.runs import write_text
+from probes.files import write_text
+from sparsity.acceleration.model.encoder import window_grid
+from sparsity.clips.sources import made_clip
+from sparsity.evaluation.interleaved import (
+    FULL_BANK,
+    STOCK,
+    UNTIMED,
+    Measured,
+    Variant,
+    bench,
+    fixed_windows,
+)
+from sparsity.evaluation.meters import environment
+from sparsity.profile import BUILTIN, Profile
+from sparsity.techniques.retrieval import Retrieval
+from sparsity.work.model import ModelChoice
 
 MODEL = "sam2.1-base-plus"
 FOLDER = Path(__file__).with_name("scaling")
@@ -58,14 +65,9 @@ FILES = {"base": ("windows", "keys", "objects-1", "size-1024")} | {p: (p,) for p
 
 
 def profile(keep: float) -> Profile:
-    """Return the exact techniques with routing and a share of tokens to keep."""
-    paper = BUILTIN["paper"]
-    return Profile(
-        name=f"keep {keep}",
-        windows=paper.windows,
-        memory=Memory(keep=keep),
-        techniques=paper.techniques,
-    )
+    """Return the profile `paper` with another share of tokens to keep."""
+    update = {"name": f"keep {keep}", "retrieval": Retrieval(keep=keep)}
+    return BUILTIN["paper"].model_copy(update=update)
 
 
 def rows(
@@ -78,12 +80,10 @@ def rows(
     for windows, keep in settings:
         route = fixed_windows(f"{windows}/{grid.count}", grid)
         variants.append(Variant(f"{windows} {keep}", profile(keep), route=route))
-    clip = make_clip("smooth", 1, FULL_BANK + UNTIMED + TIMED, (270, 480), objects)
-    masks = {i: clip.masks[0] == i for i in range(1, objects + 1)}
     stock, *found = bench(
         model,
         variants,
-        Material(clip.frames, masks, "made clip smooth/1"),
+        made_clip(FULL_BANK + UNTIMED + TIMED, objects),
         timed=TIMED,
         autocast=partial(choice.autocast, "cpu"),
         share_bank=True,

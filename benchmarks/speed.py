@@ -20,10 +20,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsity.evaluation.bench_request import Request, run_bench
-from sparsity.evaluation.rows import table
-from sparsity.options import ModelChoice
-from sparsity.runs import write_text
+from probes.files import write_text
+from sparsity.evaluation.benchmark import Request, run_bench, table
+from sparsity.work.model import ModelChoice
 
 FOLDER = Path(__file__).with_name("speed")
 QUALITY = FOLDER.with_name("techniques.json")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,33 @@ import numpy as np
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+from probes.files import write_text
 from probes.models import fingerprint
-from sparsity.calibration.clips import ClipSource
-from sparsity.calibration.runs import run_clip, shared_predictor
-from sparsity.options import ModelChoice
-from sparsity.profile import Guard, Profile
-from sparsity.profiles import load_profile
-from sparsity.runs import write_text
+from sparsity.clips.sources import ClipSource
+from sparsity.evaluation.evaluate import ClipWork
+from sparsity.profile import Profile, load_profile
+from sparsity.techniques.routing import Guard
+from sparsity.work.model import ModelChoice, shared_predictor
 
 NAMES = ("scene_cut", "leave_and_return", "distractors")
 SEEDS = (900, 901, 902, 903)
 
+EXACT = "exact"
+"""The run that the others are compared with."""
+
 
 def stress(profile: Profile, model: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     """Run each clip densely, with the profile and with the profile's guard taken away."""
-    predictor = shared_predictor(ModelChoice(model))
     guarded = profile.model_copy(update={"name": "guard"})
     bare = profile.model_copy(update={"name": "no guard", "guard": Guard()})
+    work = ClipWork(ClipSource(), ModelChoice(model), (guarded, bare), dense=EXACT)
     rows = []
     for name in NAMES:
         for seed in seeds:
-            clip = ClipSource().open(f"made-{name}-{seed}")
-            found = run_clip(predictor, clip, (guarded, bare))
-            row = {run: asdict(outcome) for run, outcome in found.items()}
-            rows.append({"difficulty": name, "clip": clip.name, **row})
-            print(clip.name, {run: round(o.loss, 2) for run, o in found.items()}, flush=True)
+            clip = f"made-{name}-{seed}"
+            found = {run: {**one.pop("quality"), **one} for run, one in work(clip).items()}
+            rows.append({"difficulty": name, "clip": clip, **found})
+            print(clip, {run: round(row["loss"], 2) for run, row in found.items()}, flush=True)
     return rows
 
 
@@ -57,13 +58,13 @@ def table(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             return round(float(np.mean([row[run][key] for row in part])), 2)
 
         found[name] = {
-            "dense_j_and_f": mean("exact", "j_and_f"),
+            "dense_j_and_f": mean(EXACT, "j_and_f"),
             "loss_with_guard": mean("guard", "loss"),
             "loss_without_guard": mean("no guard", "loss"),
             "agreement_with_guard": mean("guard", "agreement"),
             "agreement_without_guard": mean("no guard", "agreement"),
-            "windows_with_guard": mean("guard", "windows"),
-            "windows_without_guard": mean("no guard", "windows"),
+            "windows_with_guard": mean("guard", "windows_kept"),
+            "windows_without_guard": mean("no guard", "windows_kept"),
             "rescued": {row["clip"]: row["guard"]["rescued"] for row in of_name},
         }
     return found

@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sparsity.evaluation.bench import ladder
+from probes.files import write_text
+from sparsity.clips.layouts import listed_names
 from sparsity.evaluation.evaluate import evaluate, table
-from sparsity.evaluation.jobs import Spread
+from sparsity.evaluation.interleaved import ladder
 from sparsity.evaluation.results import Result, load_result
-from sparsity.options import ModelChoice
-from sparsity.runs import write_text
+from sparsity.work.model import ModelChoice
+from sparsity.work.spread import Spread
 
 HERE = Path(__file__).parent
 
@@ -61,7 +62,7 @@ def main() -> None:
         ModelChoice("demo", dtype=options.dtype, device="cpu"),
         beside if added else options.out,
         profiles=chosen,
-        listed=options.clips,
+        only=None if options.clips is None else listed_names(options.clips),
         spread=Spread(options.jobs),
     )
     if added:

@@ -1,8 +1,8 @@
-"""Write the tables of docs/calibration-evidence.md from benchmarks/shortcuts.json and benchmarks/router.json.
+"""Write the table of docs/calibration-evidence.md from benchmarks/adapters.json.
 
     python benchmarks/write_calibration.py
 
-What stands between the marks is replaced; a part whose figures are not there is left as it is.
+What stands between the marks is replaced. Kinds of adapters that there are no more are left out.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from sparsity.runs import write_text
+from probes.files import write_text
+from sparsity.techniques.adapter import Adapter
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "calibration-evidence.md"
 
 
 def main() -> None:
+    """Fill the page."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, table in (("shortcuts", shortcuts), ("router", router)):
-        path = HERE / f"{name}.json"
-        if path.is_file():
-            text = replaced(text, name, table(json.loads(path.read_text(encoding="utf-8"))))
+    report = json.loads((HERE / "adapters.json").read_text(encoding="utf-8"))
+    text = replaced(text, "adapters", adapters(report))
     write_text(PAGE, text.rstrip("\n"))
 
 
@@ -37,12 +37,13 @@ def replaced(text: str, name: str, table: str) -> str:
     return found
 
 
-def shortcuts(report: dict[str, Any]) -> str:
-    """The five shortcuts as a table."""
+def adapters(report: dict[str, Any]) -> str:
+    """The adapters as a table."""
     dev = "davis" in report["rows"]["identity"]
-    head = "| shortcut | stage-3 error | less identity's | error of F_M | J&F | loss | M MAC | ms |"
+    head = "| adapter | stage-3 error | less identity's | error of F_M | J&F | loss | M MAC | ms |"
     lines = [head + (" J&F, DAVIS-dev | loss |" if dev else ""), "|---" * (10 if dev else 8) + "|"]
-    for kind, row in report["rows"].items():
+    for kind in get_args(Adapter.model_fields["kind"].annotation):
+        row = report["rows"][kind]
         cells = [
             kind,
             f"{row['stage3_error'][0]:.3f}",
@@ -60,33 +61,13 @@ def shortcuts(report: dict[str, Any]) -> str:
     said = (
         f"Fitted on {report['fitted_on']['frames']} routed frames of {len(report['fitted_on']['clips']) - 1} DAVIS "
         f"training clips and {report['fitted_on']['clips'][-1]}, judged on {len(report['judged_on'])} others "
-        f"({report['rows']['identity']['windows'][0]:.0%} of the windows computed); in brackets 95 % over clips. "
+        f"({report['rows']['identity']['windows'][0]:.0%} of the windows computed); in brackets 95 % over clips; those of "
+        "losses are of a BCa bootstrap, which is narrower than it says on so few. "
         f"The bottleneck took {training['updates']} updates of {training['batch']} frames, its error fell from "
         f"{training['loss'][0]:.4f} in the first tenth of them to {training['loss'][-1]:.4f} in the last. "
         f"{sentence(report['note'])}"
     )
     return "\n".join([*lines, "", said])
-
-
-def router(report: dict[str, Any]) -> str:
-    """What is kept at equal recall, by set of clips."""
-    lines = [
-        "| held-out clips | recall | paper's rule | its masks alone | router | fewer | who knew the next frame |",
-        "|---" * 7 + "|",
-    ]
-    for name, found in report["sets"].items():
-        alone = found["paper_without_saliency"]
-        cells = [
-            f"{name} ({len(found['clips'])})",
-            f"{found['paper']['recall']:.4f}",
-            f"{found['paper']['kept']:.3f}",
-            f"{alone['kept']:.3f} (recall {alone['recall']:.4f})",
-            f"{found['router']['kept']:.3f}",
-            spread([100 * found["saved"], *(100 * v for v in found["saved_interval"])], 1) + " %",
-            f"{found['oracle']['kept']:.3f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"{sentence(report['note'])}"])
 
 
 def sentence(text: str) -> str:

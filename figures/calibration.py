@@ -1,19 +1,22 @@
 """What a calibration found, as figures and as one page: frontier, losses and bounds, coverage, mass recall.
 
-Reads the report that ``efficient-sam2 calibrate`` leaves beside the profile.
+Reads the report that ``efficient-sam2 calibrate`` leaves beside the profile. Last comes what was promised over many
+calibrations, against what was lost.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader
 from plotly.subplots import make_subplots
 
+from figures.export import save_page
 from figures.style import THEMES, ThemeName, finish
+from probes.errors import InputError
 
 Report = dict[str, Any]
 
@@ -62,7 +65,7 @@ def losses(report: Report, theme: ThemeName = "light", evidence: str = "") -> go
         figure.add_scatter(
             x=[label] * len(row["losses"]),
             y=row["losses"],
-            text=report["clips"]["promise"],
+            text=report["counted"],
             mode="markers",
             marker={"color": look.skipped, "size": 7, "opacity": 0.7},
             name="a clip",
@@ -72,6 +75,12 @@ def losses(report: Report, theme: ThemeName = "light", evidence: str = "") -> go
     stated = [
         (label, row["bound"]) for label, row in zip(labels, rows, strict=True) if row["bound"]
     ]
+    methods = [bound["method"] for _, bound in stated]
+    bar = " or ".join(
+        ["its upper bound" + " (approximate)" * any("approximate" in of for of in methods)]
+        * any("exact" not in of for of in methods)
+        + ["the worst clip (exact share)"] * any("exact" in of for of in methods)
+    )
     figure.add_scatter(
         x=[label for label, _ in stated],
         y=[bound["mean"] for _, bound in stated],
@@ -86,16 +95,19 @@ def losses(report: Report, theme: ThemeName = "light", evidence: str = "") -> go
         },
         mode="markers",
         marker={"color": look.kept, "size": 11, "symbol": "diamond"},
-        name="mean, and its upper bound",
+        name=f"mean, and {bar}",
     )
-    figure.add_hline(
-        y=report["max_drop"], line={"color": look.alarm, "dash": "dash"}, annotation_text="max-drop"
-    )
-    figure.update_yaxes(title="loss, points of J&F")
+    tested = "One setting alone was tested."
+    if report["level"] is not None:
+        tested = f"Testing stops at the first setting that does not keep {report['option']}."
+        line = {"color": look.alarm, "dash": "dash"}
+        figure.add_hline(y=report["level"], line=line, annotation_text=report["option"])
+    lost = "J&F" if report["option"] == "max-drop" else "agreement with the dense run"
+    figure.update_yaxes(title=f"loss, points of {lost}")
     figure.update_xaxes(title="settings in the order of testing")
     caption = (
-        f"{len(report['clips']['promise'])} clips that the search has not seen; one point a clip and setting. Testing "
-        f"stops at the first setting whose bound exceeds max-drop. {report['certifiable']}"
+        f"{len(report['counted'])} clips that the search has not seen; one point a clip and setting. "
+        f"{tested} {report['certifiable']}"
     )
     return finish(figure, "What the tested settings cost", caption + evidence, theme)
 
@@ -104,15 +116,17 @@ def coverage(report: Report, theme: ThemeName = "light", evidence: str = "") -> 
     """Draw windows kept against object tokens covered, by margin around the mask."""
     look = THEMES[theme]
     figure = go.Figure()
-    for which, colour in zip(("best", "all"), look.series, strict=False):
-        rows = [row for row in report["coverage"] if row["candidates"] == which]
+    rows_of: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in report["coverage"]:
+        rows_of.setdefault((row["unit"], row["candidates"]), []).append(row)
+    for ((unit, which), rows), colour in zip(rows_of.items(), look.series, strict=False):
         figure.add_scatter(
             x=[row["kept"] for row in rows],
             y=[row["recall"] for row in rows],
             text=[f"{row['margin_px']:g} px" for row in rows],
             mode="lines+markers+text",
             textposition="bottom right",
-            name={"best": "best mask", "all": "all candidate masks"}[which],
+            name={"best": "best mask", "all": "all candidate masks"}[which] + f", by {unit}s",
             line={"color": colour},
         )
     figure.update_xaxes(title="share of windows computed")
@@ -164,17 +178,70 @@ def write_report(report: Report, path: Path, evidence: str = "") -> None:
         What these weights are evidence of; ends every caption.
     """
     draw = [frontier, losses, coverage] + ([mass_recall] if report["recall"] else [])
-    figures = [one(report, evidence=evidence) for one in draw]
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False})
-        for index, figure in enumerate(figures)
+    named = ("promise", "said", "certifiable", "tested", "profile", "adapter", "base")
+    fields = {name: report[name] for name in named}
+    save_page(
+        path,
+        "calibration.html.j2",
+        figures=[one(report, evidence=evidence) for one in draw],
+        expected=report["profile"]["promise"],
+        **fields,
+    )
+
+
+def draw_promise(
+    found: Mapping[str, Any],
+    *,
+    title: str = "How often is the promise kept?",
+    theme: ThemeName = "light",
+    evidence: str = "",
+) -> go.Figure:
+    """Draw the mean loss of the chosen setting over all clips, a point a calibration, beside the loss promised.
+
+    Parameters
+    ----------
+    found
+        What ``benchmarks/promise.py`` writes.
+    """
+    studies = found["studies"]
+    if not studies:
+        raise InputError("no studies given; expected at least one; run benchmarks/promise.py")
+    look = THEMES[theme]
+    figure = go.Figure()
+    rng = np.random.default_rng(0)
+    for n, study in enumerate(studies):
+        means = np.array([mean for mean, _ in study["draws_shown"]])
+        over = np.array([mean > stated for mean, stated in study["draws_shown"]], bool)
+        place = n + rng.uniform(-0.3, 0.3, len(means))
+        for broken, colour in ((False, look.kept), (True, look.alarm)):
+            picked = over == broken
+            figure.add_scatter(
+                x=place[picked],
+                y=means[picked],
+                mode="markers",
+                marker={"color": colour, "size": 5, "opacity": 0.6},
+                name="more is lost than promised" if broken else "kept",
+                legendgroup=str(broken),
+                showlegend=n == 0,
+                hovertemplate="%{y:.2f} points<extra></extra>",
+            )
+        figure.add_scatter(
+            x=[n - 0.4, n + 0.4],
+            y=[study["max_drop"]] * 2,
+            mode="lines",
+            line={"color": look.ink, "width": 2},
+            name="promised",
+            showlegend=n == 0,
+        )
+    labels = [
+        f"max-drop {s['max_drop']:g}<br>{s['coverage']:.1%} of {s['draws']} covered"
+        for s in studies
     ]
-    loader = Environment(loader=PackageLoader("figures"), autoescape=True)
-    page = loader.get_template("calibration.html.j2").render(
-        figures=parts, promise=report["profile"]["promise"], said=report["said"],
-        certifiable=report["certifiable"], tested=report["tested"], profile=report["profile"],
-        shortcut=report["shortcut"], base=report["base"],
-    )  # fmt: skip
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
+    figure.update_xaxes(tickvals=list(range(len(studies))), ticktext=labels)
+    figure.update_yaxes(title="mean loss over all clips / points of J&F", rangemode="tozero")
+    caption = (
+        f"{found['clips']} clips and {len(found['settings'])} settings ({found['population']['model']}); calibration sets "
+        f"drawn with replacement, the whole choice repeated in each; stated at {found['confidence']:.0%}. A point is a "
+        "draw that chose a setting (the first 200); one that chose none loses nothing and counts as covered."
+    )
+    return finish(figure, title, caption + evidence, theme, below=72)

@@ -40,7 +40,7 @@ def draw_concentration(
     look = THEMES[theme]
     for n, (name, values) in enumerate(mass.items()):
         share, top = top_mass(values)
-        shade = look.series[n % len(look.series)]
+        shade = look.nth(n)
         label = f"{name}: top {mark:.0%} holds {np.interp(mark, share, top):.0%}, Gini {gini(values):.2f}"
         line = {"color": shade, "width": 2.2}
         figure.add_scatter(x=share, y=top, name=label, line=line, legendgroup=name, row=1, col=1)

@@ -1,19 +1,26 @@
-"""Write a figure as HTML, PNG, SVG or PDF; the suffix says which."""
+"""What leaves this package: a figure as HTML, PNG, SVG or PDF, and several on one page with their numbers."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from probes.errors import InputError
+from probes.files import whole, write_text
 
 PICTURES = (".png", ".svg", ".pdf")
 
+PLAIN = {"displaylogo": False}
+"""How plotly shows a figure in a page."""
+
 
 def save(figure: go.Figure, path: Path | str, *, scale: float = 2) -> Path:
-    """Write a figure under a temporary name and rename it.
+    """Write a figure to a file, which is whole or absent; the suffix says in which form.
 
     Parameters
     ----------
@@ -42,15 +49,12 @@ def save(figure: go.Figure, path: Path | str, *, scale: float = 2) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is no folder; expected one to write into; make it first")
     if suffix == ".html":
-        page: str = figure.to_html(
-            include_plotlyjs=True, auto_play=False, config={"displaylogo": False}
-        )
+        page: str = figure.to_html(include_plotlyjs=True, auto_play=False, config=PLAIN)
         content = page.encode()
     else:
         content = _picture(figure, suffix[1:], scale)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_bytes(content)
     return path
 
 
@@ -65,3 +69,26 @@ def _picture(figure: go.Figure, kind: str, scale: float) -> bytes:
             "install it (apt-get install chromium), or save as .html"
         ) from error
     return content
+
+
+def save_page(path: Path, template: str, **fields: Any) -> None:
+    """Write a page, which is whole or absent and opens offline.
+
+    Parameters
+    ----------
+    template
+        Name of a file in ``figures/templates``. In it ``{{ figure|plot }}`` stands for a figure; all else is text
+        and never markup.
+    fields
+        What the template names.
+    """
+    pages = Environment(loader=PackageLoader("figures"), autoescape=True)
+    pages.filters["plot"] = _plot
+    text = pages.get_template(template).render(plotly=Markup(get_plotlyjs()), **fields)
+    write_text(path, text)
+
+
+def _plot(figure: go.Figure) -> Markup:
+    return Markup(
+        figure.to_html(full_html=False, include_plotlyjs=False, auto_play=False, config=PLAIN)
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from figures.paint import frame_at
 from figures.style import ThemeName
 from figures.tiles import Tile, draw_tiles
 from probes.errors import InputError
@@ -32,7 +34,7 @@ class Recollection:
         Cosine (CS) of the frame's key mass, of all queries and as a share of the frame's own, with the same at
         its first recollection; None at the first one.
     baseline
-        The same with shuffled tokens.
+        The same by chance, if the tokens lay anyhow.
     """
 
     frame: int
@@ -44,7 +46,7 @@ class Recollection:
 
 
 def draw_memory_filmstrip(
-    frames: NDArray[np.uint8] | Sequence[ArrayLike] | Mapping[int, ArrayLike],
+    video: Any,
     recollections: Sequence[Recollection],
     caption: str,
     *,
@@ -56,8 +58,8 @@ def draw_memory_filmstrip(
 
     Parameters
     ----------
-    frames
-        uint8 ``[H, W, 3]`` by index.
+    video
+        What `probes.open_video` opened, or frames uint8 ``[H, W, 3]`` by index.
     masks
         By frame and object id, outlined on the remembered frames.
 
@@ -78,7 +80,7 @@ def draw_memory_filmstrip(
     for time in times:
         told = [table.get((time, age)) for age in ages]
         even = float(np.mean([np.asarray(item.mass, float).mean() for item in told if item]))
-        rows.append([_tile(item, frames, masks or {}, even) if item else None for item in told])
+        rows.append([_tile(item, video, masks or {}, even) if item else None for item in told])
     return draw_tiles(
         rows,
         title,
@@ -91,14 +93,11 @@ def draw_memory_filmstrip(
 
 
 def _tile(
-    item: Recollection,
-    frames: NDArray[np.uint8] | Sequence[ArrayLike] | Mapping[int, ArrayLike],
-    masks: Mapping[int, Mapping[int, ArrayLike]],
-    even: float,
+    item: Recollection, video: Any, masks: Mapping[int, Mapping[int, ArrayLike]], even: float
 ) -> Tile:
     note = f"of frame {item.remembered}"
     if item.similarity is not None:
         note = f"CS {item.similarity:.2f}"
-        note += "" if item.baseline is None else f" (shuffled {item.baseline:.2f})"
-    picture, outlined = frames[item.remembered], masks.get(item.remembered, {})
+        note += "" if item.baseline is None else f" (chance {item.baseline:.2f})"
+    picture, outlined = frame_at(video, item.remembered), masks.get(item.remembered, {})
     return Tile(picture, item.mass, outlined, note, even=even)

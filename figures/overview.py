@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,18 +13,20 @@ from numpy.typing import ArrayLike
 
 from figures.paint import (
     Picture,
-    check_frame,
-    data_uri,
     dim,
+    frame_at,
+    lay_picture,
     outline_all,
     shrink,
     stretch,
+    window_cover,
     window_lines,
 )
-from figures.player import cover
-from figures.style import THEMES, ThemeName, finish
+from figures.style import THEMES, ThemeName, finish, write
 
 WIDTH, GAP, LABEL = 1000, 12, 26
+
+ON_AXES = {"xref": "x", "yref": "y"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,31 @@ class MemoryTile:
     frame: ArrayLike
     read: ArrayLike
     name: str
+
+
+def memory_tiles(video: Any, call: Any) -> list[MemoryTile]:
+    """Lay the keys that a memory cross-attention call read out on the frames they came from.
+
+    Parameters
+    ----------
+    video
+        What `probes.open_video` opened, or frames uint8 ``[H, W, 3]`` by index.
+    call
+        As `probes.observe` hands it over.
+    """
+    layout = call.moment.layouts[0]
+    read = np.full(layout.keys, call.keys is None)
+    if call.keys is not None:
+        read[call.keys.cpu().numpy()] = True
+    side = math.isqrt(layout.tokens)
+    return [
+        MemoryTile(
+            frame_at(video, entry.frame),
+            read[n * layout.tokens : (n + 1) * layout.tokens].reshape(side, side),
+            "prompted frame" if entry.conditioning else f"{entry.age} back",
+        )
+        for n, entry in enumerate(layout.frames)
+    ]
 
 
 def draw_overview(
@@ -72,9 +101,9 @@ def draw_overview(
     kept = np.asarray(windows, bool)
     picture = shrink(frame, 640)
     tall, wide = picture.shape[:2]
-    covered = cover(kept, window_share, picture)
     tracked = outline_all(picture, masks, thick=3)
-    routed = window_lines(dim(outline_all(picture, masks, thick=3), covered), window_share)
+    covered = window_cover(kept, window_share, tall, wide)
+    routed = window_lines(dim(tracked, covered), window_share)
 
     half = (WIDTH - GAP) / 2
     half_tall = half * tall / wide
@@ -84,25 +113,25 @@ def draw_overview(
     height = top + (small_tall + LABEL if memory else 0)
 
     figure = go.Figure()
-    ink = THEMES[theme].ink
-    _put(figure, tracked, 0, LABEL, half, half_tall)
-    _put(figure, routed, half + GAP, LABEL, half, half_tall)
-    _say(figure, "tracked object", 0, LABEL - 4, ink)
-    _say(
-        figure,
-        f"windows computed: {int(kept.sum())} of {kept.size}",
-        half + GAP,
-        LABEL - 4,
-        ink,
-    )
+    lay_picture(figure, tracked, 0, LABEL, half, half_tall, 90, **ON_AXES)
+    lay_picture(figure, routed, half + GAP, LABEL, half, half_tall, 90, **ON_AXES)
+    large: dict[str, Any] = {
+        "place": ON_AXES,
+        "borderpad": 0,
+        "font": {"size": 14, "color": THEMES[theme].ink},
+    }
+    faint = {**large, "font": {"size": 12, "color": THEMES[theme].faint}}
+    write(figure, "tracked object", 0, LABEL - 4, **large)
+    computed = f"windows computed: {int(kept.sum())} of {kept.size}"
+    write(figure, computed, half + GAP, LABEL - 4, **large)
     if memory:
         read = sum(int(np.asarray(tile.read).sum()) for tile in memory)
         total = sum(np.asarray(tile.read).size for tile in memory)
-        _say(figure, f"memory tokens read: {read:,} of {total:,}", 0, top - 4, ink)
+        write(figure, f"memory tokens read: {read:,} of {total:,}", 0, top - 4, **large)
     for n, tile in enumerate(memory):
         left = n * (small + GAP)
-        _put(figure, _lit(tile, 320), left, top, small, small_tall)
-        _say(figure, tile.name, left, top + small_tall + 18, THEMES[theme].faint, 12)
+        lay_picture(figure, _lit(tile, 320), left, top, small, small_tall, 90, **ON_AXES)
+        write(figure, tile.name, left, top + small_tall + 18, **faint)
     figure.update_xaxes(visible=False, range=[0, WIDTH])
     figure.update_yaxes(visible=False, range=[height, 0])
     finish(
@@ -114,36 +143,6 @@ def draw_overview(
 
 def _lit(tile: MemoryTile, width: int) -> Picture:
     """The frame, dim but for the tokens that were read."""
-    picture = shrink(check_frame(tile.frame), width)
+    picture = shrink(tile.frame, width)
     read = stretch(np.asarray(tile.read, bool), *picture.shape[:2]).astype(bool)
     return dim(picture, read, 0.6)
-
-
-def _put(
-    figure: go.Figure, picture: Picture, x: float, y: float, width: float, height: float
-) -> None:
-    figure.add_layout_image(
-        source=data_uri(picture, 90),
-        x=x,
-        y=y,
-        sizex=width,
-        sizey=height,
-        xref="x",
-        yref="y",
-        sizing="stretch",
-    )
-
-
-def _say(figure: go.Figure, text: str, x: float, y: float, shade: str, size: int = 14) -> None:
-    figure.add_annotation(
-        text=text,
-        x=x,
-        y=y,
-        xref="x",
-        yref="y",
-        xanchor="left",
-        yanchor="bottom",
-        borderpad=0,
-        showarrow=False,
-        font={"size": size, "color": shade},
-    )

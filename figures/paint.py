@@ -1,32 +1,37 @@
-"""Pictures painted pixel by pixel: heat, outlines, windows; and how they travel inside a figure."""
+"""Pictures painted pixel by pixel: frames made smaller, outlines, windows, heat; and how they travel inside a figure."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from plotly.colors import get_colorscale, sample_colorscale
 
-from figures.style import HEAT, OBJECTS
+from figures.style import HEAT, OBJECTS, PAPER, THEMES, ThemeName, write
 from probes.errors import InputError
 
 Picture = NDArray[np.uint8]
 """RGB, ``[H, W, 3]``."""
 
+FLOOR = 0.1
+"""Attention below a tenth of the even share is drawn as nothing."""
+
+UNDERNEATH = 85
+"""Mean grey level, at most, of what heat is laid over."""
+
+BAR_WIDTH, BAR_GAP = 12, 12
+"""Pixels of the scale's bar, and between the pictures and it."""
+
 
 def colour(name: str) -> NDArray[np.uint8]:
     """Turn ``#rrggbb`` into three numbers."""
     return np.frombuffer(bytes.fromhex(name.lstrip("#")), np.uint8)
-
-
-def heat_colours() -> NDArray[np.uint8]:
-    """The heat scale as a table, uint8 ``[256, 3]``; entry 0 is no attention."""
-    shades = sample_colorscale(get_colorscale(HEAT), np.linspace(0, 1, 256), colortype="tuple")
-    return np.round(np.array(shades) * 255).astype(np.uint8)
 
 
 def check_frame(frame: ArrayLike) -> Picture:
@@ -40,6 +45,12 @@ def check_frame(frame: ArrayLike) -> Picture:
     return picture
 
 
+def frame_at(video: Any, index: int) -> ArrayLike:
+    """Return a frame of what `probes.open_video` opened, or of frames by index."""
+    frame: ArrayLike = video.frame(index) if hasattr(video, "frame") else video[index]
+    return frame
+
+
 def shrink(frame: ArrayLike, width: int) -> Picture:
     """Return the frame at most `width` pixels wide, its aspect kept."""
     picture = check_frame(frame)
@@ -50,7 +61,7 @@ def shrink(frame: ArrayLike, width: int) -> Picture:
 
 
 def stretch(grid: NDArray[np.generic], height: int, width: int) -> NDArray[np.generic]:
-    """Return a grid ``[h, w]`` over ``[height, width]`` pixels: each cell a plain rectangle.
+    """Return a grid ``[h, w]`` or picture ``[h, w, 3]`` over ``[height, width]`` pixels: each cell a plain rectangle.
 
     SAM 2 stretches a frame to a square, so a grid always covers the whole frame.
     """
@@ -102,16 +113,24 @@ def window_lines(picture: Picture, window: float, shade: str = "#ffffff") -> Pic
     return drawn.astype(np.uint8)
 
 
-def data_uri(picture: Picture, quality: int = 85) -> str:
-    """A picture as a JPEG inside an address, so that it travels with its figure."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, quality)).decode()
+def window_cover(
+    windows: NDArray[np.bool_], window: float, height: int, width: int
+) -> NDArray[np.bool_]:
+    """Which pixels belong to windows that are True, bool ``[height, width]``; `window` as in `window_lines`."""
+    cells = np.linspace(0, 1 / window, 512, endpoint=False).astype(int)
+    return stretch(windows[np.ix_(cells, cells)], height, width).astype(bool)
 
 
 def jpeg(picture: Picture, quality: int) -> bytes:
-    """Compress a picture."""
+    """A picture as a JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
+
+
+def data_uri(picture: Picture, quality: int = 85) -> str:
+    """A picture as a JPEG inside an address, so that it travels with its figure."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, quality)).decode()
 
 
 def data_uris_within(pictures: Sequence[Picture], budget: int) -> list[str]:
@@ -126,8 +145,13 @@ def data_uris_within(pictures: Sequence[Picture], budget: int) -> list[str]:
     """
     while True:
         for quality in (85, 70, 55, 45):
-            found = [data_uri(picture, quality) for picture in pictures]
-            if sum(map(len, found)) <= budget:
+            found, left = [], budget
+            for picture in pictures:
+                found.append(data_uri(picture, quality))
+                left -= len(found[-1])
+                if left < 0:
+                    break
+            else:
                 return found
         width = pictures[0].shape[1] * 3 // 4
         if width < 64:
@@ -136,3 +160,117 @@ def data_uris_within(pictures: Sequence[Picture], budget: int) -> list[str]:
     raise InputError(
         f"{len(pictures)} frames don't fit into {budget} bytes; expected fewer frames; take every second one"
     )
+
+
+def heat_colours() -> NDArray[np.uint8]:
+    """The heat scale as a table, uint8 ``[256, 3]``; entry 0 is no attention."""
+    shades = sample_colorscale(get_colorscale(HEAT), np.linspace(0, 1, 256), colortype="tuple")
+    return np.round(np.array(shades) * 255).astype(np.uint8)
+
+
+def even_shares(mass: ArrayLike, even: float | None = None) -> NDArray[np.float64]:
+    """Return attention mass ``[h, w]`` as multiples of the even share: 1 everywhere if attention is spread evenly.
+
+    Parameters
+    ----------
+    even
+        Mass of a cell if attention were spread evenly; None: over this map alone, so that its mean is 1.
+
+    >>> even_shares([[0.5, 0.5], [0.0, 0.0]]).tolist()
+    [[2.0, 2.0], [0.0, 0.0]]
+    """
+    values = np.asarray(mass, float)
+    if values.ndim != 2 or values.min() < 0 or not np.isfinite(values).all():
+        raise InputError(
+            f"attention mass of shape {values.shape} given; expected [h, w], finite and not negative; "
+            "pass one map on the token grid"
+        )
+    spread = float(values.mean()) if even is None else even
+    return values / spread if spread > 0 else values
+
+
+def lay_picture(
+    figure: go.Figure,
+    picture: Picture,
+    x: float,
+    y: float,
+    wide: float,
+    tall: float,
+    quality: int = 85,
+    **place: Any,
+) -> None:
+    """Lay a picture on a figure with its upper left corner at `x` and `y`, unless `place` says otherwise."""
+    figure.add_layout_image(
+        source=data_uri(picture, quality),
+        x=x,
+        y=y,
+        sizex=wide,
+        sizey=tall,
+        sizing="stretch",
+        **place,
+    )
+
+
+def lay_heat(
+    figure: go.Figure, shares: NDArray[np.float64], wide: int, tall: int, place: dict[str, int]
+) -> None:
+    """Lay multiples of the even share over a picture of `wide` x `tall` pixels, at a row and column of the figure."""
+    h, w = shares.shape
+    figure.add_heatmap(
+        z=np.log10(np.maximum(shares, FLOOR)).astype(np.float32),
+        customdata=shares.astype(np.float32),
+        x0=wide / w / 2,
+        dx=wide / w,
+        y0=tall / h / 2,
+        dy=tall / h,
+        coloraxis="coloraxis",
+        hovertemplate="%{customdata:.2f} × even share<extra></extra>",
+        **place,
+    )
+
+
+def add_scale(figure: go.Figure, peak: float, theme: ThemeName) -> None:
+    """Set the colours of all heat from a tenth of the even share to the peak, and draw their bar at the right.
+
+    Little attention is transparent, so the bar is painted over grey, as the maps are.
+    """
+    top = max(1.0, float(np.ceil(np.log10(max(peak, FLOOR)) * 2) / 2))
+    low = float(np.log10(FLOOR))
+    table = heat_colours()
+    opacity = np.minimum(0.85, 0.12 + 0.95 * np.arange(256) / 255)
+    figure.update_layout(
+        coloraxis={
+            "cmin": low,
+            "cmax": top,
+            "showscale": False,
+            "colorscale": [
+                [i / 255, f"rgba({','.join(map(str, table[i]))},{opacity[i]:.2f})"]
+                for i in range(0, 256, 15)
+            ],
+        }
+    )
+    seen = table * opacity[:, None] + UNDERNEATH * (1 - opacity[:, None])
+    width, height = figure.layout.width, figure.layout.height
+    margin = figure.layout.margin
+    across = width - margin.l - margin.r
+    length = 1 - 44 / (height - margin.t - margin.b)  # below the title of the scale
+    bar = np.repeat(seen[::-1, None].astype(np.uint8), BAR_WIDTH, axis=1)
+    right = 1 + BAR_GAP / across
+    lay_picture(
+        figure,
+        bar,
+        right,
+        0,
+        BAR_WIDTH / across,
+        length,
+        95,
+        name="scale",
+        yanchor="bottom",
+        **PAPER,
+    )
+    font = {"size": 12, "color": THEMES[theme].ink}
+    title: dict[str, Any] = {"yshift": 6, "xshift": BAR_GAP - 2, "align": "left", "font": font}
+    write(figure, "attention /<br>even share", 1, 1, "left top", **title)
+    for tick in range(-1, int(np.floor(top)) + 1):
+        at, shift = length * (tick - low) / (top - low), BAR_GAP + BAR_WIDTH + 2
+        write(figure, f"{10.0**tick:g}×", 1, at, "left middle", xshift=shift, font=font)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
-from figures.paint import Picture, data_uris_within, dim, outline_all, shrink, stretch, window_lines
-from figures.style import THEMES, ThemeName, finish
+from figures.paint import (
+    Picture,
+    data_uris_within,
+    dim,
+    frame_at,
+    outline_all,
+    shrink,
+    window_cover,
+    window_lines,
+)
+from figures.style import THEMES, ThemeName, finish, write
 from probes.errors import InputError
 
 BUDGET = 1_900_000
@@ -39,6 +50,35 @@ class RoutedFrame:
     windows: ArrayLike
     reason: str
     index: int | None = None
+
+
+def routed_frames(video: Any, masks: Any, report: Any) -> list[RoutedFrame]:
+    """Lay a run out for the player.
+
+    Parameters
+    ----------
+    video
+        What `probes.open_video` opened, or frames uint8 ``[H, W, 3]`` by index.
+    masks
+        Object ids by pixel, ``[H, W]``, by index of the frame.
+    report
+        What an accelerated predictor's ``report(state)`` gave.
+    """
+    shown = []
+    for done in report.frames:
+        windows = np.zeros(done.windows_total, bool)
+        windows[slice(None) if done.windows is None else done.windows] = True
+        side = math.isqrt(done.windows_total)
+        shown.append(
+            RoutedFrame(
+                frame_at(video, done.frame),
+                masks[done.frame],
+                windows.reshape(side, side),
+                done.reason,
+                done.frame,
+            )
+        )
+    return shown
 
 
 def draw_window_player(
@@ -81,17 +121,7 @@ def draw_window_player(
             for n, (source, note) in enumerate(zip(sources, notes, strict=True))
         ],
     )
-    figure.add_annotation(
-        text=notes[shown],
-        x=0,
-        y=1,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="bottom",
-        yshift=4,
-        showarrow=False,
-    )
+    write(figure, notes[shown], 0, 1, yshift=4)
     figure.update_layout(sliders=[_slider(numbers, shown)], updatemenus=[_buttons(theme)])
     finish(
         figure, title, caption, theme,
@@ -106,15 +136,8 @@ def paint_windows(item: RoutedFrame, window_share: float, width: int) -> Picture
     """Paint one frame: masks outlined, window grid, windows that were not computed dark."""
     picture = shrink(item.frame, width)
     windows = np.asarray(item.windows, bool)
-    dimmed = dim(picture, cover(windows, window_share, picture))
+    dimmed = dim(picture, window_cover(windows, window_share, *picture.shape[:2]))
     return outline_all(window_lines(dimmed, window_share), item.masks)
-
-
-def cover(windows: np.ndarray, window_share: float, picture: Picture) -> np.ndarray:
-    """Which pixels of a picture belong to windows that are True, bool ``[H, W]``."""
-    cells = np.linspace(0, 1 / window_share, 512, endpoint=False).astype(int)
-    fine = windows[np.ix_(cells, cells)]
-    return stretch(fine, *picture.shape[:2]).astype(bool)
 
 
 def _note(number: int, item: RoutedFrame) -> str:

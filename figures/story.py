@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader
-from plotly.offline import get_plotlyjs
 
 from figures import calibration
+from figures.export import save_page
 from figures.filmstrip import draw_memory_filmstrip
+from figures.kept import draw_recall
 from figures.player import RoutedFrame, draw_window_player
 from figures.readings import recall_curves, recollections, row_sampling
-from figures.recall import draw_recall
 from probes.records import Recording
-
-_PLAIN = {"displaylogo": False}
 
 KEEP = 0.05
 """Share of memory tokens whose recall is drawn."""
@@ -56,7 +52,7 @@ class Story:
 def write_story(
     path: Path, story: Story, recording: Recording, report: calibration.Report, evidence: str = ""
 ) -> None:
-    """Write the page under a temporary name and rename it. Opens offline.
+    """Write the page, which is whole or absent and opens offline.
 
     Parameters
     ----------
@@ -67,21 +63,15 @@ def write_story(
     evidence
         What these weights are evidence of; ends every caption.
     """
-    parts = {
-        name: [
-            figure.to_html(full_html=False, include_plotlyjs=False, auto_play=False, config=_PLAIN)
-            for figure in drawn
-        ]
-        for name, drawn in _figures(story, recording, report, evidence).items()
-    }
-    loader = Environment(loader=PackageLoader("figures"), autoescape=True)
-    page = loader.get_template("story.html.j2").render(
-        plotly=get_plotlyjs(), figures=parts, story=story, report=report,
-        profile=report["profile"], evidence=evidence,
-    )  # fmt: skip
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
+    save_page(
+        path,
+        "story.html.j2",
+        figures=_figures(story, recording, report, evidence),
+        story=story,
+        report=report,
+        profile=report["profile"],
+        evidence=evidence,
+    )
 
 
 def _figures(

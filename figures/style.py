@@ -7,9 +7,10 @@ perceptually uniform scales.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 
@@ -23,8 +24,16 @@ RANDOM = "random weights: shows the mechanics and says nothing about SAM 2's att
 HEAT = "Inferno"
 """Scale of attention, dark = little; perceptually uniform."""
 
+PAPER = {"xref": "paper", "yref": "paper"}
+"""From the lower left corner of the plots, 0, to the upper right one, 1."""
+
 LINE_HEIGHT = 17
 """Pixels of one caption line."""
+
+LEGENDS = {
+    "beside": {"x": 1.01, "y": 1},
+    "above": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+}
 
 LETTER_WIDTH = 6.5
 """Mean pixels of a caption's letter, in the widest of the fonts."""
@@ -38,8 +47,8 @@ class Theme:
     ----------
     paper, ink, faint, grid
         Background, text, secondary text, grid lines.
-    kept, skipped, padding, alarm
-        What is computed or read; what takes the shortcut or is not read; padding; a bound that is crossed.
+    kept, skipped, alarm
+        What is computed or read; what takes the shortcut or is not read; a bound that is crossed.
     series
         Colours of lines and bars that have no other meaning, in order of use.
     """
@@ -50,9 +59,12 @@ class Theme:
     grid: str
     kept: str
     skipped: str
-    padding: str
     alarm: str
     series: tuple[str, ...]
+
+    def nth(self, n: int) -> str:
+        """Colour of the n-th of several lines; they begin anew when all are used."""
+        return self.series[n % len(self.series)]
 
 
 THEMES: dict[str, Theme] = {
@@ -63,7 +75,6 @@ THEMES: dict[str, Theme] = {
         grid="#e4e7ea",
         kept="#0072b2",
         skipped="#b4bac1",
-        padding="#e4e7ea",
         alarm="#d55e00",
         series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
     ),
@@ -74,7 +85,6 @@ THEMES: dict[str, Theme] = {
         grid="#2c333b",
         kept="#56b4e9",
         skipped="#59636e",
-        padding="#2c333b",
         alarm="#ff8c42",
         series=("#56b4e9", "#ff8c42", "#2fc79b", "#e59ac4", "#f0b72f", "#8fd0f7"),
     ),
@@ -96,6 +106,7 @@ def finish(
     top: int = 64,
     left: int = 66,
     right: int = 28,
+    legend: Literal["beside", "above"] | None = None,
 ) -> go.Figure:
     """Give a figure its theme, title and caption, and return it.
 
@@ -107,6 +118,8 @@ def finish(
         Of the whole figure in pixels; the caption's lines come on top of `height`.
     below, top, left, right
         Pixels between the plots and the caption (axis title, slider), and around the plots.
+    legend
+        Where it stands: beside the plots, in one line above them, or where plotly puts it.
     """
     look = THEMES[theme]
     lines = textwrap.wrap(caption, max(20, int((width - left - right) / LETTER_WIDTH)))
@@ -119,21 +132,54 @@ def finish(
         height=height + LINE_HEIGHT * len(lines),
         margin={"l": left, "r": right, "t": top, "b": below + 14 + LINE_HEIGHT * len(lines)},
     )
-    figure.add_annotation(
-        text="<br>".join(escape(line, quote=False) for line in lines),
-        name="caption",
-        x=0,
-        y=0,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="top",
-        yshift=-below,
-        align="left",
-        showarrow=False,
-        font={"size": 12, "color": look.faint},
-    )
+    said = "<br>".join(escape(line, quote=False) for line in lines)
+    font = {"size": 12, "color": look.faint}
+    write(figure, said, 0, 0, "left top", name="caption", yshift=-below, align="left", font=font)
+    if legend is not None:
+        figure.update_layout(legend=LEGENDS[legend])
     return figure
+
+
+def write(
+    figure: go.Figure,
+    text: str,
+    x: float | str,
+    y: float | str,
+    anchor: str = "left bottom",
+    place: Mapping[str, Any] = PAPER,
+    **look: Any,
+) -> None:
+    """Write a text that points at nothing.
+
+    Parameters
+    ----------
+    anchor
+        Which point of the text lies at `x` and `y`.
+    place
+        What these are measured in: `PAPER` or axes.
+    look
+        Other properties of a plotly annotation.
+    """
+    across, down = anchor.split()
+    figure.add_annotation(
+        text=text, x=x, y=y, xanchor=across, yanchor=down, showarrow=False, **place, **look
+    )
+
+
+def error_bars(
+    middle: Sequence[float], ends: Sequence[tuple[float, float] | None], **look: object
+) -> dict[str, object] | None:
+    """Bars from each value to the ends of its interval; None where no value has one."""
+    if not any(ends):
+        return None
+    pairs = list(zip(middle, ends, strict=True))
+    return {
+        "array": [end[1] - value if end else 0 for value, end in pairs],
+        "arrayminus": [value - end[0] if end else 0 for value, end in pairs],
+        "thickness": 1.2,
+        "width": 4,
+        **look,
+    }
 
 
 def template(theme: ThemeName) -> go.layout.Template:

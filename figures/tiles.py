@@ -10,9 +10,18 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from figures.heat import UNDERNEATH, add_scale, even_shares, lay_heat
-from figures.paint import Picture, check_frame, data_uri, shrink, stretch
-from figures.style import OBJECTS, THEMES, ThemeName, finish
+from figures.paint import (
+    UNDERNEATH,
+    Picture,
+    add_scale,
+    check_frame,
+    even_shares,
+    lay_heat,
+    lay_picture,
+    shrink,
+    stretch,
+)
+from figures.style import OBJECTS, THEMES, ThemeName, finish, write
 from probes.errors import InputError
 
 CONTOUR_WIDTH = 160
@@ -119,16 +128,8 @@ def _place(
     frame = check_frame(tile.frame)
     tall, wide = frame.shape[:2]
     place = {"row": r, "col": c}
-    figure.add_layout_image(
-        source=data_uri(_grey(frame) if tile.mass is not None else shrink(frame, 520)),
-        x=0,
-        y=0,
-        sizex=wide,
-        sizey=tall,
-        sizing="stretch",
-        layer="below",
-        **place,
-    )
+    picture = shrink(frame, 520) if tile.mass is None else _grey(frame)
+    lay_picture(figure, picture, 0, 0, wide, tall, layer="below", **place)
     figure.update_xaxes(range=[0, wide], **place)
     figure.update_yaxes(range=[tall, 0], **place)
     if tile.mass is not None:
@@ -141,24 +142,13 @@ def _place(
             x=[tile.mark[0]],
             y=[tile.mark[1]],
             mode="markers",
-            marker={
-                "symbol": "cross-thin",
-                "size": 15,
-                "line": {"width": 3, "color": "#ffffff"},
-            },
+            marker={"symbol": "cross-thin", "size": 15, "line": {"width": 3, "color": "#ffffff"}},
             hoverinfo="skip",
             **place,
         )
     if tile.note:
-        figure.add_annotation(
-            text=tile.note,
-            x=wide / 2,
-            y=tall,
-            yanchor="top",
-            showarrow=False,
-            font={"size": 12, "color": THEMES[theme].ink},
-            **place,
-        )
+        font = {"size": 12, "color": THEMES[theme].ink}
+        write(figure, tile.note, wide / 2, tall, "center top", place, font=font)
 
 
 def _grey(frame: Picture) -> Picture:
@@ -206,29 +196,8 @@ def _name(
     """Print the names of rows and columns; on the figure, as the axes of a cell without a picture have no place."""
     font = {"size": 13, "color": THEMES[theme].ink}
     for c, name in enumerate(column_names, 1):
-        figure.add_annotation(
-            text=name,
-            x=sum(figure.layout[f"xaxis{c}"].domain) / 2,
-            y=1,
-            xref="paper",
-            yref="paper",
-            xanchor="center",
-            yanchor="bottom",
-            yshift=4,
-            showarrow=False,
-            font=font,
-        )
+        middle = sum(figure.layout[f"xaxis{c}"].domain) / 2
+        write(figure, name, middle, 1, "center bottom", yshift=4, font=font)
     for r, name in enumerate(row_names):
-        figure.add_annotation(
-            text=name,
-            x=0,
-            y=sum(figure.layout[f"yaxis{r * columns + 1}"].domain) / 2,
-            xref="paper",
-            yref="paper",
-            xanchor="right",
-            yanchor="middle",
-            xshift=-8,
-            align="right",
-            showarrow=False,
-            font=font,
-        )
+        middle = sum(figure.layout[f"yaxis{r * columns + 1}"].domain) / 2
+        write(figure, name, 0, middle, "right middle", xshift=-8, align="right", font=font)

@@ -5,36 +5,45 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from probes.layout import MemoryFrame
+from probes.mass import keep_count
 from probes.measure import CallStatistics
-from probes.records import KEEP_SHARES
-from probes.seam import AttentionCall
+from probes.observing import AttentionCall
+from probes.records import KEEP_SHARES, Array, ClipRecord, Settings
 
-SIMILARITIES = ("cosine", "shuffled", "pearson", "jaccard")
-"""Order of `MemorySaliency.similarity`."""
+SIMILARITIES = ("cosine", "chance", "pearson", "jaccard")
+"""Order of `Recollection.similarity`."""
+
+MEASURES = ("cosine", "moved_cosine", "chance_cosine", "jaccard", "moved_jaccard", "chance_jaccard")
+"""Order of the last axis of `frame_to_frame`: cosine in [0, 1] and Jaccard of the top-10 % sets in [0, 1]; chance is
+what either would be if the tokens of one map lay anyhow."""
+
+TOP = 0.1
+"""Share of a map whose most attended tokens are compared as sets."""
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine ``<a, b> / (|a| |b|)`` of maps ``[..., n]``, in [0, 1] for non-negative ones.
 
     The paper's CS. Two flat positive maps have a cosine near 1 whatever they show: read it beside
-    `shuffled_cosine`.
+    `chance_cosine`.
     """
-    return torch.nn.functional.cosine_similarity(a, b, -1)
+    return F.cosine_similarity(a, b, -1)
 
 
-def shuffled_cosine(a: Tensor, b: Tensor, seed: int = 0) -> Tensor:
-    """Cosine with one map's entries shuffled: what CS is by chance."""
-    return cosine(a, shuffled(b, seed))
+def chance_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """What CS of maps ``[..., n]`` is by chance: its mean over all orders of one map's entries.
 
-
-def shuffled(a: Tensor, seed: int = 0) -> Tensor:
-    """A map ``[..., n]`` with its entries shuffled, all leading axes alike."""
-    order = torch.randperm(a.shape[-1], generator=torch.Generator().manual_seed(seed))
-    return a[..., order.to(a.device)]
+    ``mean(a) mean(b) / sqrt(mean(a²) mean(b²))``: norms don't depend on the order, and each entry meets each other
+    equally often. One order drawn is far off where few tokens hold the mass.
+    """
+    scale = a.square().mean(-1) * b.square().mean(-1)
+    return a.mean(-1) * b.mean(-1) / scale.sqrt().clamp(min=1e-30)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -43,10 +52,10 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 def top_set(saliency: Tensor, share: float) -> Tensor:
-    """The top share of entries (rounded down, at least one), bool ``[..., n]``; ties by index."""
-    count = max(1, math.floor(share * saliency.shape[-1] + 1e-9))
-    order = saliency.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return torch.zeros_like(saliency, dtype=torch.bool).scatter(-1, order, True)
+    """The top share of entries (`keep_count`), bool ``[..., n]``; ties by index."""
+    order = saliency.sort(dim=-1, descending=True, stable=True).indices
+    top = order[..., : keep_count(share, saliency.shape[-1])]
+    return torch.zeros_like(saliency, dtype=torch.bool).scatter(-1, top, True)
 
 
 def jaccard(a: Tensor, b: Tensor) -> Tensor:
@@ -70,8 +79,7 @@ def mass_recall(first: Tensor, now: Tensor, shares: tuple[float, ...] = KEEP_SHA
     n = first.shape[-1]
     order = first.sort(dim=-1, descending=True, stable=True).indices
     caught = now.gather(-1, order).cumsum(-1) / now.sum(-1, keepdim=True)
-    counts = [max(1, math.floor(share * n + 1e-9)) for share in shares]
-    return caught[..., [count - 1 for count in counts]]
+    return caught[..., [keep_count(share, n) - 1 for share in shares]]
 
 
 def window_coverage(kept: Tensor, mask: Tensor, grid: int, window: int) -> float:
@@ -115,31 +123,26 @@ def centroid(mask: Tensor, grid: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class MemorySaliency:
-    """Saliency of one memory frame for one object and layer, as recalled now.
+class Recollection:
+    """How one memory frame's saliency, for one object and layer, compares with that of its first recollection.
+
+    Saliency is conditional key mass float32 ``[tokens]``: softmax over this frame's own keys, mean over all rows.
 
     Attributes
     ----------
     entry
         The memory frame.
-    first
-        Whether it is recalled for the first time.
-    saliency
-        Conditional key mass float32 ``[tokens]``: softmax over this frame's own keys, mean over all rows.
     similarity
         `SIMILARITIES` between first recollection and now.
-    recall, joint_recall, oracle_recall
-        Mass recall for each of `KEEP_SHARES`, by the first recollection's tokens of conditional and of joint
-        mass, and by tokens chosen now. These and `similarity` are NaN for a frame that was tracked in the other
-        direction: in this one it was never the newest, when tokens are chosen.
+    recall, oracle_recall
+        Mass recall for each of `KEEP_SHARES`, by the first recollection's tokens and by tokens chosen now. These and
+        `similarity` are NaN for a frame that was tracked in the other direction: in this one it was never the newest,
+        when tokens are chosen.
     """
 
     entry: MemoryFrame
-    first: bool
-    saliency: Tensor
     similarity: Tensor
     recall: Tensor
-    joint_recall: Tensor
     oracle_recall: Tensor
 
 
@@ -153,52 +156,102 @@ class MemoryConsistency:
     def __init__(self) -> None:
         self._first: dict[tuple[int, str, int, bool], Tensor] = {}
 
-    def add(self, call: AttentionCall, measured: CallStatistics) -> list[list[MemorySaliency]]:
+    def add(self, call: AttentionCall, measured: CallStatistics) -> list[list[Recollection]]:
         """Compare a call, by its statistics: for each of its objects, one entry per memory frame."""
         assert measured.by_frame is not None, "an accelerated run has not read the keys"
         found = []
-        for b, (object_id, layout) in enumerate(
-            zip(call.moment.objects, call.moment.layouts, strict=True)
-        ):
-            conditional = measured.by_frame[b].mean(0)
-            joint = measured.mass[b, :, : layout.frame_keys].mean(0).view_as(conditional)
+        objects = zip(call.moment.objects, call.moment.layouts, measured.by_frame, strict=True)
+        for object_id, layout, by_frame in objects:
             entries = []
-            for i, entry in enumerate(layout.frames):
+            for entry, now in zip(layout.frames, by_frame.mean(0), strict=True):
                 key = (object_id, call.site, entry.frame, call.moment.reverse)
-                now = conditional[i]
                 if entry.newest or entry.conditioning:
                     self._first.setdefault(key, now)
-                entries.append(_compare(entry, self._first.get(key), now, joint[i]))
+                entries.append(_compare(entry, self._first.get(key), now))
             found.append(entries)
-            self._forget(object_id, call, {entry.frame for entry in layout.frames})
+            # memory frames that have left the bank are forgotten
+            held = {(object_id, call.site, e.frame, call.moment.reverse) for e in layout.frames}
+            self._first = {
+                key: first
+                for key, first in self._first.items()
+                if key in held
+                or (key[0], key[1], key[3]) != (object_id, call.site, call.moment.reverse)
+            }
         return found
 
-    def _forget(self, object_id: int, call: AttentionCall, kept: set[int]) -> None:
-        """Drop memory frames that have left the bank."""
-        for key in [
-            key
-            for key in self._first
-            if key[:2] == (object_id, call.site)
-            and key[3] == call.moment.reverse
-            and key[2] not in kept
-        ]:
-            del self._first[key]
 
-
-def _compare(
-    entry: MemoryFrame, first: Tensor | None, now: Tensor, joint: Tensor
-) -> MemorySaliency:
+def _compare(entry: MemoryFrame, first: Tensor | None, now: Tensor) -> Recollection:
     if first is None:
         nothing = now.new_full((len(KEEP_SHARES),), math.nan)
-        unlike = now.new_full((len(SIMILARITIES),), math.nan)
-        return MemorySaliency(entry, False, now, unlike, nothing, nothing, nothing)
+        return Recollection(entry, now.new_full((len(SIMILARITIES),), math.nan), nothing, nothing)
     similarity = torch.stack(
         [
             cosine(first, now),
-            shuffled_cosine(first, now),
+            chance_cosine(first, now),
             pearson(first, now),
-            jaccard(top_set(first, 0.1), top_set(now, 0.1)).float(),
+            jaccard(top_set(first, TOP), top_set(now, TOP)).float(),
         ]
     )
-    recalls = mass_recall(first, now), mass_recall(first, joint), mass_recall(now, now)
-    return MemorySaliency(entry, first is now, now, similarity, *recalls)
+    return Recollection(entry, similarity, mass_recall(first, now), mass_recall(now, now))
+
+
+def frame_to_frame(clip: ClipRecord, settings: Settings) -> dict[str, Array]:
+    """Compare maps of adjacent frames, for each object.
+
+    Returns
+    -------
+    dict
+        ``"encoder.stage3"`` (where its windowed blocks were seen), each of `Settings.map_sites`, and
+        ``"decoder"``: float32 ``[n, len(MEASURES)]`` for each row of the clip against the row of the same
+        object on the frame tracked before; NaN where there is none or no map, for the decoder where
+        either frame was prompted (it looks elsewhere then), and in the moved measures where the object is
+        absent on either frame.
+    """
+    pairs, shifts = _pairs(clip)
+    t_of = {int(frame): t for t, frame in enumerate(clip.frame)}
+    at = np.array([t_of[int(frame)] for frame in clip.row_frame])
+    maps = {"encoder.stage3": clip.stage3_mass[at]}
+    for i, site in enumerate(settings.map_sites):
+        maps[site] = clip.encoder_mass[at, i]
+    maps["decoder"] = clip.decoder_saliency
+    found = {}
+    for name, of_rows in maps.items():
+        table = np.full((len(of_rows), len(MEASURES)), np.nan, np.float32)
+        for (before, now), shift in zip(pairs, shifts, strict=True):
+            a, b = (torch.from_numpy(of_rows[i].astype(np.float32)) for i in (before, now))
+            prompted = name == "decoder" and (clip.conditioning[before] or clip.conditioning[now])
+            if not (prompted or bool(a.isnan().any() or b.isnan().any())):
+                table[now] = compare_maps(a, b, shift)
+        found[name] = table
+    return found
+
+
+def compare_maps(before: Tensor, now: Tensor, shift: tuple[float, float]) -> list[float]:
+    """`MEASURES` of two maps ``[g, g]``; `shift` is the object's displacement in tokens, (x, y), NaN if unknown."""
+    versions = [before.flatten(), None]
+    if not math.isnan(sum(shift)):
+        versions[1] = moved(before, round(shift[0]), round(shift[1])).flatten()
+    flat = now.flatten()
+    top, kept = top_set(flat, TOP), keep_count(TOP, len(flat))
+    return [
+        *(math.nan if v is None else float(cosine(v, flat)) for v in versions),
+        float(chance_cosine(before.flatten(), flat)),
+        *(math.nan if v is None else float(jaccard(top_set(v, TOP), top)) for v in versions),
+        kept / (2 * len(flat) - kept),
+    ]
+
+
+def _pairs(clip: ClipRecord) -> tuple[list[tuple[int, int]], list[tuple[float, float]]]:
+    """Rows of the same object on adjacent frames, (before, now), and the object's displacement in tokens."""
+    grid = clip.decoder_saliency.shape[-1]
+    centres = [centroid(torch.from_numpy(mask), grid) for mask in clip.masks()]
+    keys = list(zip(clip.row_frame.tolist(), clip.row_object.tolist(), strict=True))
+    row_at = {key: i for i, key in enumerate(keys)}
+    pairs, shifts = [], []
+    for now, (frame, i) in enumerate(keys):
+        before = row_at.get((frame + (1 if clip.reverse[now] else -1), i))
+        if before is not None:
+            pairs.append((before, now))
+            (x0, y0), (x1, y1) = centres[before], centres[now]
+            shifts.append((x1 - x0, y1 - y0))
+    return pairs, shifts

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.consistency import MemorySaliency
-from probes.mass import foreground_lift
+from probes.consistency import Recollection
+from probes.maps import site_of
+from probes.mass import attention_weights, foreground_lift, token_coverage
 from probes.measure import CallStatistics
-from probes.records import SLOTS, STATISTICS, Array
+from probes.observing import AttentionCall
+from probes.records import SLOTS, STATISTICS, Array, Settings
 from probes.sites import AttentionSite
-from probes.streaming import token_coverage
 
 CANDIDATES = 3
 """Masks that SAM 2's decoder proposes where it proposes several."""
@@ -45,7 +46,7 @@ class Seen:
     statistics: dict[str, tuple[CallStatistics, int]] = field(default_factory=dict)
     saliency: list[Tensor] = field(default_factory=list)
     stage3: list[Tensor] = field(default_factory=list)
-    memory: dict[str, list[MemorySaliency]] = field(default_factory=dict)
+    memory: dict[str, list[Recollection]] = field(default_factory=dict)
     shares: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     heads: tuple[Tensor, ...] | None = None
@@ -65,10 +66,7 @@ def mass_maps(seen: Seen, map_sites: Sequence[str], grid: int) -> dict[str, Arra
 
 
 def statistics_table(
-    seen: Seen,
-    sites: Sequence[AttentionSite],
-    mask: Tensor,
-    remembered: Mapping[int, Tensor],
+    seen: Seen, sites: Sequence[AttentionSite], mask: Tensor, remembered: Mapping[int, Tensor]
 ) -> Array:
     """Statistics of some sites, float32 ``[sites, H, K]``.
 
@@ -97,11 +95,7 @@ def statistics_table(
 
 
 def _lift(
-    site: AttentionSite,
-    mass: Tensor,
-    mask: Tensor,
-    seen: Seen,
-    remembered: Mapping[int, Tensor],
+    site: AttentionSite, mass: Tensor, mask: Tensor, seen: Seen, remembered: Mapping[int, Tensor]
 ) -> Tensor:
     """Foreground lift of key mass ``[h, keys]``; memory keys against the masks of their own frames."""
     if site.kind == "cross":
@@ -126,26 +120,23 @@ def decoded(seen: Seen, out: Mapping[str, Any], prompted: bool, grid: int) -> di
     """An object's masks, score and decoder saliency on a frame, from the stored output and the heads."""
     stored = out["pred_masks"][0, 0] > 0
     candidates = np.zeros((CANDIDATES, *stored.shape), bool)
-    iou = np.full(CANDIDATES, np.nan, np.float32)
     candidates[0] = stored.cpu().numpy()
     if seen.heads is not None and not prompted:
         several = seen.heads[0][0, :CANDIDATES] > 0
         candidates[: len(several)] = several.cpu().numpy()
-        iou[: len(several)] = seen.heads[2][0, :CANDIDATES].float().cpu().numpy()
     saliency = np.full((grid, grid), np.nan, np.float32)
     if seen.saliency:
         looked = torch.stack(seen.saliency).mean(0)
         saliency = looked.view(grid, grid).cpu().numpy()
     return {
         "score": np.float32(out["object_score_logits"].max().item()),
-        "iou": iou,
         "candidates": np.packbits(candidates.reshape(CANDIDATES, -1), axis=-1),
         "best": np.packbits(best_mask(seen, out, prompted).cpu().numpy().reshape(-1)),
         "decoder_saliency": saliency,
     }
 
 
-def recalled(seen: Seen, layer_of: Mapping[str, int], tokens: int, shares: int) -> dict[str, Any]:
+def recalled(seen: Seen, layer_of: Mapping[str, int], shares: int) -> dict[str, Any]:
     """An object's memory on a frame: what is in each slot, its share, and how it compares with its first recollection.
 
     Parameters
@@ -154,33 +145,69 @@ def recalled(seen: Seen, layer_of: Mapping[str, int], tokens: int, shares: int) 
         Of the object.
     layer_of
         Layer of each site of memory cross-attention.
-    tokens, shares
-        Tokens of a memory frame, and number of keep shares.
+    shares
+        Number of keep shares.
     """
-    slots, layers, g = len(SLOTS) - 1, len(layer_of), shares
+    slots, layers = len(SLOTS) - 1, len(layer_of)
     held = np.full(slots, -1, np.int32)
     found: dict[str, Any] = {
         "memory_frame": held,
+        "prompt_frames": [],
         "slot_share": np.full((layers, slots + 1), np.nan, np.float32),
-        "first_frame": np.int32(-1),
-        "first_saliency": np.full((layers, tokens), np.nan, np.float16),
-        "recall": np.full((layers, slots, g), np.nan, np.float16),
-        "joint_recall": np.full((layers, slots, g), np.nan, np.float16),
-        "oracle_recall": np.full((layers, slots, g), np.nan, np.float16),
+        "recall": np.full((layers, slots, shares), np.nan, np.float16),
+        "oracle_recall": np.full((layers, slots, shares), np.nan, np.float16),
         "similarity": np.full((layers, slots, 4), np.nan, np.float16),
     }
     for name, entries in seen.memory.items():
         layer = layer_of[name]
         found["slot_share"][layer] = seen.shares[name].cpu().numpy()
-        nearest = min((e.entry.age for e in entries if e.entry.position == 0), default=None)
-        for saliency in entries:
-            memory = saliency.entry
-            if saliency.first and memory.newest:
-                found["first_frame"] = np.int32(memory.frame)
-                found["first_saliency"][layer] = (saliency.saliency * tokens).cpu().numpy()
+        prompts = [e.entry for e in entries if e.entry.position == 0]
+        found["prompt_frames"] = sorted(entry.frame for entry in prompts)
+        nearest = min((entry.age for entry in prompts), default=None)
+        for recollection in entries:
+            memory = recollection.entry
             if memory.position == 0 and memory.age != nearest:
                 continue
             held[memory.position] = memory.frame
-            for key in ("recall", "joint_recall", "oracle_recall", "similarity"):
-                found[key][layer, memory.position] = getattr(saliency, key).cpu().numpy()
+            for key in ("recall", "oracle_recall", "similarity"):
+                found[key][layer, memory.position] = getattr(recollection, key).cpu().numpy()
     return found
+
+
+def row_forms(
+    site: AttentionSite, settings: Settings, output_tokens: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of a site's stored rows and of their maxima, for one frame or object."""
+    r = settings.row_grid
+    if site.kind == "token_to_image":
+        lead: tuple[int, ...] = (output_tokens,)
+    elif site.kind == "cross":
+        lead = (len(settings.row_queries), len(SLOTS) - 1)
+    else:
+        lead = (len(settings.row_queries),)
+    return (*lead, r, r), lead[:1]
+
+
+def raw_rows(
+    call: AttentionCall, b: int, settings: Settings, output_tokens: int
+) -> tuple[Array, Array]:
+    """Attention rows of some queries of one object, mean over heads, as 8-bit levels and maxima."""
+    site = site_of(call)
+    r, cell = settings.row_grid, site.grid // settings.row_grid
+    shape, _ = row_forms(site, settings, output_tokens)
+    if site.kind == "token_to_image":
+        q = call.q[b, :, :output_tokens]
+    else:
+        q = call.q[b][:, torch.tensor(settings.row_queries, device=call.q.device)]
+    p = attention_weights(q, call.k[b]).mean(0)  # [Q, Nk]
+    cells = p.new_zeros(shape)
+    if site.kind == "cross":
+        layout = call.moment.layouts[b]
+        frames = p[:, : layout.frame_keys].view(len(p), -1, r, cell, r, cell).sum((3, 5))
+        for i, entry in enumerate(layout.frames):
+            cells[:, entry.position] += frames[:, i]
+    else:
+        cells += p.view(len(p), r, cell, r, cell).sum((2, 4))
+    scale = cells.flatten(1).amax(1)
+    levels = (cells / scale.clamp(min=1e-30).view(-1, *(1,) * (cells.ndim - 1))).sqrt() * 255
+    return levels.round().byte().cpu().numpy(), scale.cpu().numpy()

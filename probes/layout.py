@@ -155,6 +155,12 @@ def stored_result(
     return output_dict[second][entry.frame] if found is None else found
 
 
+def stored_results(output_dict: Mapping[str, Mapping[int, Any]], layout: MemoryLayout) -> list[Any]:
+    """`stored_result` of each memory frame of a layout, then of each pointer."""
+    entries: list[MemoryFrame | Pointer] = [*layout.frames, *layout.pointers]
+    return [stored_result(output_dict, entry) for entry in entries]
+
+
 def _bank_frame(model: SAM2Base, frame: int, position: int, reverse: bool) -> int:
     """Index of the frame at a temporal position: the adjacent one, then every stride-th before it."""
     stride = 1 if model.training else model.memory_temporal_stride_for_eval

@@ -1,6 +1,6 @@
 """One attention call reduced to its statistics, block by block.
 
-Key mass, and with it slot shares and foreground lift, comes from every query row (`probes.keymass`); entropy,
+Key mass, and with it slot shares and foreground lift, comes from every query row (`probes.mass`); entropy,
 effective support, N90, Gini, top-10 % mass, distance and padding are means over a stratified sample of rows.
 """
 
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.keymass import key_mass, key_mass_by_frame
+from probes.maps import computed_queries, in_dense_order, queries_there, site_of
 from probes.mass import (
     descending,
     effective_support,
     entropy,
     gini,
     grid_positions,
+    key_mass,
+    key_mass_by_frame,
     keys_for_mass,
     mean_distance,
     normalised_entropy,
@@ -27,9 +29,8 @@ from probes.mass import (
     top_mass,
     window_slots,
 )
+from probes.observing import AttentionCall
 from probes.records import QUERY_ROWS, SLOTS
-from probes.rows import computed_queries, in_dense_order
-from probes.seam import AttentionCall
 
 FULL_ROW = 512
 """Keys of a row that counts whole: where rows are shorter, proportionally more of them are drawn."""
@@ -78,14 +79,16 @@ def measure(call: AttentionCall, rows: int | None = QUERY_ROWS, seed: int = 0) -
         As `observe` hands it over.
     rows
         Query rows for `CallStatistics.means`, at least, stratified; more where rows are shorter than
-        `FULL_ROW` keys. None for all.
+        `FULL_ROW` keys. None for all; of trimmed windows, too, all that are there.
     seed
         Of the sample.
     """
-    site = call.where
-    assert site is not None, "observe fills it in"
+    site = site_of(call)
     groups, heads, n, c = call.q.shape
-    wanted = groups * n if rows is None else rows * max(1, FULL_ROW // call.k.shape[2])
+    if rows is None or call.there is not None:
+        wanted = groups * n
+    else:
+        wanted = rows * max(1, FULL_ROW // call.k.shape[2])
     drawn = sample_queries(groups if site.part == "encoder" else 1, n, wanted, seed)
     drawn = drawn.to(call.q.device).expand(groups, -1)  # [groups, r]
     q = call.q
@@ -98,16 +101,17 @@ def measure(call: AttentionCall, rows: int | None = QUERY_ROWS, seed: int = 0) -
     sums = {name: q.new_zeros(groups, heads, dtype=torch.float32) for name in ROW_STATISTICS}
     padded = (tokens < 0).view(groups, 1, 1, -1)
     some_padded = bool(padded.any())
-    for block, p in row_blocks(q, call.k):
+    keys = None if call.there is None else call.there.sum(-1)  # [groups, 1, 1]
+    for block, p in row_blocks(q, call.k, call.there):
         w = weight[..., block]
         ordered = descending(p)
         nats = entropy(p)
         found = {
-            "entropy": normalised_entropy(nats, p.shape[-1]),
+            "entropy": normalised_entropy(nats, p.shape[-1] if keys is None else keys),
             "support": effective_support(nats),
             "n90": keys_for_mass(ordered),
-            "gini": gini(ordered),
-            "top10": top_mass(ordered),
+            "gini": gini(ordered, keys),
+            "top10": top_mass(ordered, keys),
         }
         placed = p
         if some_padded:
@@ -141,8 +145,7 @@ def received(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     tuple
         `CallStatistics.mass` and `CallStatistics.by_frame`.
     """
-    site = call.where
-    assert site is not None, "observe fills it in"
+    site = site_of(call)
     if site.kind == "cross" and call.keys is None:
         # a stock run has one object, an accelerated one tells object by object
         (layout,) = call.moment.layouts
@@ -150,7 +153,7 @@ def received(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     if site.part == "encoder":
         tokens, _, _, real = _geometry(call)
         share = real.sum(1) / real.sum()  # of all real rows, in each window
-        mass = key_mass(call.q, call.k, real.float()) * share[:, None, None]
+        mass = key_mass(call.q, call.k, real.float(), call.there) * share[:, None, None]
         return _on_grid(mass, tokens, site.grid), None
     return in_dense_order(call, key_mass(call.q, call.k)), None
 
@@ -162,10 +165,10 @@ def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None
     -------
     tuple
         Token of each key ``[groups, Nk]`` (-1: padding); positions in pixels of the queries ``[Nq, 2]`` and of
-        the keys that have one ``[n, 2]``, or None; which queries are real ``[groups, Nq]``.
+        the keys that have one ``[n, 2]``, or None; which queries are real (neither padding nor absent)
+        ``[groups, Nq]``.
     """
-    site, device = call.where, call.q.device
-    assert site is not None, "observe fills it in"
+    site, device = site_of(call), call.q.device
     groups, keys = len(call.q), call.k.shape[2]
     everything = torch.arange(keys, device=device).expand(groups, keys)
     real = torch.ones(groups, call.q.shape[2], dtype=torch.bool, device=device)
@@ -177,6 +180,9 @@ def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None
             chosen = call.keys.cpu()
             slots, pooled = slots[chosen], pooled[chosen]
         real = pooled.to(device) >= 0
+        taking = queries_there(call)
+        if taking is not None:
+            real &= taking
         at = grid_positions(side, float(site.stride * site.pool)).to(device)
         key_at = grid_positions(site.window, float(site.stride)).to(device)
         return slots.to(device), at, key_at, real

@@ -7,18 +7,19 @@ Hydra's global state nor the working directory matters.
 from __future__ import annotations
 
 import hashlib
+from importlib.metadata import packages_distributions
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from probes.checkpoints import fetched
 from probes.errors import InputError
-from probes.installed import check_sam2 as check_sam2
-from probes.installed import sam2_folder
-from probes.weights import fingerprint as fingerprint
-from probes.weights import load_strictly, read_checkpoint
+from probes.random_weights import make_it_track
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -110,8 +111,6 @@ def build_predictor(
         load_strictly(model, *state)
     model.float().to(place).eval()
     if weights == "random":
-        from probes.random_weights import make_it_track
-
         make_it_track(model, seed)
     if weights or (name and checkpoint is None):
         model.probes_name = weights or name
@@ -148,7 +147,7 @@ def _config_file(name: str | None, config: str | Path | None) -> Path:
             f"name one of {', '.join(MODEL_NAMES)} or give a sam2 yaml file"
         )
     if config is not None:
-        for candidate in (Path(config), sam2_folder() / config):
+        for candidate in (Path(config), _sam2_folder() / config):
             if candidate.is_file():
                 return candidate
         raise InputError(
@@ -162,7 +161,7 @@ def _config_file(name: str | None, config: str | Path | None) -> Path:
             f"model {name!r} is not known; expected one of {', '.join(MODEL_NAMES)}; choose one, or give "
             "a configuration and a checkpoint"
         )
-    return sam2_folder() / "configs" / "sam2.1" / CONFIGS[name]
+    return _sam2_folder() / "configs" / "sam2.1" / CONFIGS[name]
 
 
 def _demo_file(name: str) -> Path:
@@ -192,8 +191,6 @@ def _weights(
     elif name == DEMO:
         path = _demo_file("weights.safetensors")
     elif name in CONFIGS:
-        from probes.checkpoints import fetched
-
         path = fetched(name)
     else:
         raise InputError(
@@ -256,3 +253,101 @@ def _instantiate(settings: Any, path: Path) -> SAM2VideoPredictor:
             f"configuration {path} can't be built ({str(error).splitlines()[0]}); expected a sam2 model "
             "configuration; compare it with sam2's own"
         ) from error
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Return ``"sha256:…"`` over the names, shapes, types and bytes of all weights, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a checkpoint file."""
+    if not path.is_file():
+        raise InputError(
+            f"checkpoint {path} does not exist; expected a .pt or .safetensors file; check the path"
+        )
+    form = 'a .safetensors file or a .pt file holding {"model": state_dict}'
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch says first how to run a file's code all the same
+        said = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
+        reason = said[0].split(". ")[0][:120] if said else type(error).__name__
+        raise InputError(
+            f"checkpoint {path} can't be read ({reason}); expected {form}; fetch or copy it again"
+        ) from None
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(
+            f"checkpoint {path} holds no state dict under 'model'; expected {form}; convert it"
+        )
+    return state
+
+
+def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load `state`, refusing it where a tensor is missing, extra or of another shape."""
+    wanted = model.state_dict()
+    misshapen = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    for problem, names in (
+        ("lacks", [k for k in wanted if k not in state]),
+        ("has the unknown", [k for k in state if k not in wanted]),
+        ("has a misshapen", misshapen),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            shapes = ""
+            if names is misshapen:
+                shapes = f" ({list(state[names[0]].shape)} for {list(wanted[names[0]].shape)})"
+            raise InputError(
+                f"checkpoint {path} {problem} tensor {names[0]}{shapes}{more}; expected the weights of "
+                "exactly this model; check that model and checkpoint belong together"
+            )
+    model.load_state_dict(state)
+
+
+# Files that everything here is built on, as they are in sam2 1.1.0. Other packages (rf-sam-2, EdgeTAM)
+# install a top-level `sam2` of their own.
+_SAM2_FILES = {
+    "sam2_video_predictor.py": "912555920a77f72ded07839efa33fcceecc79f3523abbec783f0be46ee2c55c2",
+    "modeling/sam2_base.py": "69a46b44e8625f509791352bd09beaafe589cd7d872721384e63d37f9fdc6e41",
+    "modeling/sam/transformer.py": "cda19052331e775190ce8b1159efcb828a4632d931a6d8bd4d47109f121782f1",
+    "modeling/backbones/hieradet.py": "03785581ca304d0451ae0df7a08ee0bf1e1dbe66fad285066e6b9ffc0d88d64f",
+}
+
+
+def check_sam2() -> None:
+    """Refuse a top-level ``sam2`` that isn't the expected package.
+
+    Raises
+    ------
+    InputError
+        sam2 is absent, or one of its files differs from sam2 1.1.0.
+    """
+    advice = "use an environment of its own and install sam2==1.1.0 there"
+    spec = find_spec("sam2")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"no package sam2 is installed; expected sam2 1.1.0; {advice}")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    for name, expected in _SAM2_FILES.items():
+        file = folder / name
+        found = file.read_bytes().replace(b"\r\n", b"\n") if file.is_file() else b""
+        if hashlib.sha256(found).hexdigest() != expected:
+            owners = " and ".join(sorted(set(packages_distributions().get("sam2", [])))) or folder
+            raise InputError(
+                f"the installed sam2 (from {owners}) is another one, its {name} differs; expected "
+                f"sam2 1.1.0 unmodified; {advice}"
+            )
+
+
+def _sam2_folder() -> Path:
+    """Folder of the installed package, once `check_sam2` has found it."""
+    spec = find_spec("sam2")
+    assert spec is not None and spec.submodule_search_locations, "check_sam2 found it"
+    return Path(next(iter(spec.submodule_search_locations)))

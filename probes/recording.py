@@ -1,4 +1,4 @@
-"""Record what a model attends to on videos: `record`, its files, and merging.
+"""Record what a model attends to on videos, and join recordings.
 
 A recording holds what figures show and what calibration replays without the model; `probes.records` says
 what that is and reads it.
@@ -6,32 +6,49 @@ what that is and reads it.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from probes.collector import Collector
+from probes.entries import row_forms
 from probes.errors import InputError
-from probes.models import name_of
-from probes.prompts import Prompts
-from probes.rawrows import row_forms
-from probes.recording_files import check_name, name_clips, open_header, write_shard
-from probes.recording_files import extend_recording as extend_recording
-from probes.recording_files import merge_recordings as merge_recordings
-from probes.records import QUERY_ROWS, ClipInfo, Recording, Settings
+from probes.files import whole, write_text
+from probes.models import fingerprint, name_of
+from probes.records import (
+    HEADER,
+    QUERY_ROWS,
+    ROW_SIDE,
+    SCHEMA,
+    Array,
+    ClipInfo,
+    Header,
+    ModelInfo,
+    Recording,
+    Settings,
+    load_recording,
+)
 from probes.sites import attention_sites, find_sites
-from probes.tracking import begin_video as begin_video
-from probes.tracking import check_stock, digest_of, hash_of_frames, track_and_collect
+from probes.tracking import Prompts, check_stock, digest_of, hash_of_frames, track_and_collect
 from probes.video import VideoSource, has_frame, open_video
-
-ROW_SIDE = 16
-"""Queries per side of the token grid whose raw rows are stored, at most."""
 
 ROW_GRID = 32
 """Cells per side of a stored raw row, at most."""
+
+LONGEST_NAME = 200
+"""Bytes of a clip's name, which with its suffixes is a file's name."""
+
+HASHED = 2**20
+"""Bytes that are hashed at a time."""
 
 
 def record(
@@ -43,6 +60,7 @@ def record(
     name: str | None = None,
     statistics: str | Sequence[str] = "*",
     rows: str | Sequence[str] = (),
+    row_side: int = ROW_SIDE,
     query_rows: int = QUERY_ROWS,
     seed: int = 0,
     max_frames: int | None = None,
@@ -73,6 +91,9 @@ def record(
     rows
         Patterns of sites whose raw attention rows are stored too, for the explorer; global blocks, memory
         and token-to-image sites have some. Before it starts, the run says how many bytes that will take.
+    row_side
+        Queries per side of the token grid whose raw rows are stored, at most as many as there are: more where objects
+        are small. Rows take bytes by its square.
     query_rows
         Query rows, at least, that means over rows are measured from; key mass takes all rows.
     seed
@@ -91,16 +112,16 @@ def record(
     Raises
     ------
     InputError
-        The predictor is not stock, a pattern matches nothing, `rows` match no site that has some, the prompts or the
-        name can't be used, or the folder holds another recording.
+        The predictor is not stock, a pattern matches nothing, `rows` match no site that has some, the prompts, the
+        name or `row_side` can't be used, or the folder holds another recording.
     """
     check_stock(predictor)
     source = open_video(video)
     clip = name or (Path(video).stem if isinstance(video, (str, Path)) else "clip")
-    check_name(clip)
-    settings = _settings(predictor, statistics, rows, query_rows, seed, autocast)
+    _check_name(clip)
+    settings = _settings(predictor, statistics, rows, row_side, query_rows, seed, autocast)
     folder = Path(out)
-    header = open_header(
+    header = _open_header(
         predictor, settings, folder, name_of(predictor) if model is None else model
     )
     for info in header.clips:
@@ -136,6 +157,7 @@ def recorded_clips(
     *,
     statistics: str | Sequence[str] = "*",
     rows: str | Sequence[str] = (),
+    row_side: int = ROW_SIDE,
     query_rows: int = QUERY_ROWS,
     seed: int = 0,
     autocast: bool = False,
@@ -148,9 +170,9 @@ def recorded_clips(
     InputError
         A pattern matches nothing, or the folder holds another recording or other files.
     """
-    settings = _settings(predictor, statistics, rows, query_rows, seed, autocast)
+    settings = _settings(predictor, statistics, rows, row_side, query_rows, seed, autocast)
     called = name_of(predictor) if model is None else model
-    return [info.name for info in open_header(predictor, settings, Path(out), called).clips]
+    return [info.name for info in _open_header(predictor, settings, Path(out), called).clips]
 
 
 def _difference(
@@ -172,6 +194,7 @@ def _settings(
     predictor: Any,
     statistics: str | Sequence[str],
     rows: str | Sequence[str],
+    row_side: int,
     query_rows: int,
     seed: int,
     autocast: bool,
@@ -188,7 +211,11 @@ def _settings(
             "token-to-image sites; choose such as '*.global' or 'memory.*.cross'"
         )
     grid = predictor.sam_image_embedding_size
-    side = min(ROW_SIDE, grid)
+    if row_side < 1:
+        raise InputError(
+            f"row_side {row_side} given; expected 1 query a side of the grid or more; choose up to {grid}"
+        )
+    side = min(row_side, grid)
     at = [(2 * i + 1) * grid // (2 * side) for i in range(side)]
     return Settings(
         dtype="bfloat16" if autocast else "float32",
@@ -223,3 +250,131 @@ def _tell_size(
         print(text, file=sys.stderr)
     else:
         say(text)
+
+
+def _open_header(predictor: Any, settings: Settings, folder: Path, name: str) -> Header:
+    """The header of the recording in a folder, or a new one.
+
+    Raises
+    ------
+    InputError
+        The folder holds something else, a recording of another model or settings, or can't be made.
+    """
+    model = ModelInfo(
+        name=name,
+        fingerprint=fingerprint(predictor),
+        image_size=predictor.image_size,
+        grid=predictor.sam_image_embedding_size,
+        window=int(predictor.image_encoder.trunk.window_spec[2]),
+        layers=len(attention_sites(predictor, "memory", "cross")),
+    )
+    if (folder / HEADER).is_file():
+        header = load_recording(folder).header
+        for part, wanted in (("model", model), ("settings", settings)):
+            if getattr(header, part) != wanted:
+                raise InputError(
+                    f"{folder} holds a recording with another {part}; expected the same one or a new folder; "
+                    "choose another"
+                )
+        return header
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds other files; expected a new folder; choose another")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InputError(
+            f"{folder} can't be made, as {there} can't be written into; expected a new folder; choose another"
+        )
+    versions = {package: version(package) for package in ("efficient-sam2", "sam2", "torch")}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Header(model=model, settings=settings, versions=versions, date=date, schema=SCHEMA)
+
+
+def _check_name(clip: str) -> None:
+    """Refuse a clip's name that its shard can't have."""
+    if set(clip) & set("/\\\0") or len(clip.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"clip name {clip[:80]!r} was given; expected a file name of {LONGEST_NAME} bytes at most, without / and "
+            "\\; choose another"
+        )
+
+
+def write_shard(path: Path, arrays: Mapping[str, Array]) -> str:
+    """Write a clip's arrays to its shard, without a copy of them in memory; return the file's sha256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = hashlib.sha256()
+    with whole(path) as part:
+        save_file(dict(arrays), part)
+        with part.open("rb") as file:
+            while block := file.read(HASHED):
+                found.update(block)
+    return found.hexdigest()
+
+
+def name_clips(folder: Path, header: Header, clips: Iterable[ClipInfo]) -> Recording:
+    """Add clips, whose shards are there, to a recording's header."""
+    full = header.model_copy(update={"clips": (*header.clips, *clips)})
+    write_text(folder / HEADER, full.to_json())
+    return Recording(folder, full)
+
+
+def _copy_shards(folder: Path, header: Header, shards: Mapping[ClipInfo, Path]) -> Recording:
+    """Add shards of other recordings: first the files, then the header that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for info, path in shards.items():
+        with whole(folder / info.shard) as part:
+            shutil.copyfile(path, part)
+    return name_clips(folder, header, shards)
+
+
+def merge_recordings(recordings: Sequence[str | Path], out: str | Path) -> Recording:
+    """Join recordings of the same model and settings into a new folder.
+
+    Raises
+    ------
+    InputError
+        They differ in model or settings, or two hold clips of the same name.
+    """
+    opened = [load_recording(path) for path in recordings]
+    clips = _together(opened)
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; expected a new folder; choose another")
+    return _copy_shards(folder, opened[0].header.model_copy(update={"clips": ()}), clips)
+
+
+def extend_recording(out: str | Path, recordings: Sequence[str | Path]) -> Recording:
+    """Take the clips of other recordings of the same model and settings into one; it is made if it isn't there.
+
+    Raises
+    ------
+    InputError
+        They differ in model or settings, or two hold clips of the same name.
+    """
+    folder = Path(out)
+    others = [load_recording(path) for path in recordings]
+    if not (folder / HEADER).is_file():
+        return merge_recordings(recordings, folder)
+    recording = load_recording(folder)
+    _together([recording, *others])
+    return _copy_shards(folder, recording.header, _together(others)) if others else recording
+
+
+def _together(opened: Sequence[Recording]) -> dict[ClipInfo, Path]:
+    """Return the shards of recordings that can be joined."""
+    first = opened[0]
+    clips: list[tuple[Path, ClipInfo]] = []
+    for recording in opened:
+        for part in ("model", "settings"):
+            if getattr(recording.header, part) != getattr(first.header, part):
+                raise InputError(
+                    f"{recording.path} and {first.path} differ in their {part}; expected recordings of one "
+                    "model under the same settings; merge only such ones"
+                )
+        clips += [(recording.path, info) for info in recording.header.clips]
+    names = [info.name for _, info in clips]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"clips {', '.join(twice)} are in several recordings; expected each clip once; leave one out"
+        )
+    return {info: path / info.shard for path, info in clips}

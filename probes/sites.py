@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sam2.modeling.sam2_base import SAM2Base
 
@@ -85,7 +85,18 @@ def attention_sites(
     kind
         Only ``"window"``, ``"global"``, ``"self"``, ``"cross"``, ``"token_to_image"`` or
         ``"image_to_token"``.
+
+    Raises
+    ------
+    InputError
+        There is no such part or kind.
     """
+    for what, given, known in (("part", part, get_args(Part)), ("kind", kind, get_args(Kind))):
+        if given is not None and given not in known:
+            raise InputError(
+                f"{what} {given!r} was asked for; expected one of {', '.join(known)}; choose one, or give patterns of names "
+                "to observe"
+            )
     found = (*_encoder(model), *_memory(model), *_decoder(model))
     return [
         site
@@ -130,37 +141,32 @@ def _encoder(model: SAM2Base) -> Iterator[AttentionSite]:
 
 
 def _memory(model: SAM2Base) -> Iterator[AttentionSite]:
-    grid = model.sam_image_embedding_size
-    stride = model.image_size // grid
     for index, layer in enumerate(model.memory_attention.layers):
-        kinds: tuple[tuple[Kind, Any], ...] = (
-            ("self", layer.self_attn),
-            ("cross", layer.cross_attn_image),
-        )
-        for kind, module in kinds:
-            yield AttentionSite(
-                f"memory.layer{index}.{kind}", "memory", kind, module.num_heads, grid, stride,
-                layer=index, module=module,
-            )  # fmt: skip
+        yield _layer_site(model, "memory", index, "self", layer.self_attn)
+        yield _layer_site(model, "memory", index, "cross", layer.cross_attn_image)
 
 
 def _decoder(model: SAM2Base) -> Iterator[AttentionSite]:
-    grid = model.sam_image_embedding_size
-    stride = model.image_size // grid
     transformer = model.sam_mask_decoder.transformer
     for index, layer in enumerate(transformer.layers):
-        kinds: tuple[tuple[Kind, Any], ...] = (
-            ("self", layer.self_attn),
-            ("token_to_image", layer.cross_attn_token_to_image),
-            ("image_to_token", layer.cross_attn_image_to_token),
+        yield _layer_site(model, "decoder", index, "self", layer.self_attn)
+        yield _layer_site(
+            model, "decoder", index, "token_to_image", layer.cross_attn_token_to_image
         )
-        for kind, module in kinds:
-            yield AttentionSite(
-                f"decoder.layer{index}.{kind}", "decoder", kind, module.num_heads, grid, stride,
-                layer=index, module=module,
-            )  # fmt: skip
+        yield _layer_site(
+            model, "decoder", index, "image_to_token", layer.cross_attn_image_to_token
+        )
     last = transformer.final_attn_token_to_image
-    yield AttentionSite(
-        "decoder.final.token_to_image", "decoder", "token_to_image", last.num_heads, grid, stride,
-        module=last,
+    yield _layer_site(model, "decoder", None, "token_to_image", last)
+
+
+def _layer_site(
+    model: SAM2Base, part: Part, layer: int | None, kind: Kind, module: Any
+) -> AttentionSite:
+    """An attention call of memory attention or decoder; without a layer it is the decoder's final one."""
+    grid = model.sam_image_embedding_size
+    where = "final" if layer is None else f"layer{layer}"
+    return AttentionSite(
+        f"{part}.{where}.{kind}", part, kind, module.num_heads, grid, model.image_size // grid,
+        layer=layer, module=module,
     )  # fmt: skip

@@ -1,22 +1,31 @@
-"""Run the stock predictor over a video while a collector listens."""
+"""Run the stock predictor over a video: begin it, prompt it, track it forward and back while a collector listens."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from probes.collector import Collector
-from probes.errors import InputError
-from probes.observing import observe
-from probes.prompts import Prompts, digest_of_prompted, digest_of_prompts, give_prompts
-from probes.video import EndOfVideo, ModelFrames, VideoSource
+from probes.errors import InputError, tell_left_out
+from probes.observing import listen, observe
+from probes.prompts import Prompt, check_prompts, digest_of_prompts, read_prompts
+from probes.video import EndOfVideo, ModelFrames, VideoSource, new_state
+
+Prompts = (
+    Mapping[int, NDArray[Any]] | Callable[[Any, dict[str, Any]], Any] | Sequence[Any] | str | Path
+)
+"""Masks bool ``[H, W]`` of frame 0 by object id; what `probes.prompts.read_prompts` reads, its list or file; or a function
+of predictor and state that gives prompts."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,11 @@ class Tracked:
     objects: tuple[int, ...]
 
 
+def is_accelerated(predictor: Any) -> bool:
+    """Whether a predictor is one of ours, which listens to its parts through a seam of its own."""
+    return "seam" in predictor.__dict__
+
+
 def check_stock(predictor: Any) -> None:
     """Refuse an accelerated predictor.
 
@@ -36,7 +50,7 @@ def check_stock(predictor: Any) -> None:
     InputError
         It is one.
     """
-    if "_seam" in predictor.__dict__:
+    if is_accelerated(predictor):
         raise InputError(
             "an accelerated predictor was given; recordings are of dense runs, and ablation starts from one; pass "
             "the stock predictor that it was made from"
@@ -46,23 +60,234 @@ def check_stock(predictor: Any) -> None:
 def begin_video(predictor: Any, source: VideoSource) -> dict[str, Any]:
     """Begin a video on the stock predictor like its ``init_state``, with frames decoded when they are needed."""
     device = predictor.device
-    state: dict[str, Any] = {
-        "images": ModelFrames(source, predictor.image_size, device),
-        "num_frames": source.num_frames if source.num_frames is not None else sys.maxsize,
-        "offload_video_to_cpu": False,
-        "offload_state_to_cpu": False,
-        "video_height": source.height,
-        "video_width": source.width,
-        "device": device,
-        "storage_device": device,
-        "obj_ids": [],
-    }
-    for key in ("obj_id_to_idx", "obj_idx_to_id", "point_inputs_per_obj", "mask_inputs_per_obj"):
-        state[key] = {}
-    for key in ("output_dict_per_obj", "temp_output_dict_per_obj", "frames_tracked_per_obj"):
-        state[key] = {}
-    state["cached_features"], state["constants"] = {}, {}
-    return state
+    frames = ModelFrames(source, predictor.image_size, device)
+    size = source.height, source.width
+    return new_state(frames, frames.num_frames, size, device, device, frames_on_cpu=False)
+
+
+class Waiting(Protocol):
+    """What is given to a video's state when tracking comes to its frame, such as a `probes.prompts.Prompt`."""
+
+    @property
+    def frame(self) -> int: ...
+
+    @property
+    def object(self) -> int: ...
+
+    @property
+    def remove(self) -> bool: ...
+
+    def give_to(self, predictor: Any, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A video that is begun: its state, what is given in it later, the first prompted frame, and a hash of the prompts."""
+
+    state: dict[str, Any]
+    waiting: Sequence[Waiting]
+    start: int
+    digest: str
+
+
+def _begin_prompted(predictor: Any, source: VideoSource, prompts: Prompts) -> _Begun:
+    """Begin a video and take its prompts.
+
+    Raises
+    ------
+    InputError
+        There are none, or one doesn't fit the video.
+    """
+    state = begin_video(predictor, source)
+    if not callable(prompts):
+        listed = _listed(prompts, source)
+        return _Begun(state, listed, listed[0].frame, digest_of_prompts(listed))
+    prompts(predictor, state)
+    given = [o["cond_frame_outputs"] for o in state["temp_output_dict_per_obj"].values()]
+    starts = [min(frames) for frames in given if frames]
+    if not starts:
+        raise InputError(
+            "no prompts were given; expected a mask, points or a box for one object at least; add one"
+        )
+    digest = _digest_of_prompted(state)
+    return _Begun(state, _hold_back(predictor, state, min(starts)), min(starts), digest)
+
+
+def _listed(
+    prompts: Mapping[int, NDArray[Any]] | Sequence[Any] | str | Path, source: VideoSource
+) -> tuple[Prompt, ...]:
+    """Return prompts that say by themselves what they are, held against their video."""
+    if isinstance(prompts, Mapping):
+        masks = [Prompt(0, i, mask=np.asarray(mask) > 0) for i, mask in prompts.items()]
+        return check_prompts(masks, source)
+    return read_prompts(prompts, source)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """An object's inputs on a frame as they lie in sam2's state, at the model's size."""
+
+    frame: int
+    object: int
+    kind: str
+    given: Any
+    remove: bool = False
+
+    def give_to(self, predictor: Any, state: dict[str, Any]) -> None:
+        """Add them to a video's state."""
+        if self.kind == "mask_inputs_per_obj":
+            predictor.add_new_mask(state, self.frame, self.object, self.given[0, 0])
+            return
+        points = self.given["point_coords"][0] / predictor.image_size
+        predictor.add_new_points_or_box(
+            state, self.frame, self.object, points, self.given["point_labels"][0], normalize_coords=False
+        )  # fmt: skip
+
+
+def _hold_back(predictor: Any, state: dict[str, Any], start: int) -> list[Waiting]:
+    """Take objects out of a state whose first prompt comes after a frame, to be given when tracking gets there.
+
+    Stock sam2 would track them before their prompt: in float32 it can't, as it has no pointer of them then.
+    """
+    later: list[Waiting] = []
+    for index, object_id in state["obj_idx_to_id"].items():
+        first = min(state["temp_output_dict_per_obj"][index]["cond_frame_outputs"], default=start)
+        if first > start:
+            for kind in ("point_inputs_per_obj", "mask_inputs_per_obj"):
+                for frame, given in state[kind][index].items():
+                    later.append(_Held(frame, object_id, kind, given))
+    for object_id in {held.object for held in later}:
+        predictor.remove_object(state, object_id, need_output=False)
+    return sorted(later, key=lambda held: held.frame)
+
+
+# ---------------------------------------------------------------------- from frame to frame
+
+OnFrame = tuple[int, list[int], Any]
+"""A frame's index, the ids of the objects that are tracked there, and their logits ``[objects, 1, H, W]``; None of none."""
+
+
+def track_forward(
+    predictor: Any,
+    state: dict[str, Any],
+    prompts: Iterable[Waiting],
+    start: int,
+    last: int | None = None,
+) -> Iterator[OnFrame]:
+    """Track forward from a frame, and give prompts when tracking comes to theirs.
+
+    A prompt of an object that is tracked already corrects what was tracked on its frame, and stays: the frame is
+    conditioning from then on. Frames before it are left as they are.
+
+    Parameters
+    ----------
+    predictor
+        Stock, or accelerated with a state whose corrections are kept.
+    prompts
+        By frame, ascending; those before `start` are in the state already.
+    start, last
+        First and last frame; None: to the end of the video.
+    """
+    at = start
+    for frame, group in groupby(prompts, key=lambda prompt: prompt.frame):
+        given = list(group)
+        if frame < start or (last is not None and frame > last):
+            continue
+        corrects = any(p.object in state["obj_ids"] and not p.remove for p in given)
+        for found in _tracked(predictor, state, at, frame if corrects else frame - 1):
+            if found[0] < frame:
+                yield found
+        with _corrections_stay(predictor):
+            for prompt in given:
+                prompt.give_to(predictor, state)
+        at = frame
+    yield from _tracked(predictor, state, at, last)
+
+
+def track_back(
+    predictor: Any, state: dict[str, Any], prompts: Iterable[Waiting], first: int, frames: range
+) -> Iterator[OnFrame]:
+    """Track objects of the first prompted frame back from it.
+
+    Parameters
+    ----------
+    prompts
+        Of the video; those of an object that comes later take it out of the state.
+    first
+        The first prompted frame.
+    frames
+        Descending; the one after is done.
+    """
+    starts: dict[int, Waiting] = {}
+    for prompt in prompts:
+        starts.setdefault(prompt.object, prompt)
+    for object_id, prompt in starts.items():
+        if prompt.frame > first and object_id in state["obj_ids"]:
+            predictor.remove_object(state, object_id, need_output=False)
+        elif prompt.frame == first and object_id not in state["obj_ids"]:
+            prompt.give_to(predictor, state)  # it was removed on a later frame
+    # sam2 tracks nothing back from frame 0, and from a prompt it goes on without tracking it
+    start = frames[0] if 0 < frames[0] < first - 1 else frames[0] + 1
+    for found in predictor.propagate_in_video(state, start, start - frames[-1], True):
+        if found[0] in frames:
+            yield found
+
+
+def _tracked(
+    predictor: Any, state: dict[str, Any], start: int, last: int | None
+) -> Iterator[OnFrame]:
+    """Track from frame to frame what is in the state."""
+    if last is not None and last < start:
+        return
+    if state["obj_ids"]:
+        limit = None if last is None else last - start
+        yield from predictor.propagate_in_video(state, start, limit)
+        return
+    frame, end = start, state["num_frames"] - 1 if last is None else last
+    while frame <= end:
+        state["images"][frame]  # a stream says so where it ended
+        yield frame, [], None
+        frame += 1
+
+
+@contextmanager
+def _corrections_stay(predictor: Any) -> Iterator[None]:
+    """Have stock sam2 make a tracked frame that is prompted now a conditioning one."""
+    if is_accelerated(predictor):  # its states say so
+        yield
+        return
+    before = predictor.add_all_frames_to_correct_as_cond
+    predictor.add_all_frames_to_correct_as_cond = True
+    try:
+        yield
+    finally:
+        predictor.add_all_frames_to_correct_as_cond = before
+
+
+def _track(
+    predictor: Any, source: VideoSource, begun: _Begun, max_frames: int | None
+) -> Iterator[tuple[int, bool, list[int]]]:
+    """Track forward from the first prompt and then, unless the video is a stream, back from it.
+
+    Yields
+    ------
+    tuple
+        Each frame on which there are objects once, when its results are in the state, whether it was reached going
+        back, and the objects.
+    """
+    state, waiting, start, done = begun.state, begun.waiting, begun.start, 0
+    last = None if max_frames is None else start + max_frames - 1
+    stream = source.num_frames is None  # at its end it has a number
+    with suppress(EndOfVideo):  # a stream says where it ends when it does
+        for frame, ids, _ in track_forward(predictor, state, waiting, start, last):
+            done += 1
+            if ids:
+                yield frame, False, ids
+    left = start if max_frames is None else min(start, max_frames - done)
+    if left > 0 and not stream:
+        back = range(start - 1, start - 1 - left, -1)
+        for frame, ids, _ in track_back(predictor, state, waiting, start, back):
+            yield frame, True, ids
 
 
 def track_and_collect(
@@ -75,45 +300,31 @@ def track_and_collect(
     progress: bool,
     clip: str,
 ) -> Tracked:
-    """Run the model, forward from the first prompt and then, unless the video is a stream, back."""
+    """Run the model over a clip while a collector listens; see `track`."""
     precision = torch.autocast(predictor.device.type, torch.bfloat16) if autocast else nullcontext()
     pixels = hashlib.sha256()
-    done: set[int] = set()
-    stream = source.num_frames is None
     bar = tqdm(total=max_frames or source.num_frames, desc=clip, unit="frame", disable=not progress)
-    with torch.inference_mode(), precision, collector.listening(), bar:
-        with observe(predictor, collector.add, "*"), _noting(predictor, collector):
-            state = begin_video(predictor, source)
-            start = give_prompts(prompts, predictor, source, state)
-            for reverse in (False, True):
-                if reverse and (stream or start == 0):
-                    continue
-                # going back begins on a frame that is done
-                left = None if max_frames is None else max_frames - len(done)
-                limit = left if left is None or reverse else left - 1
-                if limit is not None and limit < (1 if reverse else 0):
-                    continue
-                with suppress(EndOfVideo):  # a stream says where it ends when it does
-                    for frame, _, _ in predictor.propagate_in_video(state, start, limit, reverse):
-                        if frame in done:
-                            continue
-                        collector.finish_frame(state, frame, reverse)
-                        pixels.update(source.frame(frame).tobytes())
-                        done.add(frame)
-                        bar.update()
-    prompt = digest_of_prompts(prompts) or digest_of_prompted(state)
-    return Tracked(pixels.hexdigest(), prompt, tuple(state["obj_ids"]))
+    with (
+        torch.inference_mode(),
+        precision,
+        bar,
+        observe(predictor, collector.add, "*"),
+        listen(predictor, decoded=collector.note_heads),
+    ):
+        begun = _begin_prompted(predictor, source, prompts)
+        objects: dict[int, None] = {}
+        for frame, reverse, ids in _track(predictor, source, begun, max_frames):
+            collector.finish_frame(begun.state, frame, reverse)
+            pixels.update(source.frame(frame).tobytes())
+            objects.update(dict.fromkeys(ids))
+            bar.update()
+    if missing := sorted({str(p.object) for p in begun.waiting if p.object not in objects}):
+        note = f"{clip}: objects {', '.join(missing)} come after the last frame that is tracked, left out"
+        tell_left_out([note], strict=False)
+    return Tracked(pixels.hexdigest(), begun.digest, tuple(objects))
 
 
-def digest_of(predictor: Any, source: VideoSource, prompts: Prompts) -> str:
-    """Hash prompts as `track_and_collect` does, by giving them where they don't say what they are."""
-    found = digest_of_prompts(prompts)
-    if found is None:
-        state = begin_video(predictor, source)
-        with torch.inference_mode():
-            give_prompts(prompts, predictor, source, state)
-        found = digest_of_prompted(state)
-    return found
+# ---------------------------------------------------------------------- which clip it was
 
 
 def hash_of_frames(source: VideoSource, frames: Sequence[int]) -> str | None:
@@ -127,36 +338,22 @@ def hash_of_frames(source: VideoSource, frames: Sequence[int]) -> str | None:
     return pixels.hexdigest()
 
 
-class _noting:
-    """Tells the collector when a frame was encoded and when an object was tracked."""
+def digest_of(predictor: Any, source: VideoSource, prompts: Prompts) -> str:
+    """Hash prompts as `track_and_collect` does, by giving them where they don't say what they are."""
+    if not callable(prompts):
+        return digest_of_prompts(_listed(prompts, source))
+    with torch.inference_mode():
+        return _begin_prompted(predictor, source, prompts).digest
 
-    def __init__(self, predictor: Any, collector: Collector) -> None:
-        self.predictor, self.collector = predictor, collector
-        self.before = {
-            name: predictor.__dict__.get(name)
-            for name in ("_run_single_frame_inference", "_get_image_feature")
-        }
 
-    def __enter__(self) -> None:
-        run, encode = self.before.values()
-        collector = self.collector
-
-        def track(*args: Any, **kwargs: Any) -> Any:
-            state, results = kwargs["inference_state"], kwargs["output_dict"]
-            found = run(*args, **kwargs)
-            for index, known in state["output_dict_per_obj"].items():
-                if known is results:
-                    collector.note_object(kwargs["frame_idx"], state["obj_idx_to_id"][index])
-            return found
-
-        def features(inference_state: Any, frame_idx: int, batch_size: int) -> Any:
-            found = encode(inference_state, frame_idx, batch_size)
-            collector.note_features(frame_idx)
-            return found
-
-        self.predictor.__dict__.update(
-            _run_single_frame_inference=track, _get_image_feature=features
-        )
-
-    def __exit__(self, *_: Any) -> None:
-        self.predictor.__dict__.update(self.before)
+def _digest_of_prompted(state: dict[str, Any]) -> str:
+    """Hash the points, boxes and masks that a video's state holds, by object and frame."""
+    found = hashlib.sha256()
+    for index, object_id in sorted(state["obj_idx_to_id"].items()):
+        for kind in ("point_inputs_per_obj", "mask_inputs_per_obj"):
+            for frame, given in sorted(state[kind][index].items()):
+                parts = given.values() if isinstance(given, dict) else [given]
+                for part in parts:
+                    found.update(f"{object_id} {kind} {frame} {list(part.shape)}".encode())
+                    found.update(part.cpu().numpy().tobytes())
+    return found.hexdigest()

@@ -1,178 +1,44 @@
-"""The profile: which thresholds and techniques the accelerated predictor applies, and what they promise.
+"""The profile: which techniques the accelerated predictor applies, by which thresholds, and what they promise.
 
-A profile is a small JSON document (``"schema": "efficient-sam2/profile/1"``). It is strict: unknown keys,
-NaN and values out of range are refused, so that a typo can never silently change a result. This module
-needs pydantic alone; figures and reports read profiles without torch.
+A profile is a small JSON document (``"schema": "efficient-sam2/profile/2"``), made of the techniques' settings. It is
+strict: unknown keys, NaN and values out of range are refused, so that a typo can never silently change a result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     NonNegativeInt,
     PositiveInt,
+    ValidationError,
     model_validator,
 )
 
-SCHEMA: Final = "efficient-sam2/profile/1"
+from probes.errors import InputError
+from probes.files import whole, write_text
+from sparsity.techniques import Settings, Share
+from sparsity.techniques.adapter import Adapter
+from sparsity.techniques.retrieval import Retrieval
+from sparsity.techniques.reuse import CHANGE, REUSED_PARTS, ReusedPart, picture_of
+from sparsity.techniques.routing import Guard, Refresh, Routing
 
-Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
-"""A share in (0, 1]."""
+SCHEMA: Final = "efficient-sam2/profile/2"
 
-EXACT_TECHNIQUES = (
-    "encoder",
-    "memory_attention",
-    "memory_encoder",
-    "batched_objects",
-    "cuda_graphs",
-)
-"""Rewrites that change the order of the arithmetic, or its launch, and nothing else; each is a switch of the profile."""
+OLDER: Final = "efficient-sam2/profile/1"
 
-REUSING_TECHNIQUES = ("reuse_early_stages", "reuse_last_block", "reuse_stage4")
-"""Parts of the encoder that windows left out on a frame take over from their last computation."""
-
-CALIBRATED_TECHNIQUES = (*REUSING_TECHNIQUES, "pooled_background")
-"""Switches that change results on routed frames and are no part of the published method."""
-
-TECHNIQUES = EXACT_TECHNIQUES + CALIBRATED_TECHNIQUES
+EXACT: Final = "exact: binomial"
+"""Method of a promise about the share of videos alone: their mean is no promise, for there are few of them."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Windows(_Strict):
-    """Sparse window routing (SWR): which windows of encoder stage 3 are computed.
-
-    Attributes
-    ----------
-    saliency_mass
-        Share of decoder saliency, in (0, 1], that the added windows must hold when a mask is empty or a
-        score low (paper: 0.7).
-    score_below
-        Object-score logit under which the saliency windows are added (authors' code: 5.0).
-    margin_px
-        Distance in pixels of the model's input by which masks are grown before they choose windows.
-    candidates
-        ``"all"`` candidate masks of the decoder choose windows (paper), or the ``"best"`` alone.
-    rolling_refresh
-        On every routed frame one in so many of the windows left out is computed too: those whose picture changed
-        most since they were computed last. None leaves them out. Not part of the published method.
-    trimmed
-        In a window that masks touch only cells of 2 x 2 tokens that they touch are computed, `margin_px` included;
-        the others go through the shortcut. Not part of the published method.
-    """
-
-    saliency_mass: Share = 0.7
-    score_below: FiniteFloat = 5.0
-    margin_px: Annotated[FiniteFloat, Field(ge=0)] = 8.0
-    candidates: Literal["all", "best"] = "all"
-    rolling_refresh: PositiveInt | None = None
-    trimmed: bool = False
-
-
-class Memory(_Strict):
-    """Sparse memory retrieval (SMR): which tokens of a memory frame are read.
-
-    Attributes
-    ----------
-    keep
-        Share of a memory frame's tokens that stay, in (0, 1]; one value or one per memory-attention layer.
-    queries
-        Number of query rows (stratified sample) from which token saliency is measured, or ``"all"``.
-    exempt
-        Kinds of keys that are always whole: ``conditioning`` frames, the ``newest`` frame, ``pointers``.
-    readers
-        Tokens of the current frame that read memory: ``"all"``, or on routed frames those of ``"routed"``
-        windows alone; the others keep what memory attention added to them when they read it last. Not part
-        of the published method.
-    """
-
-    keep: Share | tuple[Share, ...] = 0.05
-    queries: PositiveInt | Literal["all"] = 1024
-    exempt: tuple[Literal["conditioning", "newest", "pointers"], ...] = (
-        "conditioning",
-        "newest",
-        "pointers",
-    )
-    readers: Literal["all", "routed"] = "all"
-
-    @model_validator(mode="after")
-    def _pointers_are_whole(self) -> Memory:
-        if "pointers" not in self.exempt:
-            raise ValueError(
-                "memory.exempt must contain 'pointers'; object pointers have no tokens to choose from"
-            )
-        return self
-
-
-class Shortcut(_Strict):
-    """What a window that is not computed goes through instead of the blocks of stage 3.
-
-    ``identity`` passes it unchanged, ``mean`` adds a constant, ``ridge`` a linear map, ``bottleneck`` the
-    paper's two-layer adapter, ``cached`` the change that the blocks made when the window was last computed.
-
-    Attributes
-    ----------
-    file
-        Weights of a fitted kind; `sparsity.profiles.load_profile` looks for a relative one beside the profile.
-    sha256
-        Of that file; another one is refused. None accepts any.
-    """
-
-    kind: Literal["identity", "mean", "ridge", "bottleneck", "cached"] = "identity"
-    file: str | None = None
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-
-    @model_validator(mode="after")
-    def _file_when_fitted(self) -> Shortcut:
-        fitted = self.kind in ("mean", "ridge", "bottleneck")
-        if fitted and self.file is None:
-            raise ValueError(
-                f"shortcut.kind {self.kind!r} needs shortcut.file, the safetensors or .pth file of its weights"
-            )
-        if not fitted and self.file is not None:
-            raise ValueError(
-                f"shortcut.kind {self.kind!r} takes no file; remove shortcut.file or choose another kind"
-            )
-        return self
-
-
-class Guard(_Strict):
-    """When a frame is encoded densely although it could be routed. ``None`` switches a rule off.
-
-    Where a rule sees trouble (all but a refresh and `kept_share`), the frame reads all of its memory too.
-
-    Attributes
-    ----------
-    refresh_every
-        A dense frame at least every so many frames.
-    mask_jump
-        Dense when 1 - IoU between the two last masks of an object exceeds this, in (0, 1].
-    scene_cut
-        Dense when the mean absolute difference of the frame's thumbnail to the last one exceeds this,
-        in (0, 1] of full scale.
-    score_below
-        Dense when an object-score logit falls below this, or a mask is empty.
-    kept_share
-        Dense when routing keeps more than this share of the windows, where it no longer pays.
-    """
-
-    refresh_every: PositiveInt | None = None
-    mask_jump: Share | None = None
-    scene_cut: Share | None = None
-    score_below: FiniteFloat | None = None
-    kept_share: Share = 0.9
-
-
-class Promise(_Strict):
-    """What the calibration found: loss of J&F in points, with the bound it holds to.
+class Promise(Settings):
+    """What the calibration found: loss in points, with the bound it holds to.
 
     Attributes
     ----------
@@ -180,6 +46,18 @@ class Promise(_Strict):
         Of the chosen setting on the videos behind the promise; lower than on others, as it was chosen by it.
     upper_bound
         What the setting was tested against: the accepted loss, or without one its own bound.
+    risk
+        What is lost: ``loss``, J&F against true masks, or ``drift``, agreement with the dense run (mean J).
+    share, over
+        At most this share of videos loses more than `over` points: exact, whatever the losses are. None where the bound on
+        the mean is exact as well, and in older profiles.
+    coverage
+        How often a bound on the mean that is called approximate covers on the worst of the simulated populations of
+        so few videos; None of others.
+    question
+        How many were asked of these videos, this one included; each is asked at its part of the level.
+    clips
+        Behind the promise; clips of one source count as one.
     expected_windows, expected_keys
         Shares computed and read on the videos behind the promise; dense frames count as 1.
     expected_speedup
@@ -192,6 +70,11 @@ class Promise(_Strict):
     method: str
     clips: NonNegativeInt
     unit: str = "J&F points, mean over videos"
+    risk: Literal["loss", "drift"] = "loss"
+    share: Share | None = None
+    over: FiniteFloat | None = None
+    coverage: Share | None = None
+    question: PositiveInt = 1
     expected_windows: Share | None = None
     expected_keys: Share | None = None
     expected_speedup: Annotated[FiniteFloat, Field(gt=0)] | None = None
@@ -200,36 +83,34 @@ class Promise(_Strict):
     def _bound_above_mean(self) -> Promise:
         if self.upper_bound < self.mean_loss:
             raise ValueError("promise.upper_bound must not lie below promise.mean_loss")
+        if (self.share is None) != (self.over is None):
+            raise ValueError("promise.share and promise.over belong together; give both or neither")
         return self
 
     def text(self) -> str:
-        """The promise in one line."""
-        sure = "" if "in expectation" in self.method else f", at {self.confidence:.0%}"
-        return (
-            f"mean loss {self.mean_loss:+.2f}, at most {self.upper_bound:.2f} {self.unit}{sure} "
-            f"({self.method}, {self.clips} clips)"
-        )
+        """The promise in one line: what is exact first, where videos are few; what is approximate by that name."""
+        mean = f"mean loss {self.mean_loss:+.2f}"
+        if self.method != EXACT:
+            mean += f", at most {self.upper_bound:.2f} {self.unit}, at {self.confidence:.0%} ({self.method}, {self.clips} clips"
+            mean += (
+                ")"
+                if self.coverage is None
+                else f"; in simulation it covered {self.coverage:.0%} at worst)"
+            )
+        said = [mean]
+        if self.share is not None:
+            points = self.unit.partition(",")[0]
+            exact = (
+                f"at {self.confidence:.0%}, at most {self.share:.0%} of videos like these lose more than {self.over:.2f} "
+                f"{points} (exact, {self.clips} clips)"
+            )
+            said = [exact, mean + " on these"] if self.method == EXACT else [mean, exact]
+        if self.question > 1:
+            said.append(f"question {self.question} of these clips")
+        return "; ".join(said)
 
 
-class Router(_Strict):
-    """A logistic model of "will this window be needed in the next frame?" over named cheap cues."""
-
-    cues: tuple[str, ...]
-    mean: tuple[FiniteFloat, ...]
-    scale: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
-    coefficients: tuple[FiniteFloat, ...]
-    intercept: FiniteFloat
-    threshold: Annotated[FiniteFloat, Field(ge=0, le=1)]
-
-    @model_validator(mode="after")
-    def _one_value_per_cue(self) -> Router:
-        sizes = {len(self.cues), len(self.mean), len(self.scale), len(self.coefficients)}
-        if len(sizes) != 1:
-            raise ValueError("router.cues, mean, scale and coefficients must have the same length")
-        return self
-
-
-class Profile(_Strict):
+class Profile(Settings):
     """Thresholds and techniques of an accelerated run; see the module's docstring.
 
     Attributes
@@ -239,58 +120,210 @@ class Profile(_Strict):
     image_size
         Side of that model's square input in pixels, or None for any size: margins are in its pixels, and what was
         lost at one size says little of another.
-    windows, memory
+    exact
+        The same mathematics in another order: rewritten encoder, memory attention and memory encoder, and all
+        objects of a frame in one pass.
+    graphs
+        On a GPU parts of a frame are recorded as CUDA graphs and launched as one each.
+    routing, retrieval
         SWR and SMR; None switches one off.
-    techniques
-        Exact rewrites and calibrated techniques by name (`TECHNIQUES`); a name that is absent is off.
+    reuse
+        Parts of the encoder that routed frames take over where they are not computed: all, or those named, which
+        is how each is measured alone. Not part of the published method.
+    quantize
+        ``"int8"`` runs the linear layers of encoder and memory attention in int8, on CPUs. Not part of the published
+        method.
     promise, made_by
         What calibration found and how; None for profiles nobody calibrated.
     """
 
-    schema_: Literal["efficient-sam2/profile/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["efficient-sam2/profile/2"] = Field(SCHEMA, alias="schema")
     name: Annotated[str, Field(min_length=1)]
     model: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] | None = None
     image_size: PositiveInt | None = None
-    windows: Windows | None = None
-    memory: Memory | None = None
-    shortcut: Shortcut = Shortcut()
+    exact: bool = False
+    graphs: bool = False
+    routing: Routing | None = None
+    retrieval: Retrieval | None = None
+    adapter: Adapter = Adapter()
+    reuse: bool | tuple[ReusedPart, ...] = False
+    quantize: Literal["int8"] | None = None
     guard: Guard = Guard()
-    router: Router | None = None
-    techniques: Mapping[Literal[TECHNIQUES], bool] = {}  # type: ignore[valid-type]
     promise: Promise | None = None
     made_by: dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def _routed_readers_need_windows(self) -> Profile:
-        if self.memory is not None and self.memory.readers == "routed" and self.windows is None:
+    def _parts_fit(self) -> Profile:
+        routed_readers = self.retrieval is not None and self.retrieval.readers == "routed"
+        if routed_readers and self.routing is None:
             raise ValueError(
-                "memory.readers 'routed' needs windows to be routed by; set windows or choose 'all'"
+                "retrieval.readers 'routed' needs tokens to be routed by; set routing or choose 'all'"
+            )
+        if self.reuse and (self.routing is None or not self.exact):
+            raise ValueError(
+                "reuse needs routing to leave something out, and exact; set both or switch it off"
+            )
+        if self.quantize is not None and not self.exact:
+            raise ValueError(
+                "quantize needs exact, whose linear layers it replaces; set exact or set quantize to null"
             )
         return self
 
-    @model_validator(mode="after")
-    def _calibrated_techniques_have_windows(self) -> Profile:
-        for name in CALIBRATED_TECHNIQUES:
-            if self.technique(name) and (self.windows is None or not self.technique("encoder")):
-                raise ValueError(
-                    f"technique {name!r} needs windows to be routed by, and the technique 'encoder'; set "
-                    f"both or switch it off"
-                )
-        return self
-
-    def technique(self, name: str) -> bool:
-        """Whether the technique `name` is switched on."""
-        return self.techniques.get(name, False)
+    @property
+    def reused(self) -> frozenset[str]:
+        """Parts of the encoder that are taken over where they are not computed."""
+        return frozenset(REUSED_PARTS if self.reuse is True else self.reuse or ())
 
     @property
-    def calibrated_techniques(self) -> frozenset[str]:
-        """Names of the calibrated techniques that are switched on."""
-        return frozenset(name for name in CALIBRATED_TECHNIQUES if self.technique(name))
+    def carried(self) -> frozenset[str]:
+        """What has to be kept from frame to frame, so that routed frames can do without some windows."""
+        if self.routing is None:
+            return frozenset()
+        cached = {CHANGE} if self.adapter.kind == "cached" else set()
+        pictures = {picture_of(self.routing.unit)} if self.routing.refresh is not None else set()
+        return self.reused | cached | pictures
 
     def with_weights(self, file: str) -> Profile:
-        """The same profile with its shortcut's weights in another place."""
-        return self.model_copy(update={"shortcut": self.shortcut.model_copy(update={"file": file})})
+        """The same profile with its adapter's weights in another place."""
+        return self.model_copy(update={"adapter": self.adapter.model_copy(update={"file": file})})
 
     def to_json(self) -> str:
-        """The profile as the JSON document that `sparsity.profiles.load_profile` reads."""
+        """The profile as the JSON document that `load_profile` reads."""
         return self.model_dump_json(by_alias=True, indent=2, exclude_defaults=False)
+
+
+BUILTIN = {
+    "dense": Profile(name="dense"),
+    "exact": Profile(name="exact", exact=True, graphs=True),
+    "paper": Profile(
+        name="paper", exact=True, graphs=True, routing=Routing(), retrieval=Retrieval()
+    ),
+    "recommended": Profile(
+        name="recommended",
+        exact=True,
+        graphs=True,
+        routing=Routing(refresh=Refresh(one_in=6)),
+        retrieval=Retrieval(readers="routed"),
+        adapter=Adapter(kind="cached"),
+        reuse=True,
+        guard=Guard(scene_cut=0.12, score_below=0.0),
+    ),
+}
+"""Profiles by name: bit-equal to stock; the same maths in another order; the paper's settings; and with these, what
+windows gave when they were last computed in place of what is left out. A few of the windows left out are computed on
+every frame, and read memory then; frames are whole at scene cuts and where an object is lost."""
+
+CALIBRATED = {"demo": Path(__file__).parent / "demo" / "profile.json"}
+"""Profiles by name that ``efficient-sam2 calibrate`` made for a model that ships; refused by any other model."""
+
+
+def _with(part: str, **settings: Any) -> Callable[[Profile], Profile]:
+    """Switch: change some settings of a technique that a profile has."""
+
+    def switch(profile: Profile) -> Profile:
+        changed = getattr(profile, part).model_copy(update=settings)
+        return profile.model_copy(update={part: changed})
+
+    return switch
+
+
+FURTHER: dict[str, Callable[[Profile], Profile]] = {
+    "routed readers": _with("retrieval", readers="routed"),
+    "stage 4 reused": lambda profile: profile.model_copy(update={"reuse": ("stage4",)}),
+    "last block reused": lambda profile: profile.model_copy(update={"reuse": ("last_block",)}),
+    "early stages reused": lambda profile: profile.model_copy(update={"reuse": ("early",)}),
+    "rolling refresh": _with("routing", refresh=Refresh(one_in=6)),
+    "trimmed windows": _with("routing", unit="cell", margin_px=24.0),
+    "cached shortcut": _with("adapter", kind="cached"),
+    "int8": lambda profile: profile.model_copy(update={"quantize": "int8"}),
+}
+"""Techniques beyond the paper by the name of their row, each a switch from a profile to the same with it. The benchmark,
+the quality of `benchmarks/techniques.py`, the page of the docs and the tests run over this table."""
+
+
+def further_profiles() -> list[Profile]:
+    """Make a profile of each technique on top of ``paper``; behind them stands ``recommended``."""
+    paper = BUILTIN["paper"]
+    alone = [
+        switch(paper).model_copy(update={"name": f"+ {name}"}) for name, switch in FURTHER.items()
+    ]
+    return [*alone, BUILTIN["recommended"]]
+
+
+def load_profile(name: str | Path | Profile) -> Profile:
+    """Return a built-in profile by name, or read one from a JSON file.
+
+    Raises
+    ------
+    InputError
+        The name is unknown and no such file exists, it is something else, or the document breaks the schema: one
+        line that says which field, what was given and what is expected.
+    """
+    if isinstance(name, Profile):
+        return name
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"a {type(name).__name__} given as profile; expected a Profile, a built-in name or a JSON file; give 'dense' "
+            "for stock behaviour"
+        )
+    if str(name) in BUILTIN:
+        return BUILTIN[str(name)]
+    path = CALIBRATED.get(str(name), Path(name))
+    if not path.is_file():
+        known = ", ".join([*BUILTIN, *CALIBRATED])
+        raise InputError(
+            f"profile {str(name)!r} is neither a file nor a built-in; use one of {known}, or a JSON file"
+        )
+    try:
+        found = parse_profile(path.read_text(encoding="utf-8"))
+        if found.adapter.file is not None:
+            found = found.with_weights(str(path.parent / found.adapter.file))
+        return found.model_copy(update={"name": str(name)}) if str(name) in CALIBRATED else found
+    except (InputError, UnicodeDecodeError) as error:
+        raise InputError(f"profile {path}: {error}") from None
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write a profile, and beside it a copy of its adapter's weights as ``STEM.adapter.SUFFIX``.
+
+    The two can be moved together.
+    """
+    if profile.adapter.file is not None:
+        weights = Path(profile.adapter.file)
+        beside = path.with_name(f"{path.stem}.adapter{weights.suffix}")
+        with whole(beside) as part:
+            shutil.copyfile(weights, part)
+        profile = profile.with_weights(beside.name)
+    write_text(path, profile.to_json())
+
+
+def parse_profile(text: str) -> Profile:
+    """Read a profile from JSON text.
+
+    Raises
+    ------
+    InputError
+        The text is no JSON object or breaks the schema.
+    """
+    try:
+        document = json.loads(text)
+        if isinstance(document, dict) and document.get("schema") == OLDER:
+            raise InputError(
+                f"schema is {OLDER!r}; expected {SCHEMA!r}: windows is routing now, memory retrieval, shortcut adapter, "
+                "rolling_refresh routing.refresh.one_in, trimmed routing.unit, techniques exact, reuse and graphs; "
+                "calibrate anew, or write it so"
+            )
+        return Profile.model_validate(document)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"is no JSON ({error.msg} at line {error.lineno}); write one with 'efficient-sam2 calibrate'"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = first["msg"].removeprefix("Value error, ")
+        if not first["loc"] and isinstance(first["input"], dict):
+            raise InputError(f"its parts don't fit: {said}") from None
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        raise InputError(
+            f"{place} is {first['input']!r}; {said.lower()}; correct that field"
+        ) from None

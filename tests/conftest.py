@@ -5,6 +5,7 @@ Session fixtures are built once and must not be changed; a test that changes wei
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ SIZE = 256
 """Side of the test models' input in pixels: a stage-3 grid of 16 x 16 tokens."""
 
 torch.set_num_threads(1)
+gc.disable()  # what is imported and collected stays; to look through it takes seconds
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Look through what tests leave, and not through what was there before the first one."""
+    gc.freeze()
+    gc.enable()
 
 
 def make_frames(frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
@@ -69,23 +78,39 @@ def tiny_predictor() -> Any:
     return build_predictor("sam2.1-tiny", weights="random", image_size=SIZE, device="cpu")
 
 
-@pytest.fixture(scope="session")
-def dividing_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SAM 2 whose stage-3 windows (4) divide the grid (16): 4 x 4 windows, no padding."""
+def small_config(path: Path, width: int, windows: list[int]) -> Path:
+    """Write the configuration of a SAM 2 with Tiny's blocks: so many channels in stage 1, windows of the four stages."""
     import sam2
 
     settings = OmegaConf.load(
         Path(sam2.__file__).parent / "configs" / "sam2.1" / "sam2.1_hiera_t.yaml"
     )
     trunk = settings.model.image_encoder.trunk
-    trunk.embed_dim = 32
-    trunk.window_spec = [8, 4, 4, 2]
-    settings.model.image_encoder.neck.backbone_channel_list = [256, 128, 64, 32]
+    trunk.embed_dim, trunk.window_spec = width, windows
+    neck = settings.model.image_encoder.neck
+    neck.backbone_channel_list = [8 * width, 4 * width, 2 * width, width]
     settings.model.memory_attention.layer.dim_feedforward = 256
     settings.model.image_size = SIZE
-    path = tmp_path_factory.mktemp("config") / "dividing.yaml"
     OmegaConf.save(settings, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def padded_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow SAM 2 with Tiny's windows: 14 on a stage-3 grid of 16, so 2 x 2 windows, with padding."""
+    return small_config(tmp_path_factory.mktemp("config") / "padded.yaml", 24, [8, 4, 14, 7])
+
+
+@pytest.fixture(scope="session")
+def padded_predictor(padded_config: Path) -> Any:
+    """The model of `padded_config`."""
+    return build_predictor(config=padded_config, weights="random", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def dividing_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SAM 2 whose stage-3 windows (4) divide the grid (16): 4 x 4 windows, no padding."""
+    return small_config(tmp_path_factory.mktemp("config") / "dividing.yaml", 32, [8, 4, 4, 2])
 
 
 @pytest.fixture(scope="session")
@@ -94,8 +119,7 @@ def dividing_predictor(dividing_config: Path) -> Any:
     return build_predictor(config=dividing_config, weights="random", device="cpu")
 
 
-@pytest.fixture(params=["padded", "dividing"])
+@pytest.fixture(scope="session", params=["padded", "dividing"])
 def any_predictor(request: pytest.FixtureRequest) -> Any:
     """Each of the two geometries in turn."""
-    name = {"padded": "tiny_predictor", "dividing": "dividing_predictor"}[request.param]
-    return request.getfixturevalue(name)
+    return request.getfixturevalue(f"{request.param}_predictor")

@@ -1,4 +1,4 @@
-"""Who may import whom: cli → figures → sparsity → probes → sam2, and never the other way."""
+"""Who may import whom: commands → figures → sparsity → probes → sam2, and inside sparsity room by room; no circle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,134 +14,151 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = ("probes", "sparsity", "figures")
 
-ROOF = {
-    "sparsity.calibration.command",
-    "sparsity.cli",
-    "sparsity.demo_run",
-    "sparsity.evaluation.bench_command",
-}
-"""What the command is made of; it alone may import figures from inside sparsity."""
+FLOORS = (
+    ("probes",),
+    ("sparsity.techniques", "sparsity.clips"),
+    ("sparsity.profile",),
+    ("sparsity.acceleration",),
+    ("sparsity.work",),
+    ("sparsity.evaluation",),
+    ("sparsity.calibration",),
+    ("figures",),
+    ("sparsity.commands",),
+)
+"""Rooms from the ground to the roof: a room imports itself and what lies on lower floors."""
 
-SAM2_USERS = {
-    "probes.layout",
-    "probes.models",
-    "probes.observing",
-    "probes.random_weights",
-    "probes.sites",
-    "sparsity.acceleration",
-}
-"""Modules, or packages with all that is in them, that may import sam2."""
+SAM2 = ("probes", "sparsity.acceleration", "sparsity.work", "sparsity.evaluation")
+"""Rooms that know sam2."""
 
-WITHOUT_TORCH = ("probes.records", "sparsity.profile", "sparsity.evaluation.results")
+WITHOUT_TORCH = ("probes.records", "probes.estimates", "sparsity.evaluation.results")
 """What figures read."""
 
+MOST_FILES = 151
 
-def modules() -> Iterator[tuple[str, Path]]:
-    """Yield every module of the packages with its file."""
+
+def sources(root: Path = ROOT) -> dict[str, str]:
+    """Every module of the packages with its text."""
+    found = {}
     for package in OURS:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-
-
-def imported(source: str) -> set[str]:
-    """Return the modules that source code imports, those for type checking alone left out."""
-    tree = ast.parse(source)
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    found = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            found.add(node.module)
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = path.read_text(encoding="utf-8")
     return found
+
+
+SOURCES = sources()
+
+
+def imported(source: str) -> Iterator[str]:
+    """All modules that source code imports: also inside functions, and for type checking alone."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor_of(module: str) -> tuple[int, str] | None:
+    """The floor and the room of a module; None for the packages themselves, which import when they are asked."""
+    for floor, rooms in enumerate(FLOORS):
+        for room in rooms:
+            if module == room or module.startswith(f"{room}."):
+                return floor, room
+    return None
 
 
 def forbidden(module: str, target: str) -> bool:
     """Tell whether `module` must not import `target`."""
-    layer, goal = module.split(".")[0], target.split(".")[0]
-    if goal in ("tests", "benchmarks", "notebooks"):
+    own, goal, layer = floor_of(module), floor_of(target), target.split(".")[0]
+    if layer in ("tests", "benchmarks", "notebooks", "training"):
         return True
-    if goal == "sam2":
-        return not any(module == user or module.startswith(user + ".") for user in SAM2_USERS)
-    if layer == "probes":
-        return goal in ("sparsity", "figures")
-    if layer == "sparsity":
-        return goal == "figures" and module not in ROOF
-    if layer == "figures":
-        return goal == "torch"
-    return False
+    if layer == "sam2":
+        return own is None or own[1] not in SAM2
+    if layer == "torch":
+        return own is not None and own[1] == "figures"
+    if own is None or goal is None:
+        return False
+    return goal[1] != own[1] and goal[0] >= own[0]
 
 
-@pytest.mark.parametrize(
-    ("module", "path"), list(modules()), ids=lambda v: v if isinstance(v, str) else ""
-)
-def test_imports_go_one_way(module: str, path: Path) -> None:
-    found = imported(path.read_text(encoding="utf-8"))
-    assert [target for target in sorted(found) if forbidden(module, target)] == []
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_go_one_way(module: str) -> None:
+    assert [t for t in imported(SOURCES[module]) if forbidden(module, t)] == []
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
         ("probes.video", "from sparsity.profile import Profile"),
-        ("probes.mass", "def f():\n    import sam2.build_sam"),
-        ("sparsity.select", "import figures.style"),
-        ("figures.windows", "import torch"),
+        ("sparsity.techniques.select", "def f():\n    import figures.style"),
+        ("sparsity.work.store", "if TYPE_CHECKING:\n    from sparsity.evaluation import results"),
+        ("sparsity.clips.prompt", "import sparsity.techniques.select"),
+        ("sparsity.evaluation.quality", "from sparsity.commands.app import run"),
+        ("sparsity.calibration.search", "import sam2.build_sam"),
+        ("figures.tiles", "import torch"),
         ("sparsity.profile", "from tests.conftest import make_frames"),
     ],
 )
 def test_the_other_way_is_noticed(module: str, source: str) -> None:
     assert any(forbidden(module, target) for target in imported(source))
+    assert not forbidden(module, "probes.errors")
+
+
+def circle(texts: dict[str, str]) -> list[str]:
+    """Modules that import one another in a circle; none where there is none."""
+    arrows = {name: {t for t in imported(text) if t in texts} for name, text in texts.items()}
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    assert circle(SOURCES) == []
+    hidden = "if TYPE_CHECKING:\n    from sparsity.acceleration.predictor import x"
+    tied = {**SOURCES, "sparsity.acceleration.route": hidden}
+    assert "sparsity.acceleration.route" in circle(tied)
+
+
+def test_the_house_stays_small() -> None:
+    assert len(SOURCES) <= MOST_FILES
+    loose = {p.name for p in (ROOT / "sparsity").glob("*.py")}
+    assert loose == {"__init__.py", "profile.py"}
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def _without_torch(names: list[str]) -> subprocess.CompletedProcess[str]:
-    """Import modules in a fresh interpreter where torch and sam2 can't be found."""
-    return _run(
-        "import sys\n"
-        "sys.modules['torch'] = sys.modules['sam2'] = None\n"
-        f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
-    )
-
-
+@pytest.mark.process
 def test_figures_open_without_torch_and_sam2() -> None:
-    names = [name for name, _ in modules() if name.split(".")[0] == "figures"]
-    said = _without_torch([*names, *WITHOUT_TORCH])
-    assert said.returncode == 0, said.stderr
-
-
-def test_that_interpreter_really_lacks_torch() -> None:
-    assert "ModuleNotFoundError" in _without_torch(["probes.video"]).stderr
-
-
-@pytest.mark.parametrize("package", ["probes", "sparsity"])
-def test_every_public_name_can_be_imported(package: str) -> None:
-    said = _run(f"import {package}\nfor name in {package}.__all__: getattr({package}, name)")
-    assert said.returncode == 0, said.stderr
-    said = _run(f"import {package}; {package}.nothing")
-    assert f"module '{package}' has no attribute 'nothing'" in said.stderr
-
-
-def test_a_function_is_not_hidden_by_the_module_it_comes_from() -> None:
+    names = [name for name in SOURCES if name.split(".")[0] == "figures"]
     said = _run(
-        "import importlib, pkgutil, types, probes, sparsity, figures\n"
+        "import importlib, sys\n"
+        "sys.modules['torch'] = sys.modules['sam2'] = None\n"
+        f"for name in {[*names, *WITHOUT_TORCH]!r}: importlib.import_module(name)\n"
+        "try: import probes.video\n"
+        "except ModuleNotFoundError: print('lacks torch')"
+    )
+    assert said.stdout == "lacks torch\n", said.stderr
+
+
+@pytest.mark.process
+def test_every_public_name_can_be_imported_and_hides_no_module() -> None:
+    said = _run(
+        "import pkgutil, types, probes, sparsity, figures\n"
         "for package in (probes, sparsity, figures):\n"
         "    for name in package.__all__:\n"
         "        for _ in range(2):\n"
         "            assert not isinstance(getattr(package, name), types.ModuleType), name\n"
         "        modules = {m.name for m in pkgutil.iter_modules(package.__path__)}\n"
         "        assert name not in modules, name\n"
+        "    try: package.nothing\n"
+        "    except AttributeError as error: print(error)\n"
     )
-    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines() == [f"No {package} attribute nothing" for package in OURS]

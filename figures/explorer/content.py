@@ -1,21 +1,27 @@
-"""What the explorer shows: frames as pictures, attention rows packed for the browser."""
+"""What the explorer shows: frames as pictures, attention rows packed for the browser; and its page, one offline HTML file."""
 
 from __future__ import annotations
 
 import base64
 import gzip
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment
 from numpy.typing import ArrayLike, NDArray
 
 from figures.paint import data_uris_within, heat_colours, outline_all, shrink, stretch
-from figures.readings import prompted_frames
-from figures.style import ThemeName, evidence
+from figures.style import THEMES, ThemeName, evidence
 from probes.errors import InputError
-from probes.records import ClipRecord, Recording
+from probes.files import write_text
+from probes.records import ClipInfo, ClipRecord, Recording, frames_of_clip
+
+HERE = Path(__file__).parent
 
 PICTURES_BUDGET = 6_000_000
 """Bytes of all frames of a page together."""
@@ -55,7 +61,8 @@ def explorer_content(
     Raises
     ------
     InputError
-        Several clips and no name, no such clip, no attention rows in the recording, or a video that ends too soon.
+        Several clips and no name, no such clip, no attention rows in the recording, or another video than the recorded
+        one.
     """
     header = recording.header
     if name is None:
@@ -71,10 +78,10 @@ def explorer_content(
             f"{recording.path} holds no attention rows; expected some to explore; record it again with "
             "--rows '*.global' --rows 'memory.*.cross'"
         )
-    info = next(item for item in header.clips if item.name == name)
+    info = recording.info(name)
     # frames by index; the last of two passes over one
     position = dict(sorted((int(index), t) for t, index in enumerate(clip.frame)))
-    pictures = _pictures(clip, position, frames, info.height / info.width)
+    pictures = _pictures(clip, info, frames)
     weights = "random" if "random" in header.model.name else header.model.name
     sites = [_site(site, clip) for site in header.settings.row_sites if site in clip.rows]
     meta = {
@@ -103,6 +110,31 @@ def explorer_content(
     return Content(clip, meta)
 
 
+def frames_of(video: Any) -> NDArray[Any] | Mapping[int, Any] | None:
+    """The frames of a video by index; arrays need no torch."""
+    if video is None or (isinstance(video, np.ndarray) and video.ndim == 4):
+        return video
+    from probes import open_video
+
+    return _Frames(open_video(video))
+
+
+class _Frames(Mapping[int, Any]):
+    """A video source, read by index."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def __getitem__(self, index: int) -> Any:
+        return self._source.frame(index)
+
+    def __len__(self) -> int:
+        return self._source.num_frames or 0
+
+    def __iter__(self) -> Any:
+        return iter(range(len(self)))
+
+
 def _site(name: str, clip: ClipRecord) -> dict[str, Any]:
     """A site; `part` is ``memory`` for what recalls remembered frames, ``self`` for the self-attention beside it."""
     part, *rest = name.split(".")
@@ -118,41 +150,31 @@ def _row(clip: ClipRecord, i: int) -> dict[str, Any]:
         "row": i,
         "score": round(float(clip.score[i]), 2),
         "memory": clip.memory_frame[i].tolist(),
-        "prompts": prompted_frames(clip, int(clip.row_object[i])),
+        "prompted": bool(clip.conditioning[i]),
+        "prompts": [t for t in clip.prompt_frames[i].tolist() if t >= 0],
         "similarity": [[None if np.isnan(v) else v for v in layer] for layer in similarity],
     }
 
 
 def _pictures(
-    clip: ClipRecord,
-    position: Mapping[int, int],
-    frames: NDArray[Any] | Mapping[int, ArrayLike] | None,
-    tall: float,
+    clip: ClipRecord, info: ClipInfo, frames: NDArray[Any] | Mapping[int, ArrayLike] | None
 ) -> list[str]:
-    """Each tracked frame with its objects outlined, as addresses, in the order of `position`."""
-    best = clip.masks()
+    """Each tracked frame with its objects outlined, as addresses, ascending by index."""
+    best, ids = clip.masks(), sorted(set(clip.row_object.tolist()))
+    tracked = clip.frame.tolist()
+    if frames is None:
+        tall = info.height / info.width
+        shown = dict(zip(tracked, (_thumbnail(t, tall) for t in clip.thumbnail), strict=True))
+    else:
+        recorded = frames_of_clip(info, tracked, frames)
+        shown = {index: shrink(frame, 640) for index, frame in zip(tracked, recorded, strict=True)}
     drawn = []
-    for index, t in position.items():
-        if frames is None:
-            picture = _thumbnail(clip.thumbnail[t], tall)
-        else:
-            picture = shrink(_frame(frames, index), 640)
-        rows = np.flatnonzero(clip.row_frame == index)
+    for index, picture in sorted(shown.items()):
         masks = np.zeros(best.shape[1:], np.uint8)
-        for i in rows:
-            masks[best[i]] = sorted(set(clip.row_object.tolist())).index(clip.row_object[i]) + 1
+        for i in np.flatnonzero(clip.row_frame == index):
+            masks[best[i]] = ids.index(clip.row_object[i]) + 1
         drawn.append(outline_all(picture, masks))
     return data_uris_within(drawn, PICTURES_BUDGET)
-
-
-def _frame(frames: NDArray[Any] | Mapping[int, ArrayLike], index: int) -> ArrayLike:
-    try:
-        return frames[index]
-    except LookupError:
-        raise InputError(
-            f"the video given has no frame {index}, which was recorded; expected the recorded video; give that "
-            "one, or none"
-        ) from None
 
 
 def _thumbnail(values: NDArray[np.float32], tall: float) -> NDArray[np.uint8]:
@@ -160,10 +182,7 @@ def _thumbnail(values: NDArray[np.float32], tall: float) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     levels = (values - low) / max(high - low, 1e-6) * 255
     picture = levels.transpose(1, 2, 0).astype(np.uint8)
-    height = round(320 * tall)
-    return np.stack([stretch(picture[..., c], height, 320) for c in range(3)], axis=-1).astype(
-        np.uint8
-    )
+    return stretch(picture, round(320 * tall), 320).astype(np.uint8)
 
 
 def _pack(rows: NDArray[np.float32]) -> bytes:
@@ -172,3 +191,47 @@ def _pack(rows: NDArray[np.float32]) -> bytes:
     shares = flat / np.maximum(scales, np.finfo(np.float32).tiny)[:, None]
     levels = np.round(np.sqrt(shares) * 255).astype(np.uint8)
     return gzip.compress(scales.astype("<f4").tobytes() + levels.tobytes(), 6, mtime=0)
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def script() -> str:
+    """The JavaScript module; its default export is an anywidget, and it exports `mount`."""
+    return "\n".join(_source(name) for name in ("rows.js", "canvas.js", "explorer.js"))
+
+
+def style() -> str:
+    """The style sheet."""
+    return _source("explorer.css")
+
+
+def write_page(content: Content, out: Path) -> Path:
+    """Write the page, which is whole or absent and needs no network, and return its path."""
+    rows = {
+        site["name"]: [
+            base64.b64encode(content.rows(site["name"], i)).decode()
+            for i in content.indices(site["name"])
+        ]
+        for site in content.meta["sites"]
+    }
+    page = Environment(autoescape=False).from_string(_source("page.html"))
+    text = page.render(
+        title=escape(content.meta["title"]),
+        paper=THEMES[content.meta["theme"]].paper,
+        meta=_safe(content.meta),
+        rows=_safe(rows),
+        script=script(),
+        style=style(),
+    )
+    write_text(out, text)
+    return out
+
+
+def _source(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _safe(data: object) -> str:
+    """JSON that neither ends nor changes the script element it stands in."""
+    return json.dumps(data).replace("<", "\\u003c")

@@ -12,7 +12,8 @@ function make(tag, attributes = {}, ...children) {
 export async function mount(el, source) {
   const { meta } = source;
   const table = bytes(meta.heat);
-  const state = { t: 0, object: meta.objects[0], site: meta.sites[0].name, way: "to", slot: 6,
+  const held = Object.values(meta.rows).map((row) => row.memory.findLastIndex((t) => t >= 0));
+  const state = { t: 0, object: meta.objects[0], site: meta.sites[0].name, way: "to", slot: Math.max(0, ...held),
     x: 0.5, y: 0.5, turn: 0 };
   const pictures = await Promise.all(meta.frames.map((frame) => load(frame.picture)));
   const place = new Map(meta.frames.map((frame, t) => [frame.index, t]));
@@ -109,7 +110,7 @@ export async function mount(el, source) {
     const frame = here() ? here().memory[state.slot] : -1;
     if (!place.has(frame)) {
       found.words = frame >= 0 ? `memory frame ${frame} was not recorded`
-        : here()?.prompts.includes(now) ? "a prompted frame recalls nothing" : "no such memory frame yet";
+        : here()?.prompted ? "a prompted frame recalls nothing" : "no such memory frame yet";
       return { ...found, there: false };
     }
     const name = summed(state.slot) > 1

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import anywidget
-import numpy as np
 import traitlets
-from numpy.typing import NDArray
 
-from figures.explorer.content import Content, explorer_content
-from figures.explorer.sources import script, style
+from figures.explorer.content import Content, explorer_content, frames_of, script, style
 from figures.style import ThemeName
 from probes.errors import InputError
 from probes.records import Recording, load_recording
@@ -92,28 +88,3 @@ def explore(
             source, video, prompts, out=Path(folder) / "clip.recording", rows=ROWS, max_frames=max_frames,
         )  # fmt: skip
         return Explorer(explorer_content(made, None, frames_of(video), theme))
-
-
-def frames_of(video: Any) -> NDArray[Any] | Mapping[int, Any] | None:
-    """The frames of a video by index; arrays need no torch."""
-    if video is None or (isinstance(video, np.ndarray) and video.ndim == 4):
-        return video
-    from probes import open_video
-
-    return _Frames(open_video(video))
-
-
-class _Frames(Mapping[int, Any]):
-    """A video source, read by index."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-
-    def __getitem__(self, index: int) -> Any:
-        return self._source.frame(index)
-
-    def __len__(self) -> int:
-        return self._source.num_frames or 0
-
-    def __iter__(self) -> Any:
-        return iter(range(len(self)))

@@ -2,83 +2,81 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
-from probes.layout import MemoryLayout
-from sparsity.acceleration.bank import collect
-from sparsity.acceleration.encoder import window_grid
-from sparsity.acceleration.memory import Readers
-from sparsity.acceleration.pruning import kept_tokens, remember_choice
-from sparsity.acceleration.session import KEY
-from sparsity.acceleration.token_saliency import query_sample
-from sparsity.acceleration.tracked import Tracked
-from sparsity.acceleration.windows import window_tokens
-
-if TYPE_CHECKING:
-    from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from probes.layout import stored_results
+from sparsity.acceleration.model.bank import Plan, collect, memory_tokens, plan
+from sparsity.acceleration.model.memory_attention import Readers
+from sparsity.acceleration.model.saliency import query_sample
+from sparsity.acceleration.model.windows import window_tokens
+from sparsity.acceleration.parts import Parts
+from sparsity.acceleration.session import Frame
+from sparsity.techniques import KEY
+from sparsity.techniques.retrieval import ALL_TOKENS, Retrieval, kept_tokens, remember_choice
+from sparsity.techniques.routing import RESCUES
 
 
-def recall_memory(
-    predictor: EfficientSAM2VideoPredictor,
-    tracked: Tracked,
-    layouts: tuple[MemoryLayout, ...],
-    feature: Tensor,
-    position: Tensor,
-    frame: int,
-) -> Tensor:
+def recall(parts: Parts, frame: Frame, feature: Tensor, position: Tensor) -> Tensor:
     """Condition a frame's features on the memory of each tracked object.
 
     Parameters
     ----------
-    layouts
-        Of each object's memory.
     feature, position
         Of the frame, ``[tokens, C]``.
 
     Returns
     -------
     Tensor
-        ``[objects, tokens, C]`` float32; `tracked` gets the banks and recalls.
+        ``[objects, tokens, C]`` float32; the frame gets the recalls.
     """
-    exact = predictor.profile.technique("memory_attention")
-    attention, memory = predictor._attention, predictor._memory
-    stride, reverse = predictor.memory_temporal_stride_for_eval, tracked.reverse
-    with torch.autocast(predictor.device.type, enabled=False):
-        for outputs, layout in zip(tracked.outputs, layouts, strict=True):
-            tokens, measure, cut = kept_tokens(layout, outputs, memory, stride, reverse)
-            if tracked.whole:
-                tokens, cut = [None] * len(tokens), False
-            bank = collect(
-                predictor, attention.dtype, layout, outputs, tokens, measure,
-                cut=cut, version=attention.version,
-            )  # fmt: skip
-            tracked.banks.append(bank)
-        readers = _readers(predictor, tracked, frame)
+    attention, model = parts.attention, parts.model
+    retrieval = parts.here.used.retrieval if frame.objects else ALL_TOKENS
+    stride, reverse = model.memory_temporal_stride_for_eval, frame.reverse
+    stored = [
+        stored_results(outputs, layout)
+        for outputs, layout in zip(frame.outputs, frame.layouts, strict=True)
+    ]
+    with torch.autocast(model.device.type, enabled=False):
+        alike: dict[Hashable, list[int]] = {}
+        plans: list[Plan] = []
+        for i, (outputs, layout, known) in enumerate(
+            zip(frame.outputs, frame.layouts, stored, strict=True)
+        ):
+            tokens, measure = kept_tokens(layout, known, retrieval, stride, reverse)
+            if frame.decision.reason in RESCUES:
+                tokens = [None] * len(tokens)
+            prompts = outputs["cond_frame_outputs"].values()
+            plans.append(plan(model, layout, known, prompts, tokens, measure, attention.version))
+            alike.setdefault(plans[-1].kind, []).append(i)
+        banks = [
+            (tuple(of), collect(model, attention.dtype, [plans[i] for i in of]))
+            for of in alike.values()
+        ]
+        readers = _readers(retrieval, frame)
         queries = len(feature) if readers is None else len(readers.places)
-        x, tracked.recalls = attention(
-            feature, position, tracked.banks, memory, exact=exact, readers=readers, run=predictor._run,
-            sample=query_sample(queries, memory.queries, frame, feature.device),
+        x, frame.recalls = attention(
+            feature, position, banks, retrieval,
+            exact=parts.here.used.exact, readers=readers, run=parts.run,
+            sample=query_sample(queries, retrieval.queries, frame.index, feature.device),
         )  # fmt: skip
-    for outputs, bank, recall in zip(tracked.outputs, tracked.banks, tracked.recalls, strict=True):
-        remember_choice(outputs, bank, recall, memory, reverse)
+    for known, found in zip(stored, frame.recalls, strict=True):
+        for f, per_layer in found.chosen.items():
+            out = known[f]
+            remember_choice(out, memory_tokens(out), per_layer, retrieval, reverse)
     return x
 
 
-def _readers(
-    predictor: EfficientSAM2VideoPredictor, tracked: Tracked, frame: int
-) -> Readers | None:
+def _readers(retrieval: Retrieval, frame: Frame) -> Readers | None:
     """The tokens that read memory on a routed frame, where the profile asks for that and it can be had."""
-    if predictor._memory.readers == "all" or tracked.windows is None:
+    cells = frame.decision.cells
+    if retrieval.readers == "all" or cells is None:
         return None
-    added = []
-    for b in range(len(tracked.outputs)):
-        extras = (tracked.adjacent(b) or {}).get(KEY)
-        if extras is None or extras.added is None:
-            return None
-        added.append(extras.added)
-    grid = window_grid(predictor)
-    where = window_tokens(grid.tokens, grid.window, tracked.windows, added[0].device, tracked.cells)
-    return Readers(where.tokens, torch.stack(added))
+    added = [(before or {}).get(KEY, {}).get("readers") for before in frame.before]
+    known = [one for one in added if one is not None]
+    if len(known) < len(added):
+        return None
+    where = window_tokens(frame.grid, cells, known[0].device)
+    return Readers(where.tokens, torch.stack(known))

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
-from sparsity.routing import RESCUES
+from sparsity.techniques.routing import RESCUES
 
 
 @dataclass
@@ -17,6 +17,9 @@ class ObjectReport:
     ----------
     score
         Object-score logit; above 0 the object is present.
+    ious
+        IoU that the mask decoder predicts of each candidate mask, of which the best is taken; none where no mask was
+        decoded (a mask as prompt, a result that was given out unchanged).
     keys_used
         Keys that memory cross-attention read, one number per layer; empty where none ran.
     keys_total
@@ -24,7 +27,7 @@ class ObjectReport:
     prunable_keys_used, prunable_keys_total
         The same for keys of frames that may be pruned (neither exempt nor pointers), mean over layers.
     pruned_frames
-        Memory frames that were read in part.
+        Retrieval frames that were read in part.
     queries_share
         Share of the frame's tokens that read memory.
     """
@@ -36,6 +39,7 @@ class ObjectReport:
     prunable_keys_total: int = 0
     pruned_frames: int = 0
     queries_share: float = 1.0
+    ious: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -53,7 +57,11 @@ class FrameReport:
     reason
         ``"routed"``, ``"saliency added"``, or why the frame was dense.
     trimmed_to
-        Share of these windows' tokens that was computed; 1 unless they were trimmed.
+        Share of these windows' cells that was computed; 1 unless they were trimmed.
+    cells
+        Indices of the cells that were computed, where windows were trimmed to them; else None.
+    encoded_together
+        Frames of how many videos were encoded in one batch, this one's included; 1 for a frame that was encoded by itself.
     objects
         By object id.
     """
@@ -65,6 +73,8 @@ class FrameReport:
     windows: list[int] | None
     reason: str
     trimmed_to: float = 1.0
+    cells: list[int] | None = None
+    encoded_together: int = 1
     objects: dict[int, ObjectReport] = field(default_factory=dict)
 
     @property
@@ -85,11 +95,17 @@ class Report:
         Whether the profile was made for another model or input size and forced.
     frames
         In the order of tracking.
+    changed
+        Parts of the model that aren't sam2's own and were run as they are, and what was found there.
+    quantized
+        Number format of the linear layers by the profile that was last in use; None where it is the run's own.
     """
 
     profile: str
     forced: bool
     frames: list[FrameReport] = field(default_factory=list)
+    changed: dict[str, str] = field(default_factory=dict)
+    quantized: str | None = None
 
     @property
     def windows_share(self) -> float:

@@ -1,4 +1,4 @@
-"""What the accelerated predictor keeps about one video, inside the video's own inference state.
+"""What the accelerated predictor keeps about one video, inside the video's own inference state, and the frame under way.
 
 Nothing about a video lives on the model. Results of an object on a frame (kept memory tokens, routing cues)
 lie in the very dict that holds its mask, so they follow it when objects are removed, frames are tracked
@@ -7,145 +7,145 @@ anew or results are dropped.
 
 from __future__ import annotations
 
-import sys
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import SystemRandom
+from typing import Any, Literal, get_args
 
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from probes.video import ModelFrames, VideoSource
-from sparsity.acceleration.derived import Version
+from probes.errors import InputError
+from probes.layout import MemoryLayout, memory_layout, stored_results
+from sparsity.acceleration.model.memory_attention import Recall
+from sparsity.acceleration.model.weights import Version
 from sparsity.acceleration.report import FrameReport, ObjectReport, Report
-from sparsity.acceleration.reuse import LastComputed
-from sparsity.profile import Memory, Windows
-from sparsity.routing import Decision, ObjectCues, parts_computed
-from sparsity.select import WindowGrid, window_pictures
+from sparsity.techniques import KEY
+from sparsity.techniques.reuse import LastComputed
+from sparsity.techniques.routing import Decision, RoutingMemory
+from sparsity.techniques.select import WindowGrid
 
-KEY = "efficient"
-"""Key of our entry in sam2's dicts."""
+getrandbits = SystemRandom().getrandbits
+"""Not the client's random numbers, and others in every process."""
 
 LAST_REPORTED = 10_000
-"""Frames of a stream that its report keeps, with a bounded history."""
+"""Frames that the report keeps of a stream with a bounded history, and of a state that a client made by hand."""
+
+MOST_OBJECTS = 16
+"""Objects that are tracked in one pass; more are tracked in several."""
 
 Chosen = tuple[int, ...] | Decision | None
-"""Windows to compute, or a decision that also says to which cells they are trimmed; None for a dense frame."""
+"""Windows to compute, or a decision that may hold some of their cells alone; None for a dense frame."""
+
+History = Literal["full", "bounded"]
+
+Corrections = Literal["stock", "keep"]
 
 WindowChooser = Callable[[int], Chosen]
 """From a frame's index to what is to be computed."""
 
-
-@dataclass(frozen=True)
-class ChosenTokens:
-    """Kept tokens of a memory frame.
-
-    Attributes
-    ----------
-    per_layer
-        Their grid places by memory-attention layer, int64 ``[K]`` each.
-    features, position
-        What is remembered there, layer after layer, ``[sum of K, mem]``.
-    memory
-        The settings that chose them.
-    """
-
-    per_layer: list[Tensor]
-    features: Tensor
-    position: Tensor
-    memory: Memory
-
-    def follow(self, memory: Memory) -> bool:
-        """Whether other settings choose the same tokens."""
-        return (self.memory.keep, self.memory.queries) == (memory.keep, memory.queries)
+Result = tuple[dict[str, Any], Tensor]
+"""What sam2 makes of an object on a frame: the entries it keeps, and mask logits ``[1, 1, H, W]``."""
 
 
 @dataclass
-class Held:
-    """Projections of a conditioning frame, whose keys never change: its temporal position stays 0.
+class Frame:
+    """The frame under way: what is decided, made and noted of it on the way down.
 
     Attributes
     ----------
-    version
-        Of the memory attention whose weights made them, and in which number format.
-    keys, values
-        By layer, ``[tokens, C]``; keys are turned.
+    state
+        The video's; one without entries where a client tracks without a state.
+    index, reverse
+        Of the frame, and the direction of tracking.
+    grid
+        Windows of encoder stage 3.
+    objects
+        Indices of the objects that one pass tracks into it; none where features alone are asked for.
+    outputs
+        Results of each of these objects: sam2's ``output_dict``.
+    decision
+        What is computed.
+    layouts, recalls
+        Of each object's memory: which key is what, and what came of reading it.
+    candidates, best, saliency
+        What the decoder says for routing: candidate masks ``[objects, M, h, w]``, the chosen ones
+        ``[objects, h, w]`` (logits), and decoder saliency ``[objects, grid, grid]``.
+    known, ious
+        Give what the host has to know of the masks, and predicted IoUs ``[objects, M]``, once they have arrived.
     """
 
-    version: Version
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    state: dict[str, Any]
+    index: int
+    grid: WindowGrid
+    reverse: bool = False
+    objects: list[int] = field(default_factory=list)
+    outputs: list[dict[str, dict[int, Any]]] = field(default_factory=list)
+    decision: Decision = Decision(None, "not tracked")
+    layouts: tuple[MemoryLayout, ...] = ()
+    recalls: list[Recall] = field(default_factory=list)
+    candidates: Tensor | None = None
+    best: Tensor | None = None
+    saliency: Tensor | None = None
+    known: Callable[[], Tensor] | None = None
+    ious: Callable[[], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        for i in self.objects:
+            self.outputs.append(self.state["output_dict_per_obj"][i])
+        self.ids = tuple(self.state["obj_idx_to_id"][i] for i in self.objects)
+        self.adjacent = self.index + 1 if self.reverse else self.index - 1
+        self.before: list[dict[str, Any] | None] = [
+            results["non_cond_frame_outputs"].get(self.adjacent) for results in self.outputs
+        ]
+        """Each object's result on the frame that was tracked before this one, or None."""
 
-@dataclass
-class FrameExtras:
-    """Our entry in an object's result on a frame.
-
-    Attributes
-    ----------
-    cues
-        What the result says about the next frame, and the settings it was reduced with.
-    tokens
-        By direction (reverse or not): the tokens that are kept, once they were chosen.
-    added
-        What memory attention added to the features when each token read memory last, float32
-        ``[tokens, C]``; handed on from frame to frame, where only some tokens read memory.
-    held
-        Of a conditioning frame: its projections, once they were made.
-    """
-
-    cues: ObjectCues | None = None
-    windows: Windows | None = None
-    tokens: dict[bool, ChosenTokens] = field(default_factory=dict)
-    added: Tensor | None = None
-    held: Held | None = None
+    def image(self, index: int) -> Tensor:
+        """A frame of the video as the model takes it, ``[3, S, S]``, on its device."""
+        found: Tensor = self.state["images"][index].to(self.state["device"])
+        return found
 
 
 @dataclass(frozen=True)
-class FeatureKind:
-    """How cached image features were computed.
+class Made:
+    """Says of features in sam2's cache that we made them: by exact rewrites or not, in which version of the encoder."""
 
-    Attributes
-    ----------
-    windows, cells
-        As in `sparsity.routing.Decision`.
-    exact
-        By exact rewrites, not by stock code.
-    """
-
-    windows: tuple[int, ...] | None = None
-    cells: tuple[int, ...] | None = None
-    exact: bool = False
-
-    def serves(self, wanted: FeatureKind) -> bool:
-        """Whether features of this kind may be used where `wanted` is asked for."""
-        if wanted.windows is None:
-            return self.windows is None and (self.exact == wanted.exact or wanted.exact)
-        if self.windows is None or self.cells is not None:
-            return self.windows is None or self == wanted
-        return set(wanted.windows) <= set(self.windows)
+    exact: bool
+    version: Version | None = None
 
 
 @dataclass(frozen=True)
-class FrameFeatures:
-    """Image features of the frame that was encoded last, and what made them.
+class RoutedFeatures:
+    """Image features of the frame that was encoded last with windows left out, and what made them.
+
+    sam2's own one-frame cache never holds them, so that nobody takes them for dense ones.
 
     Attributes
     ----------
+    cells
+        As in `sparsity.techniques.routing.Decision`.
     version
         Of the encoder: its weights and number format.
     image
-        ``[1, 3, S, S]``.
+        ``[3, S, S]``.
     output
         sam2's backbone output.
     """
 
     frame: int
-    kind: FeatureKind
+    cells: tuple[int, ...]
     version: Version
     image: Tensor
     output: dict[str, Any]
+
+    def serve(self, frame: int, cells: tuple[int, ...], version: Version, image: Tensor) -> bool:
+        """Whether they may be used again: not where the client has put another picture there."""
+        if (self.frame, self.version, self.cells) != (frame, version, cells):
+            return False
+        return image is self.image or torch.equal(image, self.image)
 
 
 @dataclass
@@ -156,57 +156,74 @@ class Session:
     ----------
     history
         ``"full"`` keeps all results like stock; ``"bounded"`` drops what no future frame can read.
+    corrections
+        ``"keep"`` makes corrected frames conditioning, and gives out what didn't change; ``"stock"`` does as sam2.
+    last_reported
+        Frames that the report keeps, the latest ones; None for all.
     chooser
         Chooses windows instead of the profile's rule, when given.
     features
-        Those that were computed here; a copy does without. sam2's own one-frame cache holds none of them, so that a
-        stock predictor never takes routed features for its own.
-    routing
-        Decision that is being carried out; None outside tracking calls, where frames are dense.
+        Those of the last routed frame; a copy does without.
+    published
+        The features that we put into sam2's cache last, and what made them; what else is there is the client's.
     decision
         The last decision, with the frame and direction it is for.
     ahead
         Results of objects that were tracked together with an earlier one, by object index, with the frame
         and direction they are for.
-    thumbnails
-        Of the adjacent and the current frame, while the guard watches for scene cuts.
-    pictures
-        Of the windows or cells of the frame that was pictured last, with the frame and their number.
-    last_dense
-        The last frame that was encoded densely.
-    last
-        What every window gave when it was last computed, for the cached shortcut and techniques that reuse it.
+    routing, last
+        What routing remembers, and what every window gave when it was last computed.
     current
         Report of the frame that is being tracked.
+    unchanged
+        The frame, with the direction, of which a result was last given out without being computed again.
+    batch
+        The frame that was last encoded in one batch with those of other videos, and how many they were together.
+    at_work
+        Held by the thread that is at work on the video.
     """
 
     report: Report
-    history: Literal["full", "bounded"] = "full"
+    history: History = "full"
+    corrections: Corrections = "stock"
+    last_reported: int | None = None
     chooser: WindowChooser | None = None
-    features: FrameFeatures | None = None
-    routing: Decision | None = None
+    features: RoutedFeatures | None = None
+    published: tuple[dict[str, Any], Made] | None = None
     decision: tuple[int, bool, Decision] | None = None
-    ahead: dict[int, tuple[int, bool, tuple[dict[str, Any], Tensor]]] = field(default_factory=dict)
-    thumbnails: dict[int, Tensor] = field(default_factory=dict)
-    pictures: tuple[int, int, Tensor] | None = None
-    last_dense: int | None = None
+    ahead: dict[int, tuple[int, bool, Result]] = field(default_factory=dict)
+    routing: RoutingMemory = field(default_factory=RoutingMemory)
     last: LastComputed | None = None
     current: FrameReport | None = None
+    unchanged: tuple[int, bool] | None = None
+    batch: tuple[int, int] = (-1, 1)
+
+    at_work: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: all but the features, which are large and soon made."""
-        return {**self.__dict__, "features": None}
+        return {**self.__dict__, "features": None, "at_work": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, at_work=threading.RLock())
+
+    def made(self, features: dict[str, Any]) -> Made | None:
+        """What made features that lie in sam2's cache; None where a client put them there."""
+        known = self.published
+        return known[1] if known is not None and known[0] is features else None
 
     def begin_pass(self) -> None:
         """Forget what belongs to an earlier propagation, which may have been abandoned midway."""
         self.ahead.clear()
         self.decision = self.current = None
 
-    def pictures_of(self, frame: int, image: Tensor, grid: WindowGrid) -> Tensor:
-        """`sparsity.select.window_pictures` of a frame ``[3, S, S]``, made once for its decision and its features."""
-        if self.pictures is None or self.pictures[:2] != (frame, grid.count):
-            self.pictures = frame, grid.count, window_pictures(image, grid)
-        return self.pictures[2]
+    def tracked_ahead(self, index: int, frame: int, reverse: bool) -> Result | None:
+        """Take the result of an object that was tracked together with an earlier one."""
+        found = self.ahead.pop(index, None)
+        if found is not None and found[:2] == (frame, reverse):
+            return found[2]
+        self.ahead.clear()
+        return None
 
     def frame_report(
         self, frame: int, reverse: bool, decision: Decision, grid: WindowGrid
@@ -214,13 +231,19 @@ class Session:
         """The report of a frame, begun when the pass comes to it."""
         current = self.current
         if current is None or (current.frame, current.reverse) != (frame, reverse):
-            windows = None if decision.windows is None else list(decision.windows)
-            kept = grid.count if windows is None else len(windows)
-            trimmed = 1.0 if decision.cells is None else _left_of_windows(decision, grid)
-            current = FrameReport(
-                frame, reverse, kept, grid.count, windows, decision.reason, trimmed
-            )
+            current = FrameReport(frame, reverse, grid.count, grid.count, None, decision.reason)
+            if self.batch[0] == frame:
+                current.encoded_together = self.batch[1]
+            if decision.cells is not None:
+                windows = grid.windows_of(decision.cells)
+                current.windows, current.windows_kept = list(windows), len(windows)
+                whole = grid.cells_within(windows)
+                if whole > len(decision.cells):
+                    current.cells = list(decision.cells)
+                    current.trimmed_to = len(decision.cells) / whole
             self.report.frames.append(current)
+            if self.last_reported is not None:
+                del self.report.frames[: -self.last_reported]
             self.current = current
         return current
 
@@ -228,63 +251,87 @@ class Session:
         self, state: dict[str, Any], frame: int, reverse: bool, grid: WindowGrid
     ) -> None:
         """Enter objects whose result on this frame is a prompt into the report."""
-        report = self.frame_report(frame, reverse, Decision(None, "prompt"), grid)
-        for index, outputs in state["output_dict_per_obj"].items():
-            out = outputs["cond_frame_outputs"].get(frame)
+        per_object = state["output_dict_per_obj"].items()
+        prompts = {index: outputs["cond_frame_outputs"].get(frame) for index, outputs in per_object}
+        prompted = any(out is not None for out in prompts.values())
+        reason = "prompt" if prompted else "tracked by the client's own code"
+        if self.unchanged == (frame, reverse) and not prompted:
+            reason = "unchanged"
+        decision = Decision(None, reason)
+        report = self.frame_report(frame, reverse, decision, grid)
+        for index, out in prompts.items():
             if out is not None:
                 object_id = state["obj_idx_to_id"][index]
-                report.objects[object_id] = ObjectReport(float(out["object_score_logits"].max()))
+                score = float(out["object_score_logits"].max())
+                ious = out.get(KEY, {}).get("ious", [])
+                report.objects[object_id] = ObjectReport(score, ious=ious)
 
 
-def _left_of_windows(decision: Decision, grid: WindowGrid) -> float:
-    """Share of a trimmed frame's windows that is computed."""
-    of = grid.window_of_cell
-    whole = parts_computed(replace(decision, cells=None), of)
-    return float(parts_computed(decision, of).sum() / whole.sum())
+def check_kept(history: str, corrections: str) -> None:
+    """Refuse what is no way to keep results or corrections."""
+    for what, given, kinds in (
+        ("history", history, get_args(History)),
+        ("corrections", corrections, get_args(Corrections)),
+    ):
+        if given not in kinds:
+            first, second = kinds
+            raise InputError(
+                f"{what} {given!r} given; expected {first!r} or {second!r}; choose one of them"
+            )
+
+
+@contextmanager
+def alone(session: Session) -> Iterator[None]:
+    """Hold that no other thread is at work on the same video.
+
+    Raises
+    ------
+    InputError
+        One is.
+    """
+    if not session.at_work.acquire(blocking=False):
+        raise InputError(
+            "this video's state is being tracked in another thread; expected one thread at a time on a state; wait for "
+            "it, or give each thread a state of its own"
+        )
+    try:
+        yield
+    finally:
+        session.at_work.release()
+
+
+def together(
+    state: dict[str, Any], index: int, frame: int, batched: bool, known: Callable[[int], bool]
+) -> list[int]:
+    """Objects that are tracked into a frame in one pass with object `index`.
+
+    Those that come later and have a prompt, but for `known` ones, whose results stay as they are.
+    """
+    if not batched:
+        return [index]
+    prompts = {i: own["cond_frame_outputs"] for i, own in state["output_dict_per_obj"].items()}
+    waiting = [i for i, own in prompts.items() if i > index and own and frame not in own]
+    return [index, *[i for i in waiting if not known(i)][: MOST_OBJECTS - 1]]
+
+
+def made_from(
+    model: SAM2Base, outputs: dict[str, dict[int, Any]], frame: int, num_frames: int, reverse: bool
+) -> Hashable:
+    """Say which results of an object its result on a frame is made from; each has a number of its own."""
+    layout = memory_layout(model, frame, outputs, num_frames, reverse)
+    numbers = []
+    for out in stored_results(outputs, layout):
+        notes = out.setdefault(KEY, {})
+        if "number" not in notes:
+            notes["number"] = getrandbits(64)
+        numbers.append((notes["number"], id(out["maskmem_features"])))
+    return reverse, tuple(numbers), layout
 
 
 def forget_results(state: dict[str, Any], frame: int, reverse: bool, reach: int) -> None:
-    """Drop results that lie further back than `reach`, that of memory frames and pointers of later frames.
-
-    Of a stream, which may never end, the report keeps the latest frames alone.
-    """
+    """Drop results that lie further back than `reach`, that of memory frames and pointers of later frames."""
     per_object = [o["non_cond_frame_outputs"] for o in state["output_dict_per_obj"].values()]
     for results in (*per_object, *state["frames_tracked_per_obj"].values()):
         old = [t for t in results if (t - frame if reverse else frame - t) > reach]
         for t in old:
             del results[t]
-    if state["num_frames"] == sys.maxsize:
-        del state[KEY].report.frames[:-LAST_REPORTED]
-
-
-def new_state(
-    source: VideoSource,
-    frames: ModelFrames,
-    device: torch.device,
-    storage: torch.device,
-    frames_on_cpu: bool,
-) -> dict[str, Any]:
-    """Begin the dict in which sam2 keeps a video, as its ``init_state`` does (sam2 1.1.0), frames made when asked for."""
-    state: dict[str, Any] = {
-        "images": frames,
-        "num_frames": sys.maxsize if source.num_frames is None else source.num_frames,
-        "offload_video_to_cpu": frames_on_cpu,
-        "offload_state_to_cpu": storage != device,
-        "video_height": source.height,
-        "video_width": source.width,
-        "device": device,
-        "storage_device": storage,
-        "obj_id_to_idx": OrderedDict(),
-        "obj_idx_to_id": OrderedDict(),
-        "obj_ids": [],
-    }
-    per_object = (
-        "point_inputs_per_obj",
-        "mask_inputs_per_obj",
-        "cached_features",
-        "constants",
-        "output_dict_per_obj",
-        "temp_output_dict_per_obj",
-        "frames_tracked_per_obj",
-    )
-    return state | {key: {} for key in per_object}

@@ -8,46 +8,71 @@ that holds is taken. Every clip's figures lie in a file of its own, so an interr
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
 
 from probes.errors import InputError
 from probes.models import fingerprint
+from sparsity.acceleration.model.encoder import window_grid
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
-from sparsity.calibration.drift import drift_of
-from sparsity.calibration.looking import look
-from sparsity.calibration.promise import choose
-from sparsity.calibration.reach import certifiable, check_reach
+from sparsity.calibration.adapter import FITTED, Training, fit_adapter
+from sparsity.calibration.bounds import choose
+from sparsity.calibration.capture import capture, matching_traces, read_trace, write_trace
+from sparsity.calibration.cost import Cost, drift_of, measure_cost
+from sparsity.calibration.ledger import ask, level_of
+from sparsity.calibration.report import (
+    apart,
+    asked_by,
+    certifiable,
+    check_reach,
+    coverage,
+    limits,
+    look,
+    recall,
+    row,
+    stated,
+)
 from sparsity.calibration.request import Request
-from sparsity.calibration.runs import Runs, losses, shared_predictor
+from sparsity.calibration.routed_frames import FIT_FRAMES, routed_frames
+from sparsity.calibration.sample import losses_of, sample_of
 from sparsity.calibration.search import (
+    TESTED,
+    TRIED,
     Candidate,
     candidates,
     describe,
     drifting,
+    fewest_cells,
     frontier,
     grid,
     order_of_testing,
-    split_clips,
-    spread_out,
+    shortlist,
 )
-from sparsity.calibration.stating import stated
-from sparsity.calibration.telling import coverage, limits, recall, row
-from sparsity.calibration.watching import afford, cost_of, say, shortcut_of, watch
-from sparsity.evaluation.jobs import Spread, map_clips
-from sparsity.evaluation.same_model import SameModel
-from sparsity.options import ModelChoice
-from sparsity.profile import Profile
-from sparsity.profiles import BUILTIN
+from sparsity.calibration.traces import Trace
+from sparsity.clips.sources import Clip
+from sparsity.evaluation.evaluate import ClipWork
+from sparsity.profile import BUILTIN, Profile
+from sparsity.techniques.adapter import Adapter
+from sparsity.techniques.select import TOKEN_STRIDE, WindowGrid
+from sparsity.work.model import ModelChoice, SameModel, shared_predictor
+from sparsity.work.spread import Spread, map_clips
+from sparsity.work.store import kept
 
 SEARCH_SHARE = 1 / 3
 """Of the clips, those that thresholds and the order of testing come from."""
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -80,6 +105,70 @@ class Calibration:
         )
 
 
+@dataclass(frozen=True)
+class Workplace:
+    """Where a calibration is worked on.
+
+    Attributes
+    ----------
+    folder
+        For what is done clip by clip; a second start goes on there.
+    spread
+        Where real runs happen.
+    stamp
+        What decides figures beside the clip and the setting, see `stamp_of`.
+    """
+
+    request: Request
+    folder: Path
+    spread: Spread
+    stamp: dict[str, Any]
+
+    def done_with(
+        self, name: str, what: Callable[[EfficientSAM2VideoPredictor, Clip], Found]
+    ) -> Found:
+        """Do something with the model and a clip, in the number format asked for."""
+        predictor = shared_predictor(self.request.choice)
+        with self.request.choice.autocast(predictor.device.type):
+            return what(predictor, self.request.source.open(name))
+
+    def key_of(self, name: str, **settings: Any) -> dict[str, Any]:
+        """What decides figures of a clip: another key where the clip was changed."""
+        return {**self.stamp, **settings, "clip": self.request.source.listing(name)}
+
+    def runs(self, part: str, names: Sequence[str], profiles: Sequence[Profile]) -> dict[str, Any]:
+        """Run settings on clips for real: `sparsity.evaluation.evaluate.Outcome` by clip and setting, as JSON has it.
+
+        What an adapter's weights are decides whether earlier runs count, not where they lie.
+        """
+        source, choice = self.request.source, self.request.choice
+        work = ClipWork(source, choice, tuple(profiles), dense="exact", force=True)
+        placeless = [
+            p.model_dump_json(by_alias=True, exclude={"adapter": {"file"}}) for p in profiles
+        ]
+        summary = map_clips(
+            SameModel(work, choice, self.stamp["model"]),
+            list(names),
+            self.folder / part,
+            {**self.stamp, "profiles": placeless},
+            self.spread,
+            {name: source.listing(name) for name in names},
+        )
+        summary.check()
+        return summary.results
+
+
+def stamp_of(predictor: EfficientSAM2VideoPredictor, choice: ModelChoice) -> dict[str, Any]:
+    """What decides the figures of a clip beside the clip: those of another model or device are not gone on with."""
+    return {
+        "model": fingerprint(predictor),
+        "size": predictor.image_size,
+        "device": predictor.device.type,
+        "dtype": choice.number_format(predictor.device.type),
+        "made_by": version("efficient-sam2"),
+    }
+
+
 def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     """Calibrate a model on clips.
 
@@ -96,52 +185,69 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         Something given can't be used, or a clip failed.
     """
     request.check()
-    search, promised = split_clips(request.clips, SEARCH_SHARE, request.seed)
-    check_reach(request, len(promised))
     looks = look(request.source, request.clips)
-    predictor = shared_predictor(request.choice)
-    stamp = stamp_of(predictor, request.choice)
-    folder = work / hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
-    say(f"{len(request.clips)} clips: {len(search)} to search, {len(promised)} for the promise.")
-    say(certifiable(request, len(promised)))
-
-    traces = watch(request, search, folder / "traces")
-    shortcut = shortcut_of(request, traces, folder / "shortcuts")
+    sample = sample_of(request, looks)
+    request = sample.request
+    search, promised = sample.split(SEARCH_SHARE)
+    counted = sample.counted(promised)
+    check_reach(request, len(counted))
     lengths = {name: one.frames for name, one in looks.items()}
-    tried, tested_at_most = afford(request, search, promised, lengths, folder)
-    base, longest = BUILTIN[request.base], max(search, key=lambda name: lengths[name])
-    cost, in_time = cost_of(request, longest, shortcut, folder)
-    probed: dict[str, Any] = {}
-    drifts = [drifting(traces, shortcut, base)]
-    _run(request, search, drifts, folder / "drift", stamp, spread, probed)
-    drift = drift_of([runs["drifting"]["since_dense"] for runs in probed.values()])
+    predictor = shared_predictor(request.choice)
+    place = Workplace(request, work, spread, stamp_of(predictor, request.choice))
+    say(f"{len(request.clips)} clips: {len(search)} to search, {len(promised)} for the promise.")
+    if len(counted) < len(promised):
+        say(f"Those for the promise are of {len(counted)} sources, and count as so many.")
+    question = asked_of(place, promised, asked_by(request))
+    confidence = level_of(question, request.confidence)
+    say(certifiable(replace(request, confidence=confidence), len(counted)))
+
+    traces = watch(place, search)
+    adapter = adapter_of(place, traces)
+    tried, tested_at_most = afford(place, search, promised, lengths)
+    base = BUILTIN[request.base]
+    cost, in_time = cost_of(place, max(search, key=lambda name: lengths[name]), adapter)
+    drifted = place.runs("drift", search, [drifting(traces, adapter, base)]).values()
+    drift = drift_of([runs["drifting"]["since_dense"] for runs in drifted])
     start = time.perf_counter()
     settings = grid(traces, drift)
-    replayed = candidates(traces, settings, cost, drift, shortcut, base)
+    replayed = candidates(traces, settings, cost, drift, adapter, base)
     say(f"{len(settings)} settings replayed in {time.perf_counter() - start:.1f} s.")
-    best = _shortlist(frontier(replayed), request, tried)
+    best = shortlist(replayed, tried, request.target_speedup)
 
-    searched = _run(request, search, [c.profile for c in best], folder / "search", stamp, spread)
+    def losses(outcomes: Mapping[str, Any], settings: Sequence[Candidate]) -> NDArray[np.float64]:
+        """Loss by source and setting."""
+        lost = losses_of(outcomes, [c.profile.name for c in settings], request.risk)
+        return sample.pooled(lost, list(outcomes))
+
+    searched = losses(place.runs("search", search, [c.profile for c in best]), best)
     order = order_of_testing(searched, request.confidence, tested_at_most)
     tested = [best[i] for i in order]
-    outcomes: dict[str, Any] = {}
-    trials = [c.profile for c in tested]
-    held = _run(request, promised, trials, folder / "promise", stamp, spread, outcomes)
-    costs, in_order = [c.cost for c in tested], range(len(tested))
-    choice = choose(held, in_order, costs, request.confidence, request.level, request.bound)
+    outcomes = place.runs("promise", promised, [c.profile for c in tested])
+    held, costs = losses(outcomes, tested), [c.cost for c in tested]
+    choice = choose(held, range(len(tested)), costs, confidence, request.level, request.bound)
 
     chosen = None if choice.index is None else tested[choice.index].profile
     seen = [looks[name] for name in promised]
-    profile = stated(request, chosen, choice, outcomes, traces, cost, seen)
-    bound_to = {"model": stamp["model"], "image_size": predictor.image_size}
+    profile = stated(request, chosen, choice, outcomes, traces, cost, seen, question)
+    promise = profile.promise
+    assert promise is not None
+    beside: list[float] = []
+    if chosen is not None and sample.apart:
+        runs = place.runs("apart", sample.apart, [chosen])
+        beside = losses_of(runs, [chosen.name], "drift")[:, 0].tolist()
+    bound_to = {"model": place.stamp["model"], "image_size": predictor.image_size}
     profile = profile.model_copy(update=bound_to)
-    said = limits(request, choice, tested)
     report = {
         "profile": profile.model_dump(mode="json", by_alias=True),
-        "said": said,
-        "certifiable": certifiable(request, len(promised)),
-        "max_drop": request.max_drop,
-        "shortcut": request.shortcut,
+        "said": [
+            *limits(request, choice, tested, promise.expected_speedup or math.inf),
+            *apart(request, beside),
+        ],
+        "certifiable": certifiable(replace(request, confidence=confidence), len(counted)),
+        "promise": promise.text(),
+        "level": None if math.isinf(request.level) else request.level,
+        "option": request.option,
+        "adapter": request.adapter,
         "base": request.base,
         "replayed": [row(c) for c in replayed],
         "frontier": [row(c) for c in frontier(replayed)],
@@ -154,7 +260,8 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
             }
             for i, c in enumerate(tested)
         ],
-        "clips": {"search": search, "promise": promised},
+        "clips": {"search": search, "promise": promised, "apart": list(sample.apart)},
+        "counted": counted,
         "outcomes": outcomes,
         "drift": {"lost": drift.lost, "refresh": drift.refresh},
         "cost": asdict(cost),
@@ -165,50 +272,166 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     return Calibration(profile, report)
 
 
-def stamp_of(predictor: EfficientSAM2VideoPredictor, choice: ModelChoice) -> dict[str, Any]:
-    """What decides the figures of a clip beside the clip: those of another model or device are not gone on with."""
-    return {
-        "model": fingerprint(predictor),
-        "size": predictor.image_size,
-        "device": predictor.device.type,
-        "dtype": choice.number_format(predictor.device.type),
-        "made_by": version("efficient-sam2"),
-    }
+def asked_of(place: Workplace, promised: Sequence[str], question: Mapping[str, Any]) -> int:
+    """Number of a question among those that were asked of any of these clips."""
+    request = place.request
+    asked = {**question, "seed": request.seed, "confidence": request.confidence, **place.stamp}
+    return ask(request.source, promised, asked, place.folder.parent)
 
 
-def _shortlist(found: list[Candidate], request: Request, tried: int) -> list[Candidate]:
-    """Return the settings of a frontier that are run for real."""
-    if request.target_speedup is None:
-        return spread_out(found, tried)
-    fast = [c for c in found if 1 / c.cost >= request.target_speedup]
-    if not fast:
-        raise InputError(
-            f"target-speedup {request.target_speedup:g} given; on these clips the cheapest setting is "
-            f"{1 / found[0].cost:.2f}x; ask for less"
+def say(text: str) -> None:
+    """Tell the user how far it is, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def watch(place: Workplace, names: Sequence[str]) -> list[Trace]:
+    """Watch the model on clips, those apart that were watched before."""
+    request = place.request
+    recorded = matching_traces(request.recordings, request.source, names)
+    one_model([*recorded.values()], place.stamp["model"])
+    one_size([*recorded.values()], window_grid(shared_predictor(request.choice)))
+    traces = []
+    for name in tqdm(names, desc="watching", unit="clip", disable=None):
+        trace = recorded.get(name) or kept(
+            place.folder / "traces" / f"{name}.safetensors",
+            place.key_of(name),
+            partial(place.done_with, name, capture),
+            read_trace,
+            write_trace,
         )
-    return fast[-tried:]
+        traces.append(checked(trace))
+    return traces
 
 
-def _run(
-    request: Request,
-    names: list[str],
-    profiles: Sequence[Profile],
-    folder: Path,
-    stamp: dict[str, Any],
-    spread: Spread,
-    outcomes: dict[str, Any] | None = None,
-) -> Any:
-    """Run settings on clips for real; losses ``[clips, settings]``.
+def checked(trace: Trace) -> Trace:
+    """Return a trace that calibration can use.
 
-    What a shortcut's weights are decides whether earlier runs count, not where they lie.
+    Raises
+    ------
+    InputError
+        Its masks are empty throughout, or a statistic is not a number.
     """
-    runs = Runs(request.source, request.choice, tuple(profile.to_json() for profile in profiles))
-    work = SameModel(runs, request.choice, stamp["model"])
-    placeless = [p.model_dump_json(by_alias=True, exclude={"shortcut": {"file"}}) for p in profiles]
-    contents = {name: request.source.listing(name) for name in names}
-    settings = {**stamp, "profiles": placeless}
-    summary = map_clips(work, names, folder, settings, spread, contents)
-    summary.check()
-    if outcomes is not None:
-        outcomes.update(summary.results)
-    return losses(summary.results, [profile.name for profile in profiles])
+    if not bool(trace.best[1:].any()):
+        raise InputError(
+            f"the model finds nothing in {trace.name} after its first frame; an empty mask track has nothing to "
+            "calibrate on; check its prompt, or leave the clip out"
+        )
+    memory = trace.memory
+    if not bool(trace.score.isfinite().all()) or (
+        memory is not None and not np.isfinite(memory.curve).all()
+    ):
+        raise InputError(
+            f"statistics of {trace.name} are not numbers; expected finite scores and attention; check the "
+            "weights, or run in float32"
+        )
+    return trace
+
+
+def one_model(traces: Sequence[Trace], model: str) -> None:
+    """Hold that all traces are of `model`.
+
+    Raises
+    ------
+    InputError
+        They are of several models, or of another one.
+    """
+    models = sorted({trace.model for trace in traces})
+    named = ", ".join(f"{m[:19]}…" for m in models)
+    if len(models) > 1:
+        raise InputError(
+            f"recordings of {len(models)} models given ({named}); expected one model; record all clips with the "
+            "same weights"
+        )
+    if models and models[0] != model:
+        raise InputError(
+            f"recordings of the model {named} given; the model to calibrate is {model[:19]}…; record its clips, "
+            "or name the model that was recorded"
+        )
+
+
+def one_size(traces: Sequence[Trace], windows: WindowGrid) -> None:
+    """Hold that all traces are of the image size whose windows are given.
+
+    Raises
+    ------
+    InputError
+        One is of another size.
+    """
+    for trace in traces:
+        if trace.grid != windows:
+            sides = [g.tokens * TOKEN_STRIDE for g in (trace.grid, windows)]
+            raise InputError(
+                f"clip {trace.name} was recorded at {sides[0]} pixels; the model to calibrate takes {sides[1]}; "
+                "record it so, or give that --image-size"
+            )
+
+
+def adapter_of(place: Workplace, traces: Sequence[Trace]) -> Adapter:
+    """The adapter that was asked for, fitted on the clips of the traces where it has weights."""
+    request, folder = place.request, place.folder
+    if request.adapter not in FITTED:
+        return Adapter.model_validate({"kind": request.adapter})
+    predictor, names = shared_predictor(request.choice), [trace.name for trace in traces]
+    frames = routed_frames(
+        predictor, request.source, names, fewest_cells(traces), folder / "frames", FIT_FRAMES
+    )
+    return fit_adapter(request.adapter, predictor, frames, folder / "adapters", Training()).adapter
+
+
+def cost_of(place: Workplace, name: str, adapter: Adapter) -> tuple[Cost, Cost]:
+    """Operations and time by windows and keys, measured once on a clip."""
+    base = place.request.base
+
+    def measure(predictor: EfficientSAM2VideoPredictor, clip: Clip) -> dict[str, Any]:
+        operations, seconds = measure_cost(predictor, clip, BUILTIN[base], adapter)
+        return {"operations": asdict(operations), "time": asdict(seconds)}
+
+    found: dict[str, Any] = kept(
+        place.folder / f"cost-{base}-{adapter.kind}.{name}.json",
+        place.key_of(name, base=base, adapter=adapter.model_dump(exclude={"file"})),
+        lambda: place.done_with(name, measure),
+    )
+    return Cost(**found["operations"]), Cost(**found["time"])
+
+
+def afford(
+    place: Workplace, search: Sequence[str], promised: Sequence[str], lengths: Mapping[str, int]
+) -> tuple[int, int]:
+    """How many settings are tried and tested; measured once on the first clip where there is a budget.
+
+    One is tested where a speedup is asked for: it is taken whatever it loses.
+
+    Parameters
+    ----------
+    lengths
+        Frames of each clip: a frame takes as long as one of the clip that is measured.
+    """
+    budget, one_alone = place.request.budget, place.request.target_speedup is not None
+    if budget is None:
+        return TRIED, 1 if one_alone else TESTED
+    first = search[0]
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        place.done_with(first, capture)
+        return time.perf_counter() - start
+
+    one: float = kept(place.folder / f"seconds.{first}.json", place.key_of(first), seconds)
+    counts = [(m, 1 if one_alone else -(-m // 2)) for m in range(1, 3 * TRIED)]
+    searched, held = (
+        one / lengths[first] * sum(lengths[name] for name in names) for names in (search, promised)
+    )
+
+    def needed(tried: int, tested: int) -> float:
+        return searched * (2 + 1 + tried) + held * (1 + tested)  # 2: of the drift
+
+    affordable = [both for both in counts if needed(*both) <= budget]
+    if not affordable:
+        say(
+            f"The budget of {budget:.3g} s is too short: one setting alone takes some {needed(1, 1):.0f} s here. It is tried all "
+            "the same: the surest that saves something."
+        )
+        return 1, 1
+    tried, tested = affordable[-1]
+    say(f"The budget allows {tried} settings to be tried and {tested} to be tested.")
+    return tried, tested

@@ -1,44 +1,46 @@
-"""Track a clip once and keep what calibration reads of it; kept in a file, so that it is done once."""
+"""Traces: of a clip that is tracked once, of a file where that was done before, or of a recording of ``probe``."""
 
 from __future__ import annotations
 
 import json
-import os
+import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from probes.errors import InputError
+from probes.mass import keep_count
 from probes.models import fingerprint
-from probes.observing import observe
-from probes.seam import AttentionCall
-from probes.video import STD
-from sparsity.acceleration.encoder import window_grid
+from probes.observing import AttentionCall, Told, listen, observe
+from probes.records import ClipInfo, ClipRecord, Header, ModelInfo, load_recording
+from probes.tracking import hash_of_frames
+from probes.video import thumbnail
+from sparsity.acceleration.model.encoder import window_grid
+from sparsity.acceleration.model.saliency import query_sample, token_saliency
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
-from sparsity.acceleration.token_saliency import query_sample, token_saliency
-from sparsity.calibration.clips import CalibrationClip
 from sparsity.calibration.traces import MemoryTrace, Trace, recall_curve
-from sparsity.profile import EXACT_TECHNIQUES, Profile, Windows
-from sparsity.runs import part_of
-from sparsity.select import WindowGrid, thumbnail
-from sparsity.window_cues import token_logits
+from sparsity.clips.sources import Clip, ClipSource
+from sparsity.profile import Profile
+from sparsity.techniques.routing import Routing
+from sparsity.techniques.select import WindowGrid
 
 QUERIES = 1024
 """Query rows that memory statistics are taken from, a stratified sample."""
 
-DENSE = Profile(name="watched", windows=Windows(), techniques=dict.fromkeys(EXACT_TECHNIQUES, True))
+DENSE = Profile(name="watched", exact=True, graphs=True, routing=Routing())
 """Every window and key, with the routing cues noted."""
 
 
 def capture(
-    predictor: EfficientSAM2VideoPredictor, clip: CalibrationClip, profile: Profile | None = None
+    predictor: EfficientSAM2VideoPredictor, clip: Clip, profile: Profile | None = None
 ) -> Trace:
     """Track a clip and keep its masks, scores, cues and memory statistics.
 
@@ -47,23 +49,23 @@ def capture(
     profile
         Whose run to watch; every window and key unless given. One with a memory gives no memory statistics.
     """
-    masks: dict[int, dict[str, Tensor]] = {}
     recalled = _Recalled()
     with predictor.use(profile or DENSE, force=True):
-        state = predictor.init_state(clip.video)
+        state = clip.begin(predictor)
         if profile is None:
             predictor.choose_windows(state, lambda frame: None)
-        for object_id, mask in clip.prompts().items():
-            predictor.add_new_mask(state, 0, object_id, mask)
-        with _watched(predictor, masks), observe(predictor, recalled, "memory.*.cross"):
+        masks = _Masks()
+        with (
+            listen(predictor, saliency=masks.note_saliency, decoded=masks.note_masks),
+            observe(predictor, recalled, "memory.*.cross"),
+        ):
             frames = tuple(frame for frame, _, _ in predictor.propagate_in_video(state))
-        spread = torch.tensor(STD).view(3, 1, 1)
-        small = [thumbnail(state["images"][frame].cpu()) * spread for frame in frames]
+        small = [thumbnail(state["images"][frame].cpu()) for frame in frames]
         prompt = _prompt(predictor, state)
     for frame in frames:
-        masks.setdefault(frame, prompt)
-    columns = {key: torch.stack([masks[frame][key] for frame in frames]) for key in prompt}
-    pruned = profile is not None and profile.memory is not None
+        masks.by_frame.setdefault(frame, prompt)
+    columns = {key: torch.stack([masks.by_frame[frame][key] for frame in frames]) for key in prompt}
+    pruned = profile is not None and profile.retrieval is not None
     return Trace(
         clip.name, fingerprint(predictor), window_grid(predictor), frames, **columns,
         thumbnails=torch.stack(small), memory=None if pruned else recalled.result(),
@@ -81,42 +83,37 @@ def _prompt(predictor: EfficientSAM2VideoPredictor, state: dict[str, Any]) -> di
         "saliency": torch.full((len(outs), side, side), torch.nan),
         "score": torch.tensor([float(out["object_score_logits"].max()) for out in outs]),
         "tracked": torch.zeros(len(outs), dtype=torch.bool),
-        "token_logits": torch.full((len(outs), 2, side, side), torch.nan),
     }
 
 
-@contextmanager
-def _watched(
-    predictor: EfficientSAM2VideoPredictor, masks: dict[int, dict[str, Tensor]]
-) -> Iterator[None]:
-    """Note what every tracking step says about the next frame."""
-    step = predictor._track_step
+class _Masks:
+    """Collects what every tracking step says about the next frame, object by object."""
 
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        tracked = args[7] if len(args) > 7 else kwargs["output_dict"]
-        candidates = getattr(tracked, "candidates", None)
-        if candidates is not None:
-            part = {
-                "candidates": (candidates > 0).cpu(),
-                "best": (tracked.best > 0).cpu(),
-                "saliency": tracked.saliency.cpu(),
-                "score": result[1][6][:, 0].float().cpu(),
-                "tracked": torch.ones(len(candidates), dtype=torch.bool),
-                "token_logits": token_logits(candidates, tracked.best).cpu(),
-            }
-            frame = predictor._seam.moment.frame
-            assert frame is not None, "tracking steps happen on a frame"
-            before = masks.get(frame)
-            joined = part if before is None else {k: torch.cat([before[k], part[k]]) for k in part}
-            masks[frame] = joined
-        return result
+    def __init__(self) -> None:
+        self.by_frame: dict[int, dict[str, Tensor]] = {}
+        self._saliency: Tensor | None = None
 
-    object.__setattr__(predictor, "_track_step", noting)
-    try:
-        yield
-    finally:
-        object.__delattr__(predictor, "_track_step")
+    def note_saliency(self, told: Told) -> None:
+        """Keep the decoder saliency of the objects that are tracked now; their masks are told next."""
+        self._saliency = told.what
+
+    def note_masks(self, told: Told) -> None:
+        """Join masks and scores of some objects to those of the same frame."""
+        saliency, self._saliency = self._saliency, None
+        if saliency is None:
+            return  # a prompt
+        part = {
+            "candidates": (told.what[0] > 0).cpu(),
+            "best": (told.what[3][:, 0] > 0).cpu(),
+            "saliency": saliency.cpu(),
+            "score": told.what[6][:, 0].float().cpu(),
+            "tracked": torch.ones(len(saliency), dtype=torch.bool),
+        }
+        frame = told.moment.frame
+        assert frame is not None, "tracking steps happen on a frame"
+        before = self.by_frame.get(frame)
+        joined = part if before is None else {k: torch.cat([before[k], part[k]]) for k in part}
+        self.by_frame[frame] = joined
 
 
 class _Recalled:
@@ -137,16 +134,16 @@ class _Recalled:
             self.keys.append(layout.keys)
             self.prunable.append(sum(not f.conditioning and not f.newest for f in layout.frames))
         frame = call.moment.frame or 0
-        queries = call.q[0, 0]
-        sample = query_sample(len(queries), QUERIES, frame, queries.device)
-        everything = token_saliency(queries, call.k[0, 0], sample)
+        queries = call.q[:1, 0]
+        sample = query_sample(queries.shape[1], QUERIES, frame, queries.device)
+        (everything,) = token_saliency(queries, call.k[:1, 0], sample)
         exposed = 0.0
         for f, entry in enumerate(layout.frames):
             own = slice(f * layout.tokens, (f + 1) * layout.tokens)
             if not (entry.conditioning or entry.newest):
                 exposed += float(everything[own].sum())
             if not entry.conditioning:
-                seen = token_saliency(queries, call.k[0, 0, own], sample)
+                (seen,) = token_saliency(queries, call.k[:1, 0, own], sample)
                 place = call.moment.objects[0], entry.frame
                 self.maps[place].setdefault(layer, {})[entry.age] = seen.float().cpu()
         self.exposure[layer].append(exposed)
@@ -182,8 +179,8 @@ _TENSORS = ("candidates", "best", "saliency", "score", "tracked", "thumbnails")
 _MEMORY = ("curve", "exposure", "keys", "prunable")
 
 
-def save_trace(trace: Trace, path: Path) -> None:
-    """Write a trace; the file is whole or absent."""
+def write_trace(path: Path, trace: Trace) -> None:
+    """Write a trace into a file."""
     tensors = {key: getattr(trace, key).contiguous() for key in _TENSORS}
     about: dict[str, Any] = {
         "name": trace.name,
@@ -191,31 +188,145 @@ def save_trace(trace: Trace, path: Path) -> None:
         "grid": [trace.grid.tokens, trace.grid.window],
         "frames": trace.frames,
     }
-    if trace.token_logits is not None:
-        tensors["token_logits"] = trace.token_logits.contiguous()
     if trace.memory is not None:
         about["ages"] = trace.memory.ages
         for key in _MEMORY:
             tensors[f"memory.{key}"] = torch.from_numpy(getattr(trace.memory, key))
-    part = part_of(path)
-    save_file(tensors, part, {"trace": json.dumps(about)})
-    os.replace(part, path)
+    save_file(tensors, path, {"trace": json.dumps(about)})
 
 
-def load_trace(path: Path) -> Trace | None:
-    """Read a trace that `save_trace` wrote; None where there is no whole one."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["trace"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        memory = None
-        if "ages" in about:
-            parts = {key: tensors[f"memory.{key}"].numpy() for key in _MEMORY}
-            memory = MemoryTrace(**parts, ages=tuple(about["ages"]))
-        return Trace(
-            about["name"], about["model"], WindowGrid(*about["grid"]), tuple(about["frames"]),
-            **{key: tensors[key] for key in _TENSORS}, memory=memory,
-            token_logits=tensors.get("token_logits"),
-        )  # fmt: skip
-    except (OSError, SafetensorError, KeyError, ValueError):
+def read_trace(path: Path) -> Trace:
+    """Read a file of `write_trace`."""
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["trace"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    memory = None
+    if "ages" in about:
+        parts = {key: tensors[f"memory.{key}"].numpy() for key in _MEMORY}
+        memory = MemoryTrace(**parts, ages=tuple(about["ages"]))
+    return Trace(
+        about["name"], about["model"], WindowGrid(*about["grid"]), tuple(about["frames"]),
+        **{key: tensors[key] for key in _TENSORS}, memory=memory,
+    )  # fmt: skip
+
+
+def recorded_traces(path: Path) -> list[Trace]:
+    """Read the clips of a recording.
+
+    Raises
+    ------
+    InputError
+        It can't be read, or a clip was tracked backwards or with objects that come later.
+    """
+    recording = load_recording(path)
+    return [_trace(clip, info, recording.header) for info, clip in recording]
+
+
+def matching_traces(
+    paths: Sequence[Path], source: ClipSource, names: Sequence[str]
+) -> dict[str, Trace]:
+    """Read what recordings hold of the clips `names`, and say on stderr which of theirs are none of these.
+
+    Raises
+    ------
+    InputError
+        A recording can't be read, or one of these names is of another clip there.
+    """
+    found: dict[str, Trace] = {}
+    unused: list[str] = []
+    for path in paths:
+        recording = load_recording(path)
+        for info in recording.header.clips:
+            if info.name not in names:
+                unused.append(info.name)
+                continue
+            recorded = recording.clip(info.name)
+            _check_same(path, info, recorded, source.open(info.name))
+            found[info.name] = _trace(recorded, info, recording.header)
+    if unused:
+        print(
+            f"Recordings of {', '.join(unused)} are not used: the search is on other clips.",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _check_same(path: Path, info: ClipInfo, recorded: ClipRecord, clip: Clip) -> None:
+    """Refuse a recording of another clip by the same name, of a part of it, or of other objects."""
+    video = clip.video
+    given = {
+        "frames": video.num_frames,
+        "width": video.width,
+        "height": video.height,
+        "objects": clip.objects,
+    }
+    differing = [
+        f"{what} {getattr(info, what)}, where the clip has {value}"
+        for what, value in given.items()
+        if getattr(info, what) != value
+    ]
+    if not differing and hash_of_frames(video, recorded.frame.tolist()) != info.video:
+        differing = ["other pictures than the clip"]
+    if differing:
+        raise InputError(
+            f"recording {path} has {info.name} with {differing[0]}; expected the clip itself; record it anew, or leave "
+            "the recording out"
+        )
+
+
+def _trace(clip: ClipRecord, info: ClipInfo, header: Header) -> Trace:
+    t, o, model = len(clip.frame), len(info.objects), header.model
+    if bool(clip.reverse.any()) or len(clip.row_frame) != t * o:
+        raise InputError(
+            f"clip {info.name} was recorded backwards, or with objects that come later; expected all objects on its "
+            "first frame, tracked forward; record it so"
+        )
+    order = np.lexsort((clip.row_object, clip.row_frame))
+
+    def rows(values: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values[order])).reshape(
+            t, o, *values.shape[1:]
+        )
+
+    return Trace(
+        info.name,
+        model.fingerprint,
+        WindowGrid(model.grid, model.window),
+        tuple(int(frame) for frame in clip.frame),
+        candidates=rows(clip.masks("candidates")),
+        best=rows(clip.masks("best")),
+        saliency=rows(clip.decoder_saliency),
+        score=rows(clip.score),
+        tracked=~rows(clip.conditioning),
+        thumbnails=torch.from_numpy(clip.thumbnail),
+        memory=_memory(clip, model, header.settings.keep_shares),
+    )
+
+
+def _memory(clip: ClipRecord, model: ModelInfo, shares: tuple[float, ...]) -> MemoryTrace | None:
+    """Mass recall by age; between the recorded shares it is taken to be straight."""
+    age, there = clip.ages(), clip.memory_frame >= 0  # [n, slots]
+    conditioning = np.arange(age.shape[1])[None] == 0
+    prunable = there & ~conditioning & (age > 1)
+    finite = np.isfinite(clip.recall.astype(np.float32)).all((1, 3))
+    ages = sorted({int(a) for a in age[prunable & finite]})
+    if not ages:
         return None
+    tokens = model.grid**2
+    counts = [keep_count(share, tokens) for share in shares]
+    curve = np.empty((model.layers, len(ages), tokens))
+    for index, wanted in enumerate(ages):
+        row, slot = np.nonzero(prunable & finite & (age == wanted))
+        mean = clip.recall[row, :, slot].astype(np.float64).mean(0)  # [layers, shares]
+        for layer in range(model.layers):
+            curve[layer, index] = np.interp(
+                np.arange(1, tokens + 1), [0, *counts], [0.0, *mean[layer]]
+            )
+    called = ~clip.conditioning
+    exposure = np.where(prunable[:, None], clip.slot_share[:, :, :-1], 0.0).sum(-1)[called].mean(0)
+    # pointers are left out: they are few, and their number isn't recorded
+    frames = there[:, 1:].sum(1) + (clip.prompt_frames >= 0).sum(1)
+    keys = frames.astype(np.int64)[called] * tokens
+    return MemoryTrace(
+        curve, tuple(ages), exposure.astype(np.float32), keys, prunable.sum(1)[called]
+    )

@@ -1,9 +1,9 @@
-"""What a frame costs as windows and keys are left out: from multiplications, and from measured time."""
+"""What a setting costs: a frame's operations and time as windows and keys are left out, and agreement between dense frames."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,24 +11,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
-from sparsity.calibration.clips import CalibrationClip
-from sparsity.calibration.settings import Setting, built_on
-from sparsity.evaluation.flops import counted_flops
-from sparsity.profile import Memory, Profile, Shortcut, Windows
-from sparsity.profiles import BUILTIN
+from sparsity.clips.sources import Clip
+from sparsity.evaluation.meters import counted_flops
+from sparsity.profile import BUILTIN, Profile
+from sparsity.techniques.adapter import Adapter
+from sparsity.techniques.retrieval import ALL_TOKENS, Retrieval
+from sparsity.techniques.routing import Guard, Routing
+
+BASES = tuple(name for name, profile in BUILTIN.items() if profile.routing and profile.retrieval)
+"""Built-in profiles that settings may build on."""
 
 FRAMES = 12
 """Tracked for a measurement; the memory bank fills up on the way."""
 
+TOLERATED = 3.0
+"""Points of agreement that may be lost since the last dense frame before another one comes."""
 
-def probed(base: Profile, shortcut: Shortcut) -> tuple[Profile, ...]:
-    """Profiles that are measured: with all, with few windows, and with few keys too."""
-    few = Setting(Windows())
-    fewer = Setting(Windows(), memory=Memory(keep=0.05))
-    return (
-        BUILTIN["exact"],
-        built_on(base, "few windows", few, shortcut),
-        built_on(base, "few windows and keys", fewer, shortcut),
+SMOOTH = 3
+"""Distances that are averaged before they are compared with `TOLERATED`."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The parts of a profile that calibration varies."""
+
+    routing: Routing | None
+    guard: Guard = Guard()
+    retrieval: Retrieval | None = None
+
+
+def built_on(base: Profile, name: str, setting: Setting, adapter: Adapter) -> Profile:
+    """Make a profile of a setting.
+
+    Parameters
+    ----------
+    base
+        Says what becomes of what is left out: what is reused, rolling refresh and readers of memory.
+    adapter
+        What it goes through.
+    """
+    routing, retrieval = setting.routing, setting.retrieval
+    exact = Profile(name=name, exact=True, graphs=True, retrieval=retrieval, guard=setting.guard)
+    if routing is None:
+        return exact
+    assert base.routing is not None and base.retrieval is not None, "bases have both methods"
+    if base.retrieval.readers == "routed":
+        retrieval = (retrieval or ALL_TOKENS).model_copy(update={"readers": "routed"})
+    return exact.model_copy(
+        update={
+            "routing": routing.model_copy(update={"refresh": base.routing.refresh}),
+            "retrieval": retrieval,
+            "adapter": adapter,
+            "reuse": base.reuse,
+        }
     )
 
 
@@ -79,11 +114,19 @@ def fit_cost(
     return Cost(float(fixed / whole), float(by_window / whole), float(by_key / whole))
 
 
+def probed(base: Profile, adapter: Adapter) -> tuple[Profile, ...]:
+    """Profiles that are measured: with all, with few windows, and with few keys too."""
+    few = Setting(Routing())
+    fewer = Setting(Routing(), retrieval=Retrieval(keep=0.05))
+    return (
+        BUILTIN["exact"],
+        built_on(base, "few windows", few, adapter),
+        built_on(base, "few windows and keys", fewer, adapter),
+    )
+
+
 def measure_cost(
-    predictor: EfficientSAM2VideoPredictor,
-    clip: CalibrationClip,
-    base: Profile,
-    shortcut: Shortcut,
+    predictor: EfficientSAM2VideoPredictor, clip: Clip, base: Profile, adapter: Adapter
 ) -> tuple[Cost, Cost]:
     """Track the objects of a clip's start with every, few windows and few keys.
 
@@ -91,7 +134,7 @@ def measure_cost(
 
     Parameters
     ----------
-    base, shortcut
+    base, adapter
         What settings build on, and what windows go through that are not computed; both cost something.
 
     Returns
@@ -102,7 +145,7 @@ def measure_cost(
     _, operations, seconds = (
         [
             row
-            for profile in probed(base, shortcut)
+            for profile in probed(base, adapter)
             for row in _frames(predictor, clip, profile, counted)
         ]
         for counted in (False, True, False)
@@ -111,15 +154,13 @@ def measure_cost(
 
 
 def _frames(
-    predictor: EfficientSAM2VideoPredictor, clip: CalibrationClip, profile: Profile, counted: bool
+    predictor: EfficientSAM2VideoPredictor, clip: Clip, profile: Profile, counted: bool
 ) -> list[tuple[float, float, float]]:
     """Windows, keys and amount of each tracked frame, from where frames may be routed."""
     amounts = []
     with predictor.use(profile, force=True):
-        state = predictor.init_state(clip.video)
-        for object_id, mask in clip.prompts().items():
-            predictor.add_new_mask(state, 0, object_id, mask)
-        if profile.windows is not None:
+        state = clip.begin(predictor)
+        if profile.routing is not None:
             predictor.choose_windows(state, lambda frame: (0,) if frame > 1 else None)
         tracked = predictor.propagate_in_video(state, max_frame_num_to_track=FRAMES)
         while True:
@@ -152,3 +193,50 @@ def _amount(counted: bool) -> Iterator[list[float]]:
         start = time.perf_counter()
         yield amount
         amount.append(time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Agreement lost since the last dense frame.
+
+    Attributes
+    ----------
+    lost
+        Points of agreement lost against the first routed frame after a dense one, mean over clips, at 1, 2, …
+        frames since the dense one; never below 0.
+    """
+
+    lost: tuple[float, ...]
+
+    @property
+    def refresh(self) -> int | None:
+        """The largest distance of dense frames within which no more than `TOLERATED` is lost; None for any."""
+        found = [float(np.mean(self.lost[s : s + SMOOTH])) for s in range(len(self.lost))]
+        over = [s for s, points in enumerate(found) if points > TOLERATED]
+        return max(2, over[0]) if over else None
+
+    def kept(self, every: int | None) -> float:
+        """Share of agreement that is kept on average with a dense frame every so many frames."""
+        part = self.lost if every is None else self.lost[:every]
+        return 1 - float(np.mean(part)) / 100 if part else 1.0
+
+
+def drift_of(clips: Sequence[Sequence[tuple[int, float]]]) -> Drift:
+    """Average what `since_dense` found, first by clip.
+
+    Examples
+    --------
+    >>> drift_of([[(1, 98.0), (2, 96.0), (3, 90.0)], [(1, 90.0), (2, 92.0)]]).lost
+    (0.0, 0.0, 8.0)
+    """
+    lost: dict[int, list[float]] = {}
+    for rows in clips:
+        by_distance: dict[int, list[float]] = {}
+        for distance, agreed in rows:
+            by_distance.setdefault(distance, []).append(agreed)
+        for distance, values in by_distance.items():
+            first = float(np.mean(by_distance[min(by_distance)]))
+            lost.setdefault(distance, []).append(first - float(np.mean(values)))
+    longest = max(lost, default=0)
+    means = [float(np.mean(lost.get(s, [0.0]))) for s in range(1, longest + 1)]
+    return Drift(tuple(max(0.0, mean) for mean in means))

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from probes.errors import InputError
+from sparsity.calibration.adapter import KINDS
 from sparsity.calibration.bounds import BoundKind
-from sparsity.calibration.clips import ClipSource
-from sparsity.calibration.settings import BASES
-from sparsity.calibration.shortcuts import KINDS
-from sparsity.options import ModelChoice
+from sparsity.calibration.cost import BASES
+from sparsity.clips.sources import ClipSource
+from sparsity.work.model import ModelChoice
 
 FEWEST_CLIPS = 5
-"""Two to search on, and three to bound a mean with."""
+"""Two to search on, and three to bound a loss with."""
+
+MAX_DROP = 1.0
+"""Points of J&F that are accepted where nothing is said."""
+
+MAX_DRIFT = 5.0
+"""Points of agreement that are: what differs from the dense run's mask is not wrong for it, so more than of J&F."""
+
+Risk = Literal["loss", "drift"]
+"""What is lost: J&F against true masks, or agreement with the dense run (mean J)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,9 @@ class Request:
     recordings
         Folders that ``probe`` wrote; their clips are not watched again.
     max_drop
-        Mean loss per video that is accepted, in points of J&F.
+        Loss per video that is accepted, in points of J&F against true masks.
+    max_drift
+        Instead: the loss of agreement with the dense run that is, in points.
     target_speedup
         Instead: how much cheaper a frame must be, in operations; the surest such setting is taken.
     confidence
@@ -35,31 +47,54 @@ class Request:
         Its kind; None for what `sparsity.calibration.bounds.kind_for` says of so many clips.
     seed
         Of the split of the clips.
-    shortcut
-        What windows that are not computed go through, one of `sparsity.calibration.shortcuts.KINDS`.
+    adapter
+        What tokens that are not computed go through, one of `sparsity.calibration.adapter.KINDS`.
     base
-        Built-in profile that says what else becomes of them, one of `sparsity.calibration.settings.BASES`.
+        Built-in profile that says what else becomes of them, one of `sparsity.calibration.cost.BASES`.
+    groups
+        File that says which clips are of one source, and count as one; see `sparsity.calibration.sample.sources_of`.
     budget
-        Seconds that real runs may take; None for as many as `TRIED` settings need.
+        Seconds that real runs may take; None for what `sparsity.calibration.search.TRIED` settings need.
     """
 
     source: ClipSource
     clips: tuple[str, ...]
     choice: ModelChoice
-    max_drop: float = 1.0
+    max_drop: float | None = None
     target_speedup: float | None = None
     confidence: float = 0.95
     seed: int = 0
     budget: float | None = None
     recordings: tuple[Path, ...] = ()
     bound: BoundKind | None = None
-    shortcut: str = "cached"
+    adapter: str = "cached"
     base: str = "paper"
+    max_drift: float | None = None
+    groups: Path | None = None
+
+    @property
+    def risk(self) -> Risk:
+        """What is lost."""
+        return "loss" if self.max_drift is None else "drift"
+
+    @property
+    def option(self) -> str:
+        """Name of the option that the accepted loss is given by."""
+        return "max-drop" if self.risk == "loss" else "max-drift"
+
+    @property
+    def accepted(self) -> float:
+        """Loss that is accepted, in points."""
+        return (
+            (MAX_DROP if self.max_drop is None else self.max_drop)
+            if self.max_drift is None
+            else self.max_drift
+        )
 
     @property
     def level(self) -> float:
-        """Mean loss that settings are tested against, in points; infinite where a speedup is asked for instead."""
-        return self.max_drop if self.target_speedup is None else math.inf
+        """Loss that settings are tested against, in points; infinite where a speedup is asked for instead."""
+        return self.accepted if self.target_speedup is None else math.inf
 
     def check(self) -> None:
         """Refuse what can't be calibrated.
@@ -67,7 +102,7 @@ class Request:
         Raises
         ------
         InputError
-            Too few clips, a kind of shortcut or a base that there isn't, or a number out of range.
+            Too few clips, a kind of adapter or a base that there isn't, or a number out of range.
         """
         if len(self.clips) < FEWEST_CLIPS:
             raise InputError(
@@ -75,15 +110,23 @@ class Request:
                 f"from fewer than {FEWEST_CLIPS} (the frames of one video do not count apart); give more videos, or "
                 "add made clips with --made 30"
             )
-        if self.shortcut not in KINDS:
+        if self.adapter not in KINDS:
             raise InputError(
-                f"shortcut {self.shortcut!r} given; expected {', '.join(KINDS)}; choose one of them"
+                f"adapter {self.adapter!r} given; expected {', '.join(KINDS)}; choose one of them"
             )
         if self.base not in BASES:
             raise InputError(f"base {self.base!r} given; expected {' or '.join(BASES)}; choose one")
-        if not 0 < self.max_drop <= 100:
+        given = {
+            "max-drop": self.max_drop, "max-drift": self.max_drift, "target-speedup": self.target_speedup
+        }  # fmt: skip
+        named = [f"--{name}" for name, value in given.items() if value is not None]
+        if len(named) > 1:
             raise InputError(
-                f"max-drop {self.max_drop:g} given; expected points of J&F above 0, such as 1.0; change it"
+                f"{' and '.join(named)} given; each asks for something else; expected one of them; leave out the others"
+            )
+        if not 0 < self.accepted <= 100:
+            raise InputError(
+                f"{self.option} {self.accepted:g} given; expected points above 0, such as 1.0; change it"
             )
         if not 0.5 <= self.confidence < 1:
             raise InputError(

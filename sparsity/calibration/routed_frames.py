@@ -1,4 +1,4 @@
-"""Frames as routing meets them, of which every shortcut is fitted and by which it is judged.
+"""Frames as routing meets them, of which every adapter is fitted and by which it is judged.
 
 A clip is tracked once with every window; where the inference router would have left windows out, what stage 3
 gets, what its blocks make of it with all and with the chosen windows, and what memory attention then made of the
@@ -12,28 +12,37 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from probes.errors import InputError
-from sparsity.acceleration.decisions import decide_frame
-from sparsity.acceleration.encoder import Routing, window_grid
-from sparsity.acceleration.fit import why_not_exact
+from probes.models import fingerprint
+from sparsity.acceleration.model.encoder import Encoding, window_grid
+from sparsity.acceleration.model.windows import window_tokens
+from sparsity.acceleration.parts import why_not_exact
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
-from sparsity.acceleration.reuse import CHANGE
-from sparsity.acceleration.shortcuts import ShortcutFunction
-from sparsity.acceleration.windows import window_tokens
-from sparsity.calibration.clips import CalibrationClip
-from sparsity.profile import Profile, Router, Shortcut, Windows
-from sparsity.runs import part_of
+from sparsity.acceleration.route import routed
+from sparsity.acceleration.session import Frame
+from sparsity.clips.sources import Clip, ClipSource
+from sparsity.profile import Profile
+from sparsity.techniques.adapter import Adapter, AdapterFunction
+from sparsity.techniques.reuse import CHANGE
+from sparsity.techniques.routing import Routing
+from sparsity.work.store import kept
 
 EVERY = 3
 """Frames between those that are kept, as the authors train (method 3.3)."""
+
+FIT_FRAMES = 24
+"""Tracked of each clip that an adapter is fitted on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +57,9 @@ class RoutedFrame:
         What enters its last block when every window is computed, and when the chosen ones are (the others
         hold `entry`), ``[N, C]``.
     outside
-        Tokens of windows that are not computed, bool ``[N]``.
+        Tokens that are not computed, bool ``[N]``.
     cached
-        What the blocks changed when the router last had each window computed, ``[N, C]``; on computed frames the
+        What the blocks changed when routing last had each token computed, ``[N, C]``; on computed frames the
         dense encoder's.
     target
         Memory-conditioned features of the dense encoder, ``[N, D]``.
@@ -77,27 +86,47 @@ class RoutedFrame:
         """The same on another device."""
         return RoutedFrame(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    def through(self, shortcut: ShortcutFunction) -> Tensor:
-        """What enters the last block when the windows left out go through a shortcut, ``[N, C]``."""
-        return torch.where(self.outside[:, None], shortcut(self.entry), self.routed)
+    def through(self, adapter: AdapterFunction) -> Tensor:
+        """What enters the last block when tokens that are left out go through an adapter, ``[N, C]``."""
+        return torch.where(self.outside[:, None], adapter(self.entry), self.routed)
 
 
 NAMES = tuple(field.name for field in fields(RoutedFrame))
 
 
-class RoutedFrames(Sequence[RoutedFrame]):
-    """Frames in files of `collect`, read one at a time: as many as one likes fit in memory."""
+def write_frames(path: Path, frames: Sequence[RoutedFrame]) -> None:
+    """Write frames into a file."""
+    tensors = {
+        f"{i}.{name}": getattr(frame, name).cpu().contiguous()
+        for i, frame in enumerate(frames)
+        for name in NAMES
+    }
+    save_file(tensors, path, {"frames": json.dumps(len(frames))})
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._places = [(path, i) for path in paths for i in range(frames_in(path) or 0)]
+
+Place = tuple[Path, int]
+"""A file of `write_frames`, and the number of a frame in it."""
+
+
+def places_in(path: Path) -> list[Place]:
+    """Find the frames of a file of `write_frames`."""
+    with safe_open(path, "pt") as file:
+        return [(path, i) for i in range(json.loads(file.metadata()["frames"]))]
+
+
+class RoutedFrames(Sequence[RoutedFrame]):
+    """Frames in files, read one at a time: as many as one likes fit in memory."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = places
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     @property
-    def clips(self) -> dict[str, int]:
-        """Frames of each clip that has any."""
-        return dict(Counter(path.stem for path, _ in self._places))
+    def files(self) -> dict[str, int]:
+        """Frames in each file that has any, by its name."""
+        return dict(Counter(path.name for path, _ in self.places))
 
     @overload
     def __getitem__(self, index: int) -> RoutedFrame: ...
@@ -106,33 +135,63 @@ class RoutedFrames(Sequence[RoutedFrame]):
     def __getitem__(self, index: int | slice) -> RoutedFrame | list[RoutedFrame]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        path, i = self._places[index]
+        path, i = self.places[index]
         with safe_open(path, "pt") as file:
             return RoutedFrame(**{name: file.get_tensor(f"{i}.{name}") for name in NAMES})
 
 
-def frames_in(path: Path) -> int | None:
-    """How many frames a file holds; None where there is no whole file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return int(json.loads(file.metadata()["frames"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
+def routed_frames(
+    predictor: EfficientSAM2VideoPredictor,
+    source: ClipSource,
+    names: Sequence[str],
+    routing: Routing,
+    folder: Path,
+    most_frames: int | None = None,
+) -> RoutedFrames:
+    """Collect routed frames of clips, one file a clip; what was collected alike is taken from the folder.
+
+    Parameters
+    ----------
+    routing
+        The inference router.
+    most_frames
+        Track no more than so many of each clip.
+    """
+    decides = {
+        "model": fingerprint(predictor),
+        "size": predictor.image_size,
+        "device": predictor.device.type,
+        "made_by": version("efficient-sam2"),
+        "routing": routing.model_dump(),
+        "most_frames": most_frames,
+    }
+
+    def collected(name: str) -> list[RoutedFrame]:
+        return collect(predictor, source.open(name), routing, most_frames)
+
+    places: list[Place] = []
+    for name in tqdm(names, desc="routed", unit="clip", disable=None):
+        places += kept(
+            folder / f"{name}.safetensors",
+            {**decides, "clip": source.listing(name)},
+            partial(collected, name),
+            places_in,
+            write_frames,
+        )
+    return RoutedFrames(places)
 
 
 def collect(
     predictor: EfficientSAM2VideoPredictor,
-    clip: CalibrationClip,
-    windows: Windows,
-    path: Path,
-    router: Router | None = None,
+    clip: Clip,
+    routing: Routing,
     most_frames: int | None = None,
-) -> None:
-    """Track a clip and write every third routed frame to `path`, whole or not at all; objects take turns.
+) -> list[RoutedFrame]:
+    """Track a clip and keep every third routed frame; objects take turns.
 
     Parameters
     ----------
-    windows, router
+    routing
         The inference router.
     most_frames
         Track no more than so many.
@@ -144,73 +203,61 @@ def collect(
     """
     if (why := why_not_exact(predictor)) is not None:
         raise InputError(
-            f"a shortcut was asked for a model of which {why}; expected an encoder as SAM 2 has; use identity"
+            f"an adapter was asked for a model of which {why}; expected an encoder as SAM 2 has; use identity"
         )
-    profile = Profile(
-        name="watched", windows=windows, router=router,
-        shortcut=Shortcut(kind="cached"), techniques={"encoder": True},
-    )  # fmt: skip
+    profile = Profile(name="watched", routing=routing, adapter=Adapter(kind="cached"))
     found: list[RoutedFrame] = []
     with predictor.use(profile, force=True):
-        state = predictor.init_state(clip.video, history="bounded")
-        for object_id, mask in clip.prompts().items():
-            predictor.add_new_mask(state, 0, object_id, mask)
+        state = clip.begin(predictor, history="bounded")
         with _watched(predictor, state, found):
             for _ in predictor.propagate_in_video(state, max_frame_num_to_track=most_frames):
                 pass
-    part = part_of(path)
-    tensors = {
-        f"{i}.{name}": getattr(frame, name).cpu().contiguous()
-        for i, frame in enumerate(found)
-        for name in NAMES
-    }
-    save_file(tensors, part, {"frames": json.dumps(len(found))})
-    part.replace(path)
+    return found
 
 
 @contextmanager
 def _watched(
     predictor: EfficientSAM2VideoPredictor, state: dict[str, Any], found: list[RoutedFrame]
 ) -> Iterator[None]:
-    """Let every frame be dense, note what the router would have computed, and keep the frames it routes."""
-    session = predictor._session(state)
+    """Let every frame be dense, note what routing would have computed, and keep the frames it routes."""
+    session = predictor.session(state)
     decided: dict[int, tuple[int, ...] | None] = {}
     cached: dict[int, Tensor] = {}
 
     def dense(frame: int) -> None:
         session.chooser = None
-        decided[frame] = decide_frame(predictor, state, session, frame, False).windows
+        decided[frame] = routed(
+            predictor.parts, session, Frame(state, frame, predictor.parts.grid)
+        ).cells
         session.chooser = dense
 
     def keep(module: Any, args: Any, given: dict[str, Any], out: Tensor) -> None:
-        moment = predictor._seam.moment
+        moment = predictor.seam.now.moment
         frame, last = moment.frame, session.last
         if frame is None or frame not in decided or last is None:
             return
-        windows, (change,) = decided[frame], last.parts[CHANGE]
-        if windows is None:
+        cells, (change,) = decided[frame], last.parts[CHANGE]
+        if cells is None:
             cached[frame] = change
             return
-        grid, before = window_grid(predictor), cached[frame - 1]
-        inside = window_tokens(grid.tokens, grid.window, windows, change.device).tokens
+        before, where = cached[frame - 1], window_tokens(predictor.parts.grid, cells, change.device)
+        inside = where.tokens
         cached[frame] = before.index_copy(0, inside, change[inside])
         cached.pop(frame - 2, None)
         turn = state["obj_ids"][(frame // EVERY) % len(state["obj_ids"])]
         if frame % EVERY or moment.objects != (turn,):
             return
-        encoder = predictor._encoder
+        encoder = predictor.parts.encoder
         entry, _ = encoder.early(state["images"][frame][None].to(predictor.device).float())
-        routing = Routing(windows, keep_change=True)
-        places = encoder.places(routing, entry.device)
-        _, routed = encoder.through_stage3(entry, routing, places)
-        assert routed is not None, "it was asked for"
+        _, changed = encoder.through_stage3(entry, Encoding(cells, keep_change=True), where)
+        assert changed is not None, "it was asked for"
         flat = entry.flatten(0, 1)
         outside = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
         outside[inside] = False
         rows = {key: given[key][:, 0].float() for key in ("memory", "memory_pos")}
         found.append(
             RoutedFrame(
-                flat.clone(), flat + change, flat + routed, outside, before, out[:, 0].float().clone(),
+                flat.clone(), flat + change, flat + changed, outside, before, out[:, 0].float().clone(),
                 given["curr_pos"][-1][:, 0].float().clone(), rows["memory"].clone(), rows["memory_pos"].clone(),
                 torch.tensor(given["num_obj_ptr_tokens"]),
             )

@@ -8,14 +8,15 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from sparsity.calibration.bounds import approximate_bound
-from sparsity.calibration.cost import Cost
-from sparsity.calibration.drift import Drift
-from sparsity.calibration.replay import keep_per_layer, replay_memory, replay_windows
-from sparsity.calibration.router import fit_router, judge, learnable
-from sparsity.calibration.settings import Setting, built_on
+from probes.errors import InputError
+from sparsity.calibration.cost import Cost, Drift, Setting, built_on
 from sparsity.calibration.thresholds import (
+    NEVER,
+    WHICH,
+    Unit,
+    covered,
     keep_for,
     margin_for,
     mask_jump_for,
@@ -24,10 +25,13 @@ from sparsity.calibration.thresholds import (
     scene_cut_for,
     score_below_for,
 )
-from sparsity.calibration.traces import Trace
-from sparsity.profile import Guard, Memory, Profile, Router, Shortcut, Windows
+from sparsity.calibration.traces import Trace, replay_retrieval
+from sparsity.profile import Profile
+from sparsity.techniques.adapter import Adapter
+from sparsity.techniques.retrieval import Retrieval
+from sparsity.techniques.routing import Guard, Routing
 
-WINDOW_RECALLS = (0.9, 0.95, 0.975, 0.99, 0.995)
+ROUTING_RECALLS = (0.9, 0.95, 0.975, 0.99, 0.995)
 """Shares of object tokens that routing is asked to cover."""
 
 MEMORY_SHARES = (0.02, 0.035, 0.05, 0.07, 0.095)
@@ -35,6 +39,9 @@ MEMORY_SHARES = (0.02, 0.035, 0.05, 0.07, 0.095)
 
 WORTH = 0.97
 """Cost above which a setting isn't worth a place among those that are run: it would hold, and save nothing."""
+
+SAVES = 0.8
+"""Cost at most of the one setting that is run where one alone can be tried."""
 
 TRIED, TESTED = 6, 4
 """Settings that are run for real on the clips of the search, and on those of the promise."""
@@ -47,11 +54,11 @@ class Candidate:
     Attributes
     ----------
     windows, keys
-        Shares computed and read; dense frames count as 1.
+        Shares computed and read; dense frames count as 1, trimmed windows by what is left of them.
     cost
         Of a frame, against the same model with every window and key.
     recall
-        Share of object tokens inside computed windows, times share of memory attention on keys that are read,
+        Share of object tokens inside what is computed, times share of memory attention on keys that are read,
         times share of agreement that is kept between dense frames.
     """
 
@@ -62,33 +69,38 @@ class Candidate:
     recall: float
 
 
-def fewest_windows(traces: Sequence[Trace]) -> Windows:
-    """The routing of the grid that leaves most windows out: what drift is measured and shortcuts are fitted with."""
-    return mask_only(margin_for(traces, "best", WINDOW_RECALLS[0]), "best")
+def units_of(traces: Sequence[Trace]) -> tuple[Unit, ...]:
+    """What can be routed: windows, and cells where a window has more than one."""
+    whole = all(trace.grid.window == trace.grid.cells.window for trace in traces)
+    return ("window",) if whole else ("window", "cell")
 
 
-def drifting(traces: Sequence[Trace], shortcut: Shortcut, base: Profile) -> Profile:
-    """The setting whose drift is measured: the fewest windows of the grid, few keys, no whole frames by the clock."""
+def fewest_cells(traces: Sequence[Trace]) -> Routing:
+    """The routing of the grid that leaves most out: what drift is measured and adapters are fitted with."""
+    unit = units_of(traces)[-1]
+    return mask_only(margin_for(traces, "best", ROUTING_RECALLS[0], unit), "best", unit)
+
+
+def drifting(traces: Sequence[Trace], adapter: Adapter, base: Profile) -> Profile:
+    """The setting whose drift is measured: the fewest cells of the grid, few keys, no whole frames by the clock."""
     remembered = all(trace.memory is not None for trace in traces)
-    memory = Memory(keep=keep_for(traces, MEMORY_SHARES[-1])) if remembered else None
-    return built_on(base, "drifting", Setting(fewest_windows(traces), memory=memory), shortcut)
+    retrieval = Retrieval(keep=keep_for(traces, MEMORY_SHARES[-1])) if remembered else None
+    setting = Setting(fewest_cells(traces), retrieval=retrieval)
+    return built_on(base, "drifting", setting, adapter)
 
 
 def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
-    """List settings whose thresholds come from the traces' statistics: one for each wanted recall.
+    """List settings whose thresholds come from the traces' statistics: one for each unit and wanted recall.
 
     Routing never goes without the guard's rules for scene cuts and lost objects, which cost nothing on frames where
-    they don't act; the one for mask jumps acts on most frames of fast clips, so it is tried on and off. The learnt
-    router takes part where it keeps fewer windows than the paper's rule on clips it has not seen.
+    they don't act; the one for mask jumps acts on most frames of fast clips, so it is tried on and off.
     """
-    routed: list[tuple[Windows | None, Guard, Router | None]] = [(None, Guard(), None)]
+    routed: list[tuple[Routing | None, Guard]] = [(None, Guard())]
     cut = scene_cut_for(traces)
     refreshes = [None] if drift.refresh is None else [None, 2 * drift.refresh, drift.refresh]
-    mass = {recall: saliency_mass_for(traces, recall) for recall in WINDOW_RECALLS}
-    learnt = learnable(traces) and judge(traces).saved > 0
-    for which, recall in product(("best", "all"), WINDOW_RECALLS):
-        margin = margin_for(traces, which, recall)
-        alone = mask_only(margin, which)
+    mass = {recall: saliency_mass_for(traces, recall) for recall in ROUTING_RECALLS}
+    for unit, which, recall in product(units_of(traces), WHICH, ROUTING_RECALLS):
+        alone = mask_only(margin_for(traces, which, recall, unit), which, unit)
         score = score_below_for(traces, alone, recall)
         jump = mask_jump_for(traces, alone, recall)
         widened = alone.model_copy(update={"score_below": score, "saliency_mass": mass[recall]})
@@ -96,20 +108,15 @@ def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
             Guard(mask_jump=rule, scene_cut=cut, score_below=0.0, refresh_every=refresh)
             for rule, refresh in product((jump, None), refreshes)
         ]
-        routed += [(windows, guard, None) for windows in (alone, widened) for guard in guards]
-        if learnt and which == "best":
-            router = fit_router(traces, recall)
-            routed += [(mask_only(0.0, which), guard, router) for guard in guards]
-    pruned: list[Memory | None] = [None]
+        routed += [(routing, guard) for routing in (alone, widened) for guard in guards]
+    pruned: list[Retrieval | None] = [None]
     if all(trace.memory is not None for trace in traces):
-        pruned += [Memory(keep=keep_for(traces, share)) for share in MEMORY_SHARES]
+        pruned += [Retrieval(keep=keep_for(traces, share)) for share in MEMORY_SHARES]
     settings = [
-        Setting(windows, guard, memory, router)
-        for (windows, guard, router), memory in product(
-            dict.fromkeys(routed), dict.fromkeys(pruned)
-        )
+        Setting(routing, guard, retrieval)
+        for (routing, guard), retrieval in product(dict.fromkeys(routed), dict.fromkeys(pruned))
     ]
-    return [setting for setting in settings if setting.windows or setting.memory]
+    return [setting for setting in settings if setting.routing or setting.retrieval]
 
 
 def candidates(
@@ -117,44 +124,34 @@ def candidates(
     settings: Sequence[Setting],
     cost: Cost,
     drift: Drift,
-    shortcut: Shortcut,
+    adapter: Adapter,
     base: Profile,
 ) -> list[Candidate]:
     """Replay settings over traces: their predicted cost and recall, mean over clips.
 
-    Windows and memory are replayed apart and once for each setting that differs. Settings that route get the shortcut,
+    Routing and memory are replayed apart and once for each setting that differs. Settings that route get the adapter,
     and what they build on; masks of a dense run don't tell these from others, so they count by `drift` and `cost` alone.
     """
-    profiles = [built_on(base, f"candidate-{n}", s, shortcut) for n, s in enumerate(settings)]
-    rules = dict.fromkeys((p.windows, p.guard, p.router) for p in profiles)
-    routed = {rule: _routed(traces, *rule) for rule in rules}
-    pruned = {memory: _pruned(traces, memory) for memory in {s.memory: None for s in settings}}
+    pruned = {
+        retrieval: _pruned(traces, retrieval) for retrieval in {s.retrieval for s in settings}
+    }
     found = []
-    for s, profile in zip(settings, profiles, strict=True):
-        kept, covered = routed[profile.windows, profile.guard, profile.router]
-        keys, mass = pruned[s.memory]
-        recall = covered * mass * (drift.kept(s.guard.refresh_every) if s.windows else 1.0)
-        found.append(Candidate(profile, kept, keys, cost(kept, keys), recall))
+    for n, s in enumerate(settings):
+        profile, guard = built_on(base, f"candidate-{n}", s, adapter), s.guard
+        keys, recall = pruned[s.retrieval]
+        windows = 1.0
+        if profile.routing is not None:
+            windows, inside = covered(traces, profile.routing, guard)
+            recall *= inside * drift.kept(guard.refresh_every)
+        found.append(Candidate(profile, windows, keys, cost(windows, keys), recall))
     return found
 
 
-def _routed(
-    traces: Sequence[Trace], windows: Windows | None, guard: Guard, router: Router | None
-) -> tuple[float, float]:
-    """Shares of windows kept and object tokens covered."""
-    if windows is None:
-        return 1.0, 1.0
-    found = [replay_windows(trace, windows, guard, router) for trace in traces]
-    return float(np.mean([r.kept.mean() for r in found])), float(
-        np.mean([r.recall.mean() for r in found])
-    )
-
-
-def _pruned(traces: Sequence[Trace], memory: Memory | None) -> tuple[float, float]:
+def _pruned(traces: Sequence[Trace], retrieval: Retrieval | None) -> tuple[float, float]:
     """Shares of keys read and of attention that finds its keys."""
-    if memory is None:
+    if retrieval is None:
         return 1.0, 1.0
-    found = [replay_memory(trace, memory) for trace in traces]
+    found = [replay_retrieval(trace, retrieval) for trace in traces]
     return float(np.mean([r.keys for r in found])), float(np.mean([r.mass for r in found]))
 
 
@@ -167,12 +164,49 @@ def frontier(found: Sequence[Candidate]) -> list[Candidate]:
     return best
 
 
-def spread_out(found: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Take `count` candidates of a frontier at equal steps of cost, both ends included.
+def shortlist(
+    found: Sequence[Candidate], count: int, speedup: float | None = None
+) -> list[Candidate]:
+    """Take `count` candidates to be run for real: spread along their frontier, or the surest of those that are fast.
 
-    Those that cost more than `WORTH` are left out, unless all do.
+    Where there is more than one to take, windows and cells have a frontier each: what a window loses when it is trimmed
+    a dense run's masks can't tell.
+
+    Parameters
+    ----------
+    speedup
+        How much cheaper than a frame with every window and key they must be.
+
+    Raises
+    ------
+    InputError
+        None is that fast.
+    """
+    fast = [c for c in found if speedup is None or 1 / c.cost >= speedup]
+    if not fast:
+        raise InputError(
+            f"target-speedup {speedup:g} given; on these clips the cheapest setting is "
+            f"{1 / min(c.cost for c in found):.2f}x; ask for less"
+        )
+    units: dict[str, list[Candidate]] = {}
+    for one in fast:
+        unit = one.profile.routing.unit if one.profile.routing and count > 1 else "window"
+        units.setdefault(unit, []).append(one)
+    picked: list[Candidate] = []
+    for n, of_unit in enumerate(units.values()):
+        share, best = len(range(n, count, len(units))), frontier(of_unit)
+        picked += spread_out(best, share) if speedup is None else best[-share:]
+    return picked
+
+
+def spread_out(found: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Take `count` candidates of a frontier at equal steps of cost, both ends included; one alone is the surest that saves.
+
+    Those that cost more than `WORTH` are left out, unless all do; where there is one to take, more than `SAVES`.
     """
     found = [c for c in found if c.cost <= WORTH] or found
+    if count == 1:
+        return [([c for c in found if c.cost <= SAVES] or found[:1])[-1]]
     if len(found) <= count:
         return list(found)
     costs = np.array([c.cost for c in found])
@@ -184,15 +218,15 @@ def spread_out(found: Sequence[Candidate], count: int) -> list[Candidate]:
 def order_of_testing(
     search_losses: NDArray[np.float64], confidence: float, count: int
 ) -> list[int]:
-    """Order settings by the bound that the search clips give them, the surest first, and keep `count`.
+    """Order settings by Student's bound from the search clips, the surest first, and keep `count`.
 
     Parameters
     ----------
     search_losses
         Points per video and setting, ``[n, m]``, of clips that the promise is not made on.
     """
-    bounds = [approximate_bound(column, confidence).upper for column in search_losses.T]
-    return [int(i) for i in np.argsort(bounds, kind="stable")[:count]]
+    reach = stats.t.ppf(confidence, len(search_losses) - 1) * stats.sem(search_losses)
+    return [int(i) for i in np.argsort(search_losses.mean(0) + reach, kind="stable")[:count]]
 
 
 def split_clips(names: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -201,7 +235,7 @@ def split_clips(names: Sequence[str], share: float, seed: int) -> tuple[list[str
     Examples
     --------
     >>> split_clips(["a", "b", "c", "d"], 0.4, 0)
-    (['a', 'b'], ['c', 'd'])
+    (['a', 'c'], ['b', 'd'])
     """
     count = min(max(2, round(share * len(names))), max(2, len(names) - 2))
     drawn = set(np.random.default_rng(seed).permutation(len(names))[:count].tolist())
@@ -214,20 +248,23 @@ def split_clips(names: Sequence[str], share: float, seed: int) -> tuple[list[str
 def describe(profile: Profile) -> str:
     """Say a setting's thresholds in one line."""
     said = []
-    if profile.windows is not None:
-        w = profile.windows
-        reach = "router" if profile.router else f"margin {w.margin_px:g} px"
-        said.append(f"{reach} of {w.candidates}")
-        if w.score_below > -100:
-            said.append(f"saliency {w.saliency_mass:g} under score {w.score_below:g}")
-        if profile.shortcut.kind != "identity":
-            said.append(f"{profile.shortcut.kind} shortcut")
-        if w.rolling_refresh is not None:
-            said.append(f"rolling refresh {w.rolling_refresh}")
-        said += [name.replace("_", " ") for name in sorted(profile.calibrated_techniques)]
-    if profile.memory is not None:
-        layers = keep_per_layer(profile.memory, 1)
-        readers = " by routed readers" if profile.memory.readers == "routed" else ""
+    if profile.routing is not None:
+        routing = profile.routing
+        said.append(f"margin {routing.margin_px:g} px of {routing.candidates}")
+        if routing.unit == "cell":
+            said.append("by cells")
+        if routing.score_below > NEVER:
+            said.append(f"saliency {routing.saliency_mass:g} under score {routing.score_below:g}")
+        if profile.adapter.kind != "identity":
+            said.append(f"{profile.adapter.kind} adapter")
+        if routing.refresh is not None:
+            said.append(f"rolling refresh {routing.refresh.one_in}")
+        if profile.reuse:
+            said.append("reuse")
+    if profile.retrieval is not None:
+        keep = profile.retrieval.keep
+        layers = keep if isinstance(keep, tuple) else (keep,)
+        readers = " by routed readers" if profile.retrieval.readers == "routed" else ""
         said.append("keep " + "/".join(f"{share:.3g}" for share in layers) + readers)
     guard = profile.guard.model_dump(exclude_none=True, exclude={"kept_share"})
     said += [f"{rule.replace('_', ' ')} {value:g}" for rule, value in guard.items()]

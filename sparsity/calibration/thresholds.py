@@ -2,26 +2,32 @@
 
 | threshold | statistic |
 |---|---|
-| margin, candidates | share of the next frame's object tokens inside the windows of the mask |
+| margin, candidates, by unit | share of the next frame's object tokens inside the windows or cells of the mask |
 | saliency mass | the same inside the windows that decoder saliency alone would choose |
 | score under which saliency is added | scores of frames whose next frame was not covered |
 | kept share of memory tokens of each layer, of a given mean | mass recall at the oldest age |
 | mask jump of the guard | that change on frames that were not covered, against the others, in the median clip |
 | scene cut of the guard | how much pictures differ within a shot |
-| refresh of the guard | agreement with the dense run over frames since the last dense one (`sparsity.calibration.drift`) |
+| refresh of the guard | agreement with the dense run over frames since the last dense one (`sparsity.calibration.cost`) |
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 
-from sparsity.calibration.replay import replay_windows
-from sparsity.calibration.traces import Trace
-from sparsity.profile import Guard, Windows
-from sparsity.select import smallest_set
+from sparsity.calibration.traces import Trace, replay_routing
+from sparsity.techniques.routing import Guard, Routing
+from sparsity.techniques.select import smallest_set
+
+Unit = Literal["window", "cell"]
+Which = Literal["all", "best"]
+"""Units, and masks that choose them, as in `sparsity.techniques.routing.Routing`."""
+
+WHICH: tuple[Which, ...] = ("best", "all")
 
 MARGINS = (0.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 """Tried, in pixels of the model's input."""
@@ -38,21 +44,30 @@ TRIGGER = 0.9
 CALM = 0.95
 """Share of the covered frames on which a rule of the guard must not act."""
 
-
-def mask_only(margin_px: float, candidates: str) -> Windows:
-    """Windows of the mask alone: saliency is added only where there is no mask."""
-    return Windows(margin_px=margin_px, candidates=candidates, score_below=NEVER)
+UNGUARDED = Guard()
+"""No rule but that frames are dense where routing keeps most windows."""
 
 
-def coverage(traces: Sequence[Trace], windows: Windows) -> float:
-    """Mean share of the next frame's object tokens inside the chosen windows: by clip, then over clips."""
-    return float(np.mean([replay_windows(t, windows, Guard()).recall.mean() for t in traces]))
+def mask_only(margin_px: float, candidates: Which, unit: Unit = "window") -> Routing:
+    """What the mask touches alone: saliency is added only where there is no mask."""
+    return Routing(unit=unit, margin_px=margin_px, candidates=candidates, score_below=NEVER)
 
 
-def margin_for(traces: Sequence[Trace], candidates: str, recall: float) -> float:
-    """Return the smallest margin whose windows cover `recall` of the next frame's object tokens, or the largest."""
+def covered(
+    traces: Sequence[Trace], routing: Routing, guard: Guard = UNGUARDED
+) -> tuple[float, float]:
+    """Shares of windows kept and of the next frame's object tokens inside what is computed: by clip, then over clips."""
+    found = [replay_routing(trace, routing, guard) for trace in traces]
+    kept, recall = ([getattr(one, of).mean() for one in found] for of in ("kept", "recall"))
+    return float(np.mean(kept)), float(np.mean(recall))
+
+
+def margin_for(
+    traces: Sequence[Trace], candidates: Which, recall: float, unit: Unit = "window"
+) -> float:
+    """Return the smallest margin that covers `recall` of the next frame's object tokens, or the largest."""
     for margin in MARGINS:
-        if coverage(traces, mask_only(margin, candidates)) >= recall:
+        if covered(traces, mask_only(margin, candidates, unit))[1] >= recall:
             return margin
     return MARGINS[-1]
 
@@ -68,7 +83,7 @@ def saliency_mass_for(traces: Sequence[Trace], recall: float) -> float:
 
 def _salient_recall(trace: Trace, mass: float) -> list[float]:
     found = []
-    cues = trace.cues(0.0, "best")
+    cues = trace.cues(Routing(margin_px=0.0, candidates="best"))
     for t in range(1, len(trace.frames)):
         chosen = torch.zeros(trace.grid.count, dtype=torch.bool)
         for cue in cues[t - 1]:
@@ -76,11 +91,12 @@ def _salient_recall(trace: Trace, mass: float) -> list[float]:
                 chosen |= smallest_set(cue.mass, mass)
         total = float(trace.tokens[t].sum())
         if total and bool(chosen.any()):
-            found.append(float(trace.tokens[t][chosen].sum()) / total)
+            cells = list(trace.grid.cells_of(chosen))
+            found.append(float(trace.tokens[t, cells].sum()) / total)
     return found
 
 
-def score_below_for(traces: Sequence[Trace], windows: Windows, recall: float) -> float:
+def score_below_for(traces: Sequence[Trace], routing: Routing, recall: float) -> float:
     """Return the score under which `TRIGGER` of the frames lie whose next frame is covered less than `recall`.
 
     A logit of that model: it means nothing for another one. `NEVER` where every frame is covered.
@@ -88,15 +104,15 @@ def score_below_for(traces: Sequence[Trace], windows: Windows, recall: float) ->
     missed = [
         float(trace.score[t].min())
         for trace in traces
-        for t in _missed(trace, windows, recall)
+        for t in _missed(trace, routing, recall)
         if bool(trace.tracked[t].all())
     ]
     return round(float(np.quantile(missed, TRIGGER)), 3) if missed else NEVER
 
 
-def _missed(trace: Trace, windows: Windows, recall: float) -> list[int]:
+def _missed(trace: Trace, routing: Routing, recall: float) -> list[int]:
     """Frames whose next frame is not covered."""
-    found = replay_windows(trace, windows, Guard()).recall
+    found = replay_routing(trace, routing, UNGUARDED).recall
     return [int(t) for t in np.nonzero(found < recall)[0]]
 
 
@@ -125,7 +141,7 @@ def scene_cut_for(traces: Sequence[Trace]) -> float | None:
     return round(min(0.5, 3 * usual), 4) if usual > 0 else None
 
 
-def mask_jump_for(traces: Sequence[Trace], windows: Windows, recall: float) -> float | None:
+def mask_jump_for(traces: Sequence[Trace], routing: Routing, recall: float) -> float | None:
     """Return the mask change above which the guard acts: the larger of what catches misses and what spares the rest.
 
     Both are quantiles of a clip's frames, and the median over clips: masks of a clip that moves by more than the object
@@ -135,8 +151,8 @@ def mask_jump_for(traces: Sequence[Trace], windows: Windows, recall: float) -> f
     missed: list[float] = []
     calm: list[float] = []
     for trace in traces:
-        cues = trace.cues(windows.margin_px, windows.candidates)
-        not_covered = set(_missed(trace, windows, recall))
+        cues = trace.cues(routing)
+        not_covered = set(_missed(trace, routing, recall))
         on_missed: list[float] = []
         on_covered: list[float] = []
         for t in range(len(trace.frames) - 1):

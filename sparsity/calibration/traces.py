@@ -1,31 +1,49 @@
-"""What calibration reads of a clip: the dense run's masks, scores and routing cues, and its memory statistics.
+"""What calibration reads of a clip, and what settings would do on it without the model.
 
-A trace holds what the predictor would know on every frame, unreduced, so that any threshold can be tried on it
-without the model.
+A trace holds what the predictor would know on every frame of a dense run, unreduced: masks, scores, routing cues and
+memory statistics. So any threshold can be replayed on it, by the very rules that the predictor applies.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal, TypeVar
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsity.profile import Router, Windows
-from sparsity.routing import ObjectCues, cue_row, cues_on_host
-from sparsity.select import LOW_RES_STRIDE, TOKEN_STRIDE, WindowGrid, scene_change, window_mass
-from sparsity.window_cues import needed, window_cues
+from probes.consistency import window_coverage, window_stability
+from sparsity.techniques.retrieval import Retrieval
+from sparsity.techniques.routing import (
+    Decision,
+    FrameCues,
+    Guard,
+    ObjectCues,
+    Routing,
+    computed_parts,
+    cue_row,
+    cues_on_host,
+    decide,
+    left_out_windows,
+    parts_of,
+)
+from sparsity.techniques.select import (
+    LOW_RES_STRIDE,
+    TOKEN_STRIDE,
+    WindowGrid,
+    refreshed_count,
+    scene_change,
+    window_mass,
+    windows_of_mask,
+)
 
-Cues = list[list["ObjectCues | None"]]
+Cues = list[list[ObjectCues | None]]
 """By frame and object, ``[T][O]``; None on prompts, as the predictor has none there."""
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +121,7 @@ class Trace:
     thumbnails
         In units of full scale, ``[T, 3, s, s]``.
     memory
-        Memory statistics, or None where they were not recorded.
-    token_logits
-        Mask logits as the router reads them, float32 ``[T, O, 2, n, n]``; None where they were not recorded.
+        Retrieval statistics, or None where they were not recorded.
     """
 
     name: str
@@ -119,7 +135,6 @@ class Trace:
     tracked: Tensor
     thumbnails: Tensor
     memory: MemoryTrace | None
-    token_logits: Tensor | None = None
 
     @property
     def objects(self) -> int:
@@ -134,8 +149,6 @@ class Trace:
             found.update(part.contiguous().numpy().tobytes())
         if self.memory is not None:
             found.update(self.memory.curve.tobytes())
-        if self.token_logits is not None:
-            found.update(self.token_logits.numpy().tobytes())
         return found.hexdigest()
 
     @cached_property
@@ -145,74 +158,227 @@ class Trace:
         return [0.0, *(scene_change(before, after) for before, after in pairs)]
 
     @cached_property
-    def tokens(self) -> Tensor:
-        """Object tokens in each window, over all objects, ``[T, windows]``: what routing must not miss."""
-        return self._tokens(self.best.any(1))
-
-    @cached_property
-    def tokens_of_objects(self) -> Tensor:
-        """The same object by object, ``[T, O, windows]``."""
-        return self._tokens(self.best)
-
-    def _tokens(self, masks: Tensor) -> Tensor:
-        """Tokens with any pixel of masks ``[..., h, w]`` in each window, ``[..., windows]``."""
+    def tokens(self) -> NDArray[np.float32]:
+        """Object tokens in each cell, over all objects, ``[T, cells]``: what routing must not miss."""
         step = TOKEN_STRIDE // LOW_RES_STRIDE
-        flat = masks.reshape(-1, 1, *masks.shape[-2:]).float()
-        there = torch.nn.functional.max_pool2d(flat, step, ceil_mode=True)[:, 0]
-        return window_mass(there, self.grid).reshape(*masks.shape[:-2], self.grid.count)
+        there = torch.nn.functional.max_pool2d(self.best.any(1).float(), step, ceil_mode=True)
+        found: NDArray[np.float32] = window_mass(there, self.grid.cells).round().numpy()
+        return found
 
-    @cached_property
-    def _found(self) -> dict[tuple[float, str, Router | None], Cues]:
-        return {}
-
-    def cues(
-        self, margin_px: float, candidates: Literal["all", "best"], router: Router | None = None
-    ) -> Cues:
+    def cues(self, routing: Routing) -> Cues:
         """Each object's cues on each frame, found once for the same thresholds."""
-        key = (margin_px, candidates, router)
+        key = (routing.margin_px, routing.candidates, routing.unit)
         if key not in self._found:
-            if router is None:
-                windows = Windows(margin_px=margin_px, candidates=candidates)
-                found = self._each(lambda t, i: self._cue(t, i, windows))
-            else:
-                plain = self.cues(margin_px, candidates)
-                found = self._each(lambda t, i: self._asked(plain[t][i], t, i, router))
-            self._found[key] = found
+            there = self.best if routing.candidates == "best" else self.candidates.any(2)
+            touched = windows_of_mask(there, parts_of(routing.unit, self.grid), routing.margin_px)
+            self._found[key] = [
+                [cue and replace(cue, touched=touched[t, i]) for i, cue in enumerate(of_frame)]
+                for t, of_frame in enumerate(self._plain)
+            ]
         return self._found[key]
 
     @cached_property
-    def window_cues(self) -> list[list[Tensor | None]]:
-        """What a router reads of each object on each frame, ``[T][O]`` of ``[windows, cues]``; None on prompts."""
-        plain = self.cues(0.0, "best")
-        return self._each(lambda t, i: self._of_windows(plain[t][i], t, i))
+    def replays(self) -> dict[tuple[Routing, Guard], RoutingReplay]:
+        """What `replay_routing` has found."""
+        return {}
 
-    def _each(self, found: Callable[[int, int], Found]) -> list[list[Found | None]]:
+    @cached_property
+    def _found(self) -> dict[tuple[float, str, str], Cues]:
+        return {}
+
+    @cached_property
+    def _plain(self) -> Cues:
+        """What no threshold decides of the cues: saliency, score and jump."""
         return [
-            [found(t, i) if self.tracked[t, i] else None for i in range(self.objects)]
+            [self._cue(t, i) if self.tracked[t, i] else None for i in range(self.objects)]
             for t in range(len(self.frames))
         ]
 
-    def _before(self, t: int, i: int) -> Tensor | None:
-        return self.best[t - 1, i] if t and bool(self.tracked[t - 1, i]) else None
-
-    def _cue(self, t: int, i: int, windows: Windows) -> ObjectCues:
-        saliency, before = self.saliency[t, i], self._before(t, i)
+    def _cue(self, t: int, i: int) -> ObjectCues:
+        saliency = self.saliency[t, i]
+        before = self.best[t - 1, i] if t and bool(self.tracked[t - 1, i]) else None
         row = cue_row(
             self.candidates[t, i].float(), self.best[t, i].float(),
             None if before is None else before.float(), None if bool(saliency.isnan().any()) else saliency,
-            float(self.score[t, i]), self.grid, windows,
+            float(self.score[t, i]), self.grid, Routing(),
         )  # fmt: skip
         return cues_on_host(row[None], self.grid)[0]
 
-    def _of_windows(self, cue: ObjectCues | None, t: int, i: int) -> Tensor:
-        assert cue is not None, "tracked frames have cues"
-        logits = None if self.token_logits is None else self.token_logits[t, i]
-        return window_cues(
-            self.candidates[t, i], self.best[t, i], self._before(t, i), logits, cue.score, cue.jump, self.grid
-        )  # fmt: skip
 
-    def _asked(self, cue: ObjectCues | None, t: int, i: int, router: Router) -> ObjectCues:
-        """The same cue with the windows that a router asks for, as `sparsity.routing.cue_row` has it."""
-        of_windows = self.window_cues[t][i]
-        assert cue is not None and of_windows is not None, "tracked frames have cues"
-        return replace(cue, touched=needed(of_windows, router)) if bool(cue.touched.any()) else cue
+def replay_decisions(trace: Trace, routing: Routing, guard: Guard) -> list[Decision]:
+    """Decide every frame of a trace but the first as the predictor would.
+
+    The cues are those of the run that was recorded, so after a dense run the replay says what the first
+    routed frames would do; what routing itself changes in later masks only a real run can tell.
+    """
+    cues, decisions, last_dense = trace.cues(routing), [], 0
+    for t in range(1, len(trace.frames)):
+        if not bool(trace.tracked[t].all()):
+            decision = Decision(None, "prompt")
+        elif not bool(trace.tracked[t - 1].all()):
+            decision = Decision(None, "first tracked")
+        else:
+            known = FrameCues(dict(enumerate(cues[t - 1])), trace.change[t], t - last_dense)
+            decision = decide(known, routing, guard, trace.grid)
+        if decision.cells is None:
+            last_dense = t
+        decisions.append(decision)
+    return decisions
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingReplay:
+    """Routing of one clip under some thresholds, one entry a frame after the first.
+
+    Attributes
+    ----------
+    kept
+        Share of windows computed, trimmed ones by what is left of them, as the predictor's report counts them; those
+        of a rolling refresh are counted whole. 1 on dense frames.
+    recall
+        Share of the frame's object tokens inside the cells that the rule chose; 1 where it has none.
+    """
+
+    kept: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+
+def replay_routing(trace: Trace, routing: Routing, guard: Guard) -> RoutingReplay:
+    """Say what routing would keep and cover, found once for the same thresholds."""
+    known = trace.replays.get((routing, guard))
+    if known is not None:
+        return known
+    decisions = replay_decisions(trace, routing, guard)
+    kept, recall = np.ones(len(decisions)), np.ones(len(decisions))
+    for i, (decision, tokens) in enumerate(zip(decisions, trace.tokens[1:], strict=True)):
+        if decision.cells is not None:
+            kept[i] = _share_kept(decision.cells, routing, trace.grid)
+            if tokens.any():
+                recall[i] = float(tokens[list(decision.cells)].sum()) / float(tokens.sum())
+    found = trace.replays[routing, guard] = RoutingReplay(kept, recall)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _share_kept(cells: tuple[int, ...], routing: Routing, grid: WindowGrid) -> float:
+    """Share of the windows that is computed; a refresh adds what it may, which depends on pictures."""
+    windows = grid.windows_of(cells)
+    kept = len(windows) * len(cells) / grid.cells_within(windows)
+    if routing.refresh is not None:
+        computed = computed_parts(cells, routing.unit, grid)
+        left_out = left_out_windows(computed, routing, grid)
+        kept += refreshed_count(left_out, routing.refresh.one_in)
+    return min(1.0, kept / grid.count)
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalReplay:
+    """Pruning of one clip's memory under some shares.
+
+    Attributes
+    ----------
+    keys
+        Share of all keys read, mean over tracked frames, objects and layers.
+    prunable
+        Share of the prunable keys read, over calls that have any.
+    recall
+        Mass recall of the kept tokens by layer and age, ``[layers, ages]``.
+    mass
+        Share of all attention that still finds its keys, mean over layers and ages: what falls on whole
+        frames and pointers does (method 7, row 10).
+    """
+
+    keys: float
+    prunable: float
+    recall: NDArray[np.float64]
+    mass: float
+
+
+def replay_retrieval(trace: Trace, retrieval: Retrieval) -> RetrievalReplay:
+    """Prune the memory of a trace as the predictor would.
+
+    Raises
+    ------
+    ValueError
+        The trace has no memory statistics.
+    """
+    if trace.memory is None:
+        raise ValueError(f"{trace.name} was recorded without memory attention")
+    curve = trace.memory.curve
+    layers, _, tokens = curve.shape
+    counts = retrieval.counts(layers, tokens)
+    recall = np.stack([curve[layer, :, count - 1] for layer, count in enumerate(counts)])
+    saved = trace.memory.prunable * (tokens - np.mean(counts))
+    keys = float(np.mean(1 - saved / trace.memory.keys))
+    dropped = trace.memory.exposure * (1 - recall.mean(-1))
+    prunable = float(np.mean(counts)) / tokens
+    return RetrievalReplay(keys, prunable, recall, float(1 - dropped.mean()))
+
+
+@dataclass(frozen=True)
+class WindowConsistency:
+    """One clip's kept windows over time, means over routed frames; NaN where there are none.
+
+    Attributes
+    ----------
+    kept
+        Share of the windows kept, in (0, 1].
+    stability
+        Jaccard of the kept windows of two routed frames in a row, in [0, 1].
+    chance
+        The same with the windows of one frame shuffled.
+    coverage
+        Share of the frame's mask area inside kept windows, in [0, 1].
+    routed
+        Share of the frames after the first that are routed; the others are dense.
+    """
+
+    kept: float
+    stability: float
+    chance: float
+    coverage: float
+    routed: float
+
+
+def window_consistency(
+    trace: Trace, routing: Routing, guard: Guard, seed: int = 0
+) -> WindowConsistency:
+    """Replay routing on a trace and follow the windows it keeps.
+
+    Parameters
+    ----------
+    trace
+        Of a dense run, see `sparsity.calibration.capture`.
+    routing, guard
+        Thresholds.
+    seed
+        Of the shuffled baseline.
+    """
+    grid, generator = trace.grid, torch.Generator().manual_seed(seed)
+    kept = [
+        None if decision.cells is None else computed_parts(decision.cells, "window", grid)
+        for decision in replay_decisions(trace, routing, guard)
+    ]
+    stability, chance = [], []
+    for before, after in zip(kept, kept[1:], strict=False):
+        if before is not None and after is not None:
+            stability.append(window_stability(before, after))
+            mixed = before[torch.randperm(grid.count, generator=generator)]
+            chance.append(window_stability(mixed, after))
+    routed = [(t, chosen) for t, chosen in enumerate(kept, 1) if chosen is not None]
+    coverage = [
+        window_coverage(chosen, trace.best[t].any(0), grid.tokens, grid.window)
+        for t, chosen in routed
+    ]
+    return WindowConsistency(
+        _mean([float(chosen.float().mean()) for _, chosen in routed]),
+        _mean(stability),
+        _mean(chance),
+        _mean(coverage),
+        len(routed) / max(1, len(kept)),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan

@@ -1,1 +1,1 @@
-"""A small SAM 2 that is really trained, the clips it is shown on, and how it was made."""
+"""A small SAM 2 that is really trained: its weights, configuration, card and calibrated profile; no code."""

@@ -1,62 +1,287 @@
-"""``efficient-sam2 evaluate``: how well clips are tracked, densely and with profiles, against annotations.
+"""How well clips are tracked: each once densely and once with every profile, against true masks and the dense run.
 
-An object's true mask on the first frame that shows it is the prompt. Every clip is tracked once densely and
-once with every profile, by the same weights; its figures go into a file of its own beside the result, so
-that an interrupted evaluation goes on with the next clip.
+An object's true mask on the first frame that shows it is the prompt. All runs are by the same weights. What is found
+of a clip goes into a file of its own, so that what was interrupted goes on with the next clip.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
 from probes.errors import InputError
+from probes.files import files_of, write_text
 from probes.models import fingerprint
-from sparsity.acceleration.build import shared_predictor
-from sparsity.evaluation.clip_runs import DENSE, evaluate_clip
-from sparsity.evaluation.environment import environment
-from sparsity.evaluation.jobs import Spread, map_clips
-from sparsity.evaluation.layouts import clip_folders, clip_names, open_clip
-from sparsity.evaluation.quality import overall
+from probes.tracking import track_forward
+from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.acceleration.report import Report
+from sparsity.clips.layouts import Masks
+from sparsity.clips.masks import merge_objects
+from sparsity.clips.sources import Clip, ClipSource
+from sparsity.evaluation.meters import environment
+from sparsity.evaluation.quality import agreement, clip_quality, overall
 from sparsity.evaluation.results import (
     ClipQuality,
     Data,
     Environment,
     Model,
+    Quality,
     Result,
     Run,
     load_result,
 )
-from sparsity.evaluation.same_model import SameModel
-from sparsity.options import ModelChoice
-from sparsity.profile import Profile
-from sparsity.profiles import BUILTIN, load_profile
-from sparsity.runs import check_new_file, files_of, listing, write_text
+from sparsity.evaluation.rules import Rules, overall_figures, rules_of, with_figures
+from sparsity.profile import BUILTIN, Profile, load_profile
+from sparsity.work.model import ModelChoice, SameModel, shared_predictor
+from sparsity.work.spread import Spread, map_clips
+from sparsity.work.store import check_new_file
+
+DENSE = "dense"
+"""Name of the run that the others are compared with."""
+
+HEADS = f"{'J&F':>6}{'J':>6}{'F':>6}"
+"""Heads of the columns of `three_means`, once."""
+
+WARM_UP = 2
+"""Frames at the start of a clip whose time doesn't count: the prompt, and the first tracked one."""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a predictor did with a clip.
+
+    Attributes
+    ----------
+    masks
+        By frame: of those that have true masks, or of all where there are none.
+    report
+        Of all passes.
+    seconds
+        Of each frame.
+    """
+
+    masks: dict[int, Masks]
+    report: Report
+    seconds: list[float]
+
+    @property
+    def timed(self) -> list[float]:
+        """Seconds of the frames whose time counts."""
+        return self.seconds[WARM_UP:]
+
+
+def track(predictor: EfficientSAM2VideoPredictor, clip: Clip) -> Tracked:
+    """Track a clip from its objects' prompts to its end with the profile in use.
+
+    Prompts are given when tracking comes to their frame, so nothing is tracked before its prompt.
+    """
+    return track_in_turn({"": predictor}, clip)[""]
+
+
+def track_in_turn(
+    predictors: Mapping[str, EfficientSAM2VideoPredictor], clip: Clip, progress: bool = False
+) -> dict[str, Tracked]:
+    """Track a clip with several predictors, each doing one frame in turn, so that they share the machine's weather."""
+    runs = {name: _Tracking(predictor, clip) for name, predictor in predictors.items()}
+    hidden = None if progress else True
+    for frame in tqdm(range(clip.num_frames), desc="tracking", unit="frame", disable=hidden):
+        for run in runs.values():
+            run.step(frame)
+    return {name: run.tracked() for name, run in runs.items()}
+
+
+class _Tracking:
+    """A predictor on its way through a clip."""
+
+    def __init__(self, predictor: EfficientSAM2VideoPredictor, clip: Clip) -> None:
+        self.predictor, self.clip = predictor, clip
+        self.start = clip.prompts[0].frame
+        self.state = predictor.init_state(clip.video, history="bounded", corrections="keep")
+        self.frames = track_forward(predictor, self.state, clip.prompts, self.start)
+        self.masks: dict[int, Masks] = {}
+        self.seconds: list[float] = []
+
+    def step(self, frame: int) -> None:
+        """Track into the next frame."""
+        begun = time.perf_counter()
+        ids: list[int] = []
+        if frame >= self.start:
+            _, ids, logits = next(self.frames)
+        found = logits[:, 0].float() if ids else torch.zeros(0)
+        found = found.cpu()  # waits for the device
+        self.seconds.append(time.perf_counter() - begun)
+        if self.clip.truth is None or frame in self.clip.truth:
+            self.masks[frame] = _masks(self.clip, ids, found)
+
+    def tracked(self) -> Tracked:
+        """Return what was done."""
+        return Tracked(self.masks, self.predictor.report(self.state), self.seconds)
+
+
+def _masks(clip: Clip, ids: list[int], logits: Tensor) -> Masks:
+    """Turn logits ``[O, H, W]`` of objects into the kind of masks that the clip's truth is."""
+    shape = (clip.video.height, clip.video.width)
+    if clip.layered:
+        layers = dict(zip(ids, logits.numpy() > 0, strict=True))
+        return np.stack([layers.get(i, np.zeros(shape, bool)) for i in clip.objects])
+    return merge_objects(logits, ids, shape)
+
+
+def score(clip: Clip, run: Tracked, dense: Tracked | None = None) -> ClipQuality:
+    """Score a run against the true masks and the dense run; without true masks the dense run's are the measure."""
+    truth = clip.truth or (dense or run).masks
+    place = {frame: position for position, frame in enumerate(run.masks)}
+    return clip_quality(
+        list(run.masks.values()),
+        [truth[frame] for frame in run.masks],
+        clip.objects,
+        None if dense is None else list(dense.masks.values()),
+        starts={i: place[frame] for i, frame in clip.starts.items()},
+        windows_kept=run.report.windows_share,
+        keys_kept=run.report.keys_share,
+        prunable_keys_kept=run.report.prunable_keys_share,
+    )
+
+
+def since_dense(clip: Clip, run: Tracked, dense: Tracked) -> list[tuple[int, float]]:
+    """Frames since the last dense one, and agreement with the dense run in per cent, of each routed frame."""
+    found = []
+    last = 0
+    for frame in run.report.frames:
+        if frame.windows is None:
+            last = frame.frame
+        elif frame.frame in run.masks:
+            pair = run.masks[frame.frame], dense.masks[frame.frame]
+            agreed = agreement(pair[:1], pair[1:], clip.objects)
+            found.append((frame.frame - last, float(np.mean(list(agreed.values())))))
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One profile on one clip.
+
+    Attributes
+    ----------
+    loss
+        J&F of the dense run less this one's, in points; without true masks, 100 less its J&F with the dense
+        run's masks.
+    seconds
+        Median of a tracked frame.
+    rescued
+        Frames that the guard rescued, with its rule.
+    since_dense
+        Of each routed frame: frames since the last dense one, and agreement in per cent.
+    """
+
+    quality: ClipQuality
+    loss: float
+    seconds: float
+    rescued: dict[int, str]
+    since_dense: list[tuple[int, float]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return {**asdict(self), "quality": self.quality.model_dump(mode="json")}
+
+
+def evaluate_clip(
+    predictor: EfficientSAM2VideoPredictor,
+    clip: Clip,
+    profiles: Sequence[Profile] = (),
+    *,
+    dense: Profile = BUILTIN[DENSE],
+    rules: Rules | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    force: bool = False,
+) -> dict[str, Outcome]:
+    """Track a clip densely and with every profile.
+
+    Parameters
+    ----------
+    predictor
+        The model; its own profile doesn't matter.
+    profiles
+        With names that differ.
+    dense
+        What they are compared with: every window and key.
+    rules
+        Whose further figures are wanted.
+    autocast
+        Makes the context in which the model runs.
+    force
+        Use profiles that were made for another model.
+
+    Returns
+    -------
+    dict
+        By the profile's name; the dense run first.
+    """
+    if clip.truth is not None:
+        clip = replace(clip, truth=dict(clip.truth))  # read once
+    found: dict[str, Outcome] = {}
+    compared: Tracked | None = None
+    for profile in (dense, *(p for p in profiles if p.name != dense.name)):
+        with predictor.use(profile, force=force), autocast():
+            run = track(predictor, clip)
+        quality = score(clip, run, compared)
+        if rules is not None and clip.truth is not None:
+            true = [clip.truth[frame] for frame in run.masks]
+            quality = with_figures(quality, clip, list(run.masks.values()), true, rules)
+        base = found[dense.name].quality.j_and_f if found else quality.j_and_f
+        found[profile.name] = Outcome(
+            quality,
+            base - quality.j_and_f,
+            statistics.median(run.timed),
+            run.report.rescued,
+            since_dense(clip, run, compared or run),
+        )
+        compared = compared or run
+    return found
 
 
 @dataclass(frozen=True)
 class ClipWork:
-    """What is done with one clip, in whatever process takes it."""
+    """What is done with one clip, in whatever process takes it; see `sparsity.work.spread.map_clips`.
 
-    root: Path
+    Attributes
+    ----------
+    dense
+        Built-in profile that the others are compared with.
+    """
+
+    source: ClipSource
     choice: ModelChoice
     profiles: tuple[Profile, ...]
-    force: bool
+    dense: str = DENSE
+    rules: Rules | None = None
+    force: bool = False
 
     def __call__(self, name: str) -> dict[str, Any]:
+        """Return every run's `Outcome` as JSON can hold it."""
         predictor = shared_predictor(self.choice)
         found = evaluate_clip(
             predictor,
-            open_clip(self.root, name),
+            self.source.open(name),
             self.profiles,
+            dense=BUILTIN[self.dense],
+            rules=self.rules,
             autocast=lambda: self.choice.autocast(predictor.device.type),
             force=self.force,
         )
-        return {run: quality.model_dump(mode="json") for run, quality in found.items()}
+        return {run: outcome.as_json() for run, outcome in found.items()}
 
 
 def evaluate(
@@ -64,25 +289,28 @@ def evaluate(
     choice: ModelChoice,
     out: Path,
     *,
+    prompts: Path | None = None,
     profiles: Sequence[str | Path | Profile] = (),
-    listed: Path | None = None,
+    only: list[str] | None = None,
     spread: Spread | None = None,
     force: bool = False,
 ) -> Result:
-    """Evaluate all clips of a folder and write the result.
+    """Evaluate all clips of a data set and write the result.
 
     Parameters
     ----------
     root
-        Folder of one of `sparsity.evaluation.layouts.LAYOUTS`.
+        Folder of one of `sparsity.clips.layouts.LAYOUTS`.
     choice
         The model.
     out
         Result file. Clips that are done lie in ``NAME.clips`` beside it until all are.
+    prompts
+        Folder with ``NAME.json`` for each clip, a file of `probes.prompts`, in place of its first masks.
     profiles
         Built-in names, files or profiles, each evaluated beside the dense run.
-    listed
-        File with the names of the clips to take.
+    only
+        Names of the clips to take; all unless given.
     spread
         Where clips are worked on; here one after the other unless said otherwise.
     force
@@ -94,33 +322,36 @@ def evaluate(
         Something given can't be used, or a clip failed.
     """
     check_new_file(out, force=True)
-    clips = [open_clip(root, name) for name in clip_names(root, listed)]
+    source = ClipSource(dataset=root, prompts=prompts)
+    names = source.names(only=only)
+    frames = sum(source.open(name).num_frames for name in names)
+    rules = rules_of(root)
     wanted = _different([load_profile(p) for p in profiles])
     predictor = shared_predictor(choice)
     for profile in wanted:
         with predictor.use(profile, force=force):
             pass  # one that doesn't fit the model is refused before any work
     model = Model(
-        name=str(choice.config or choice.model),
+        name=choice.name,
         fingerprint=fingerprint(predictor),
         image_size=predictor.image_size,
-        trained=choice.weights != "random",
+        trained=choice.trained,
     )
     number_format = choice.number_format(predictor.device.type)
     data = Data(
         root=root.resolve().name,
-        clips=[clip.name for clip in clips],
-        frames=sum(clip.num_frames for clip in clips),
+        clips=names,
+        frames=frames,
         settings={
-            "prompt": "mask",
+            "prompt": "mask" if prompts is None else f"{prompts.name}/NAME.json",
             "skipped": ["first", "last"],
+            **({"rules": rules.name} if rules.name else {}),
             "dtype": number_format,
             "profiles": [p.model_dump(mode="json", by_alias=True) for p in wanted],
         },
     )
-    places = {clip.name: clip_folders(root, clip.name) for clip in clips}
     if out.is_file() and not force:
-        return _same(out, model, data, places)
+        return _same(out, model, data, source)
     settings = {
         "root": str(root.resolve()),
         "model": model.fingerprint,
@@ -129,17 +360,18 @@ def evaluate(
         "made_by": version("efficient-sam2"),
         **data.settings,
     }
-    contents = {clip: listing(*folders) for clip, folders in places.items()}
+    contents = {name: source.listing(name) for name in names}
     parts = out.with_name(f"{out.name}.clips")
-    work = SameModel(ClipWork(root, choice, wanted, force), choice, model.fingerprint)
-    summary = map_clips(work, data.clips, parts, settings, spread or Spread(), contents)
+    work = ClipWork(source, choice, wanted, rules=rules, force=force)
+    by_one = SameModel(work, choice, model.fingerprint)
+    summary = map_clips(by_one, names, parts, settings, spread or Spread(), contents)
     summary.check()
     found = {
-        clip: {run: ClipQuality.model_validate(quality) for run, quality in runs.items()}
+        clip: {run: ClipQuality.model_validate(kept["quality"]) for run, kept in runs.items()}
         for clip, runs in summary.results.items()
     }
     machine = Environment.model_validate(environment(predictor.device, number_format))
-    runs = [_run(profile, found) for profile in (BUILTIN[DENSE], *wanted)]
+    runs = [_run(profile, found, rules) for profile in (BUILTIN[DENSE], *wanted)]
     result = Result(
         schema="efficient-sam2/result/1", environment=machine, model=model, data=data, runs=runs
     )
@@ -148,7 +380,7 @@ def evaluate(
     return result
 
 
-def _run(profile: Profile, found: dict[str, dict[str, ClipQuality]]) -> Run:
+def _run(profile: Profile, found: dict[str, dict[str, ClipQuality]], rules: Rules) -> Run:
     """Put the clips of one run together."""
     clips = {clip: runs[profile.name] for clip, runs in found.items()}
     dense = None if profile.name == DENSE else {clip: runs[DENSE] for clip, runs in found.items()}
@@ -164,7 +396,7 @@ def _run(profile: Profile, found: dict[str, dict[str, ClipQuality]]) -> Run:
         windows_kept=mean("windows_kept"),
         keys_kept=mean("keys_kept"),
         prunable_keys_kept=mean("prunable_keys_kept"),
-        quality=overall(clips, dense),
+        quality=overall(clips, dense, overall_figures(rules, clips)),
     )
 
 
@@ -185,7 +417,7 @@ def _different(profiles: list[Profile]) -> tuple[Profile, ...]:
     return tuple(p for p in profiles if p.name != DENSE)
 
 
-def _same(out: Path, model: Model, data: Data, places: dict[str, tuple[Path, ...]]) -> Result:
+def _same(out: Path, model: Model, data: Data, source: ClipSource) -> Result:
     """Return the result that is there, if it is of the same model, clips and settings, and of these files."""
     result = load_result(out)
     if result.model != model or result.data != data:
@@ -194,8 +426,9 @@ def _same(out: Path, model: Model, data: Data, places: dict[str, tuple[Path, ...
             "file; choose another --out, or --force to replace it"
         )
     made = out.stat().st_mtime
-    for clip, folders in places.items():
-        newer = [f for f in files_of(*folders).values() if f.stat().st_mtime > made]
+    for clip in data.clips:
+        files = files_of(*source.places(clip)).values()
+        newer = [file for file in files if file.stat().st_mtime > made]
         if newer:
             raise InputError(
                 f"{out} is older than {newer[0]} of clip {clip}; expected a result of the clips as they are; "
@@ -208,7 +441,8 @@ def table(result: Result) -> str:
     """Return the runs as text, one a line."""
     width = max(12, *(len(run.name) + 2 for run in result.runs))
     lines = [
-        f"{'':{width}}{'J&F':>6}{'J':>6}{'F':>6}{'agree':>7}{'loss':>7}{'95 %':>15}{'windows':>9}{'keys':>6}"
+        f"{'':{width}}{'over objects':>18}{'over clips':>18}",
+        f"{'':{width}}{2 * HEADS}{'agree':>7}{'loss':>7}{'95 %':>15}{'windows':>9}{'keys':>6}",
     ]
     for run in result.runs:
         q = run.quality
@@ -218,15 +452,42 @@ def table(result: Result) -> str:
         agree = "" if q.agreement is None else f"{q.agreement:.1f}"
         loss = "" if q.loss is None else f"{q.loss:+.1f}"
         ends = q.intervals.get("j_and_f" if q.loss is None else "loss")
-        between = "" if ends is None else f"{ends[0]:.1f} … {ends[1]:.1f}"
+        between = between_ends(ends)
         lines.append(
-            f"{run.name:{width}}{q.j_and_f:6.1f}{q.j:6.1f}{q.f:6.1f}{agree:>7}{loss:>7}{between:>15}"
+            f"{run.name:{width}}{three_means(q)}{agree:>7}{loss:>7}{between:>15}"
             f"{run.windows_kept:9.0%}{run.keys_kept:6.0%}"
         )
-    clips = len(result.data.clips)
+    clips, objects = len(result.data.clips), max(run.objects for run in result.runs)
     lines.append(
-        f"{clips} clips, mean over clips; 95 %: interval of J&F (dense) or of the loss against dense"
+        f"{clips} clips, {objects} objects; over objects: as DAVIS and YouTube-VOS count; over clips: also agreement, "
+        "loss and its interval (dense: of J&F), 95 %"
     )
+    figures = {run.name: run.quality.figures for run in result.runs if run.quality is not None}
+    lines += figure_lines(result.data.settings.get("rules"), figures, width)
     if not result.model.trained:
         lines.append("The weights are RANDOM: these figures say nothing about quality.")
     return "\n".join(lines)
+
+
+def figure_lines(
+    rules: str | None, figures: Mapping[str, Mapping[str, float]], width: int
+) -> list[str]:
+    """Return the further figures of a data set's own rules, a line a run, under their names; none where there are none."""
+    heads = list(dict.fromkeys(head for found in figures.values() for head in found))
+    cells = {head: max(7, len(head) + 2) for head in heads}
+    lines = [f"{rules or '':{width}}{''.join(f'{head:>{cells[head]}}' for head in heads)}"]
+    for name, found in figures.items():
+        shown = {head: f"{found[head]:.1f}" if head in found else "" for head in heads}
+        lines.append(f"{name:{width}}{''.join(f'{shown[h]:>{cells[h]}}' for h in heads)}")
+    return lines if heads else []
+
+
+def between_ends(ends: tuple[float, float] | None) -> str:
+    """Return an interval over clips as a cell, which says so where they are too few for one."""
+    return "too few" if ends is None else f"{ends[0]:.1f} … {ends[1]:.1f}"
+
+
+def three_means(quality: Quality) -> str:
+    """Return J&F, J and F over objects, then over clips, six letters each."""
+    both = (quality.over_objects, quality)
+    return "".join(f"{q.j_and_f:6.1f}{q.j:6.1f}{q.f:6.1f}" for q in both)

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 from vos_benchmark.evaluator import Evaluator
 
-from sparsity.evaluation.layouts import Masks
-from sparsity.evaluation.results import ClipQuality, Interval, ObjectQuality, Quality
+from probes.estimates import FEWEST, interval
+from sparsity.clips.layouts import Masks
+from sparsity.evaluation.results import BoxQuality, ClipQuality, ObjectQuality, Quality
 
-RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
 
@@ -38,7 +37,7 @@ def score_masks(
         evaluator.objects_in_gt = {1}  # or an object counts only from where it is first seen
         for one, true in zip(found, truth, strict=True):
             evaluator.feed_frame(
-                _layer(one, k, i).astype(np.uint8), _layer(true, k, i).astype(np.uint8)
+                layer(one, k, i).astype(np.uint8), layer(true, k, i).astype(np.uint8)
             )
         js, fs = evaluator.conclude()
         scores[i] = float(js[1]), float(fs[1])
@@ -58,7 +57,7 @@ def agreement(
     shares: dict[int, list[float]] = {i: [] for i in objects}
     for one, other in zip(found, dense, strict=True):
         for k, i in enumerate(objects):
-            a, b = _layer(one, k, i), _layer(other, k, i)
+            a, b = layer(one, k, i), layer(other, k, i)
             union = (a | b).sum()
             shares[i].append((a & b).sum() / union if union else 1.0)
     return {i: 100 * float(np.mean(values)) for i, values in shares.items()}
@@ -91,11 +90,11 @@ def clip_quality(
     each = {}
     for k, i in enumerate(objects):
         counted = slice((starts or {}).get(i, 0) + 1, -1)
-        one, true = ([_layer(m, k, i) for m in masks[counted]] for masks in (found, truth))
+        one, true = ([layer(m, k, i) for m in masks[counted]] for masks in (found, truth))
         ((j, f),) = score_masks([m[None] for m in one], [m[None] for m in true], [i]).values()
         agreed = None
         if dense is not None:
-            other = [_layer(m, k, i)[None] for m in dense[counted]]
+            other = [layer(m, k, i)[None] for m in dense[counted]]
             agreed = agreement([m[None] for m in one], other, [i])[i]
         each[str(i)] = ObjectQuality(j=j, f=f, j_and_f=(j + f) / 2, agreement=agreed)
     means = mean_quality(list(each.values())).model_dump()
@@ -112,8 +111,12 @@ def mean_quality(each: Sequence[ObjectQuality]) -> ObjectQuality:
     return ObjectQuality(**{name: mean(name) for name in ("j", "f", "j_and_f", "agreement")})
 
 
-def overall(clips: dict[str, ClipQuality], dense: dict[str, ClipQuality] | None = None) -> Quality:
-    """Return the mean over clips with bootstrap intervals, and over all objects.
+def overall(
+    clips: dict[str, ClipQuality],
+    dense: dict[str, ClipQuality] | None = None,
+    figures: dict[str, float] | None = None,
+) -> Quality:
+    """Return the mean over clips with intervals (`probes.estimates.interval`), and over all objects.
 
     Parameters
     ----------
@@ -121,6 +124,8 @@ def overall(clips: dict[str, ClipQuality], dense: dict[str, ClipQuality] | None 
         By name.
     dense
         The same clips of the dense run, for the loss against it.
+    figures
+        Further ones of the whole data set.
     """
     means = mean_quality(list(clips.values()))
     of_clips: dict[str, list[float]] = {
@@ -132,35 +137,31 @@ def overall(clips: dict[str, ClipQuality], dense: dict[str, ClipQuality] | None 
         of_clips["loss"] = [dense[name].j_and_f - clip.j_and_f for name, clip in clips.items()]
     objects = [item for clip in clips.values() for item in clip.objects.values()]
     return Quality(
-        **means.model_dump(),
+        **{**means.model_dump(), "figures": figures or {}},
         loss=float(np.mean(of_clips["loss"])) if "loss" in of_clips else None,
         over_objects=mean_quality(objects),
         intervals={
-            name: interval(np.array(values)) for name, values in of_clips.items() if len(values) > 1
+            name: interval(values, CONFIDENCE)
+            for name, values in of_clips.items()
+            if len(values) >= FEWEST
         },
         confidence=CONFIDENCE,
         clips=clips,
     )
 
 
-def interval(values: NDArray[np.float64]) -> Interval:
-    """Return the percentile bootstrap interval of a mean; seeded.
-
-    >>> interval(np.array([50.0, 50.0, 50.0]))
-    (50.0, 50.0)
-    """
-    found = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        vectorized=True,
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def box_quality(clips: Mapping[str, float]) -> BoxQuality:
+    """Return the mean of clips' success, with its interval over clips."""
+    values = list(clips.values())
+    enough = len(values) >= FEWEST
+    return BoxQuality(
+        success=float(np.mean(values)),
+        interval=interval(values, CONFIDENCE) if enough else None,
+        confidence=CONFIDENCE,
+        clips=dict(clips),
+    )
 
 
-def _layer(masks: Masks, position: int, object_id: int) -> NDArray[np.bool_]:
+def layer(masks: Masks, position: int, object_id: int) -> NDArray[np.bool_]:
     """Return one object's mask, bool ``[H, W]``."""
     return masks[position].astype(bool) if masks.ndim == 3 else masks == object_id

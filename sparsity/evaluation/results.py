@@ -90,12 +90,19 @@ class Ratio(_Strict):
 
 
 class ObjectQuality(_Strict):
-    """One object of a clip, mean over the frames that count."""
+    """One object of a clip, mean over the frames that count.
+
+    Attributes
+    ----------
+    figures
+        Further ones in per cent that its data set publishes; see `sparsity.evaluation.rules`.
+    """
 
     j: Percent
     f: Percent
     j_and_f: Percent
     agreement: Percent | None = None
+    figures: dict[str, Percent] = {}
 
 
 class ClipQuality(ObjectQuality):
@@ -121,9 +128,11 @@ class Quality(_Strict):
     loss
         J&F of the dense run less that of this one, in points; None for the dense run itself.
     intervals
-        By the name of a figure above: bootstrap interval over clips, both ends.
+        By the name of a figure above: interval over clips, both ends (`probes.estimates.interval`); none of too few clips.
     confidence
         Of the intervals.
+    figures
+        Further ones in per cent that the data set publishes; see `sparsity.evaluation.rules`.
     clips
         By name.
     """
@@ -132,6 +141,7 @@ class Quality(_Strict):
     j: Percent
     f: Percent
     agreement: Percent | None = None
+    figures: dict[str, Percent] = {}
     loss: FiniteFloat | None = None
     over_objects: ObjectQuality
     intervals: dict[Literal["j_and_f", "j", "f", "agreement", "loss"], Interval] = {}
@@ -198,6 +208,96 @@ class Result(_Strict):
                 return run
         names = ", ".join(run.name for run in self.runs)
         raise InputError(f"run {name!r} asked for; the result has {names}; choose one of them")
+
+    def to_json(self) -> str:
+        """Return the document."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1)
+
+
+class EndToEndRow(_Strict):
+    """One profile at one size of video: medians in milliseconds a frame, by the wall and of CPU.
+
+    Attributes
+    ----------
+    model_ms, model_cpu_ms
+        The model alone, on frames in memory.
+    masks_ms, masks_cpu_ms
+        File in, masks out.
+    overlay_ms, overlay_cpu_ms
+        With the overlay.
+    stages
+        Where the time of the latter went, by the wall; some goes on at the same time.
+    """
+
+    size: str
+    profile: str
+    model_ms: float
+    model_cpu_ms: float
+    masks_ms: float
+    masks_cpu_ms: float
+    overlay_ms: float
+    overlay_cpu_ms: float
+    stages: dict[str, float]
+
+
+class EndToEnd(_Strict):
+    """What ``efficient-sam2 bench --end-to-end`` measures; see `sparsity.evaluation.end_to_end`."""
+
+    schema_: Literal["efficient-sam2/end-to-end/1"] = Field(alias="schema")
+    environment: Environment
+    model: Model
+    frames: int
+    rounds: int
+    rows: list[EndToEndRow]
+
+    def to_json(self) -> str:
+        """The result as one JSON document."""
+        return self.model_dump_json(by_alias=True, indent=1)
+
+
+class BoxQuality(_Strict):
+    """How well boxes fit.
+
+    Attributes
+    ----------
+    success
+        Area under the success plot, mean over clips; see `sparsity.evaluation.rules`.
+    interval
+        Interval over clips, both ends (`probes.estimates.interval`); None of too few clips.
+    clips
+        By name.
+    """
+
+    success: Percent
+    interval: Interval | None = None
+    confidence: Share = 0.95
+    clips: dict[str, Percent]
+
+
+class Scored(_Strict):
+    """Masks or boxes of one tool: where true masks are known `quality`, where true boxes are `boxes`."""
+
+    name: str
+    frames: NonNegativeInt
+    objects: NonNegativeInt
+    quality: Quality | None = None
+    boxes: BoxQuality | None = None
+
+
+class Scores(_Strict):
+    """What ``efficient-sam2 score`` found: no model was run, so none is named.
+
+    Attributes
+    ----------
+    rules
+        Whose further figures there are, such as ``"MOSEv2"``; None for J and F alone.
+    """
+
+    schema_: Literal["efficient-sam2/scores/1"] = Field("efficient-sam2/scores/1", alias="schema")
+    made_by: str
+    rules: str | None = None
+    data: Data
+    runs: list[Scored]
 
     def to_json(self) -> str:
         """Return the document."""

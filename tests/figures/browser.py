@@ -25,18 +25,15 @@ CHROMIUM = next(
 )
 
 
-class Page:
-    """One tab: runs JavaScript, clicks, presses keys, and remembers what the console complained about."""
+class Line:
+    """A connection to the browser or to one of its tabs."""
 
     def __init__(self, address: str) -> None:
         self._socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
         self._count = 0
-        self.complaints: list[str] = []
-        for domain in ("Page", "Runtime", "Log"):
-            self.send(f"{domain}.enable")
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send one command and return its result; complaints that arrive meanwhile are kept."""
+        """Send one command and return its result."""
         self._count += 1
         self._socket.send(json.dumps({"id": self._count, "method": method, "params": parameters}))
         while True:
@@ -44,9 +41,27 @@ class Page:
             if message.get("id") == self._count:
                 assert "error" not in message, message["error"]
                 return message["result"]
-            self._note(message)
+            self.note(message)
 
-    def _note(self, message: dict[str, Any]) -> None:
+    def note(self, message: dict[str, Any]) -> None:
+        """Take what is told beside answers."""
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._socket.close()
+
+
+class Page(Line):
+    """One tab: runs JavaScript, clicks, presses keys, and remembers what the console complained about."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.complaints: list[str] = []
+        for domain in ("Page", "Runtime", "Log"):
+            self.send(f"{domain}.enable")
+
+    def note(self, message: dict[str, Any]) -> None:
+        """Keep complaints."""
         parameters = message.get("params", {})
         if message.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(str(parameters["exceptionDetails"]))
@@ -72,56 +87,49 @@ class Page:
             found = self.evaluate(code)
             if found:
                 return found
-            time.sleep(0.1)
+            time.sleep(0.02)
         raise AssertionError(f"{code} did not come true in {seconds} s; {self.complaints}")
 
-    def click(self, x: float, y: float) -> None:
+    def click(self, x: float, y: float, button: str = "left") -> None:
         """Click at a place of the window, in pixels."""
         for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1)
+
+    def drag(self, *places: tuple[float, float]) -> None:
+        """Press the button at the first place, move over the others, and release it at the last one."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 1), "mouseReleased"]
+        for kind, (x, y) in zip(kinds, [*places, places[-1]], strict=True):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:
         """Press and release a key, such as ``ArrowRight``."""
-        code = {"ArrowLeft": 37, "ArrowRight": 39}[key]
+        named = {"Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        code = named.get(key) or ord(key.upper())
         for kind in ("rawKeyDown", "keyUp"):
             self.send(
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
             )
-
-    def close(self) -> None:
-        """Let go of the tab."""
-        self._socket.close()
 
     def picture(self, path: Path) -> None:
         """Write what the window shows as PNG."""
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
 
-@contextmanager
-def open_page(address: str, width: int = 1160, height: int = 900) -> Iterator[Page]:
-    """Open an address in a fresh browser without a profile of its own."""
-    assert CHROMIUM is not None
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        browser = subprocess.Popen(
-            [
-                CHROMIUM,
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                "--no-first-run",
-                "--disable-background-networking",
-                f"--window-size={width},{height}",
-                f"--user-data-dir={folder}",
-                "--remote-debugging-port=0",
-                "about:blank",
-            ],
-            stderr=subprocess.DEVNULL,
-        )
-        tab: list[Page] = []
+class Browser:
+    """A running Chromium."""
+
+    def __init__(self, port: str, path: str) -> None:
+        self._place = f"ws://127.0.0.1:{port}"
+        self._line = Line(self._place + path)
+
+    @contextmanager
+    def open(self, address: str, width: int = 1160, height: int = 900) -> Iterator[Page]:
+        """Open an address in a tab that shares neither storage nor cache with another one."""
+        context = self._line.send("Target.createBrowserContext")
+        target = self._line.send("Target.createTarget", url="about:blank", **context)["targetId"]
+        page = Page(f"{self._place}/devtools/page/{target}")
         try:
-            page = Page(_tab(Path(folder)))
-            tab.append(page)
+            page.send("Emulation.setFocusEmulationEnabled", enabled=True)
             page.send(
                 "Emulation.setDeviceMetricsOverride",
                 width=width,
@@ -132,24 +140,50 @@ def open_page(address: str, width: int = 1160, height: int = 900) -> Iterator[Pa
             page.send("Page.navigate", url=address)
             yield page
         finally:
-            for page in tab:
-                page.close()
-            browser.terminate()
-            browser.wait(20)
+            page.close()
+            self._line.send("Target.disposeBrowserContext", **context)
+
+    def close(self) -> None:
+        """Let go of it; it runs on."""
+        self._line.close()
 
 
-def _tab(profile: Path) -> str:
-    """The debugging address of the browser's first tab."""
-    import urllib.request
+@contextmanager
+def start_browser() -> Iterator[Browser]:
+    """Start a fresh browser without a profile of its own."""
+    assert CHROMIUM is not None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [
+                CHROMIUM,
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--disable-background-networking",
+                f"--user-data-dir={folder}",
+                "--remote-debugging-port=0",
+                "about:blank",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            browser = Browser(*_place(Path(folder)))
+            yield browser
+            browser.close()
+        finally:
+            process.terminate()
+            process.wait(20)
 
-    port = profile / "DevToolsActivePort"
+
+def _place(profile: Path) -> tuple[str, str]:
+    """Port and path at which the browser listens."""
+    told = profile / "DevToolsActivePort"
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        if port.exists() and "\n" in port.read_text(encoding="utf-8"):
-            number = port.read_text(encoding="utf-8").split()[0]
-            with urllib.request.urlopen(f"http://127.0.0.1:{number}/json/list") as answer:
-                tabs = [tab for tab in json.load(answer) if tab["type"] == "page"]
-            if tabs:
-                return str(tabs[0]["webSocketDebuggerUrl"])
+        if told.exists() and "\n" in (text := told.read_text(encoding="utf-8")):
+            port, path = text.split()
+            return port, path
         time.sleep(0.1)
     raise AssertionError("Chromium did not start in 60 s")

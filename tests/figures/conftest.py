@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.figures.browser import CHROMIUM
+from tests.figures.browser import CHROMIUM, Browser, start_browser
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +15,10 @@ def chromium() -> str:
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     return CHROMIUM
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Browser]:
+    """One Chromium for all tests; each opens tabs of its own."""
+    with start_browser() as running:
+        yield running

@@ -29,6 +29,11 @@ ENCODER, ITSELF, MEMORY, DECODER = (
 )
 N = GRID * GRID
 
+GREYS = np.repeat(
+    (20 + 25 * np.arange(FRAMES, dtype=np.uint8))[:, None, None, None], 3, axis=3
+) * np.ones((1, 90, 160, 1), np.uint8)
+"""Frames of the recorded video: frame t is one grey level, which tells it from the others."""
+
 
 def make_recording(
     folder: Path, *, rows: bool = True, window: int = 4, prompted: tuple[int, ...] = (0,)
@@ -65,6 +70,7 @@ def make_recording(
         "encoder_statistics": np.zeros((1, 1, 2)),
         "object_statistics": np.zeros((1, 1, 2)),
         "iou": np.zeros((1, 3)),
+        "prompt_frames": np.zeros((1, len(prompted))),
     }
     draft = Header(model=model, settings=settings, versions={}, date="2026-01-01")
     arrays = {
@@ -81,6 +87,8 @@ def make_recording(
     mask[12:20, 8:18] = True
     arrays["best"][:] = np.packbits(mask)
     arrays["memory_frame"] = np.array([_remembered(t, prompted) for t in order], np.int32)
+    held = np.where(arrays["conditioning"][:, None], -1, np.array(prompted))
+    arrays["prompt_frames"] = held.astype(np.int32)
     if rows:
         arrays |= _rows(arrays["conditioning"])
     folder.mkdir(parents=True)
@@ -88,7 +96,7 @@ def make_recording(
     digest = hashlib.sha256((folder / "clip.safetensors").read_bytes()).hexdigest()
     info = ClipInfo(
         name="clip",
-        video="0" * 64,
+        video=hashlib.sha256(GREYS[order].tobytes()).hexdigest(),
         prompt="0" * 64,
         height=90,
         width=160,

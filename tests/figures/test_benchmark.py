@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from figures.benchmark import bench_figures, conditions, write_bench_report
-from figures.times import times_of
+from figures.benchmark import bench_figures, conditions, losses_of, times_of, write_bench_report
 from sparsity.evaluation.results import Result, Times, parse_result
 
 ONE = {"j_and_f": 80.0, "j": 79.0, "f": 81.0}
@@ -17,7 +16,9 @@ ONE = {"j_and_f": 80.0, "j": 79.0, "f": 81.0}
 
 def result(quality: bool, trained: bool = True) -> Result:
     """A result of two runs, as bench leaves it."""
-    scores = {**ONE, "over_objects": ONE, "clips": {}, "intervals": {"j_and_f": [78.0, 82.0]}}
+    clip = {**ONE, "frames": 3, "objects": {}}
+    scores = {**ONE, "over_objects": ONE, "clips": dict.fromkeys(("bear", "bus", "dog"), clip)}
+    scores["intervals"] = {"j_and_f": [60.0, 99.0]}
     run: dict[str, Any] = {
         "frames": 5,
         "objects": 1,
@@ -29,6 +30,8 @@ def result(quality: bool, trained: bool = True) -> Result:
         "why": None if quality else "no weights; fixed windows 4/16",
     }
     fast = {**run, "name": "paper", "ratio": {"median": 2.5, "low": 2.4, "high": 2.6}}
+    if quality:
+        fast["quality"] = {**scores, "loss": 1.5, "intervals": {"loss": [0.5, 3.0]}}
     return parse_result(
         json.dumps(
             {
@@ -53,6 +56,21 @@ def test_times_and_trade_off_are_drawn_from_the_rows() -> None:
     times, trade = bench_figures(result(quality=True))
     assert [list(bar.y) for bar in times.data] == [["stock", "paper"]] * 2
     assert [point.x[0] for point in trade.data] == [1.0, 2.5]
+    assert [point.y[0] for point in trade.data] == [0.0, 1.5]
+    stock, paper = (point.error_y for point in trade.data)
+    assert stock.array is None and (paper.array[0], paper.arrayminus[0]) == (1.5, 1.0)
+    (caption,) = [note.text for note in trade.layout.annotations if note.name == "caption"]
+    assert "means over 3 clips (bear, bus, dog)" in caption.replace("<br>", " ")
+    assert "too few" not in caption
+    one = result(quality=True)
+    scores = one.runs[1].quality
+    alone = scores.model_copy(update={"clips": {"bear": scores.clips["bear"]}, "intervals": {}})
+    runs = [
+        one.runs[0].model_copy(update={"quality": None}),
+        one.runs[1].model_copy(update={"quality": alone}),
+    ]
+    assert "1 clips (bear)" in losses_of(one.model_copy(update={"runs": runs}))
+    assert "too few for an interval" in losses_of(one.model_copy(update={"runs": runs}))
 
 
 @pytest.mark.parametrize("median", [100.0, 50.0])

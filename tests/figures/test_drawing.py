@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -12,10 +14,10 @@ from hypothesis.extra.numpy import arrays
 import figures
 from figures.attention import lift
 from figures.concentration import gini, top_mass
-from figures.heat import even_shares
-from figures.paint import data_uris_within, outline_all
+from figures.paint import data_uris_within, even_shares, outline_all
 from figures.style import DEMO, THEMES, evidence
 from probes.errors import InputError
+from probes.estimates import Estimate
 
 GRID = 8
 
@@ -65,9 +67,9 @@ def filmstrip(theme: str = "light") -> go.Figure:
 
 def breadth(theme: str = "light") -> go.Figure:
     blocks = [
-        figures.Breadth("encoder.stage2.block1.window", 0.6, 30.0, (0.5, 0.7), (20.0, 45.0)),
-        figures.Breadth("encoder.stage3.block2.global", 0.9, 120.0),
-        figures.Breadth("memory.layer0.cross", 0.4),
+        figures.Breadth("encoder.stage2.block1.window", 12.0, 30.0, (8.0, 15.0), (20.0, 45.0)),
+        figures.Breadth("encoder.stage3.block2.global", 220.0, 120.0),
+        figures.Breadth("memory.layer0.cross", 40.0),
     ]
     return figures.draw_breadth(blocks, "n = 8 frames", theme=theme)
 
@@ -89,8 +91,8 @@ def times(theme: str = "light") -> go.Figure:
 
 def trade_off(theme: str = "light") -> go.Figure:
     runs = [
-        figures.TradeOff("stock", 1.0, 62.0, None, (58.0, 66.0)),
-        figures.TradeOff("paper", 2.0, 60.0, (1.8, 2.2), (56.0, 64.0)),
+        figures.TradeOff("stock", 1.0, 0.0),
+        figures.TradeOff("paper", 2.0, 1.5, (1.8, 2.2), (-0.1, 3.2)),
     ]
     return figures.draw_trade_off(runs, "n = 12 clips", theme=theme)
 
@@ -112,7 +114,16 @@ def overview(theme: str = "light") -> go.Figure:
     )
 
 
+def statistic(theme: str = "light") -> go.Figure:
+    sites = {
+        "memory.layer0.cross": [Estimate(0.8, 0.7, 0.9, 3), Estimate(0.5, 0.4, 0.7, 3)],
+        "decoder.final.token_to_image": [Estimate(0.9, math.nan, math.nan, 2)],
+    }
+    return figures.draw_statistic(sites, "gini", "n = 3 clips", theme=theme)
+
+
 DRAWN = (
+    statistic,
     encoder_and_decoder,
     filmstrip,
     breadth,
@@ -141,12 +152,13 @@ def test_every_figure_has_title_caption_and_theme(draw, theme: str) -> None:
 @pytest.mark.parametrize(
     ("draw", "words"),
     [
-        (breadth, ["entropy, normalised", "distance / px", "encoder.stage3"]),
+        (breadth, ["effective support / keys", "distance / px", "encoder.stage3"]),
         (concentration, ["share of keys, largest first", "attention mass", "Gini 0.00"]),
+        (statistic, ["Gini index", "head 1"]),
         (recall, ["mass recall", "age / frames since the first recollection", "chance"]),
         (times, ["time / ms per frame", "90 ms", "30 ms"]),
-        (trade_off, ["speed / times stock sam2", "J&F / %"]),
-        (filmstrip, ["prompted frame", "2 back", "CS 0.80 (shuffled 0.25)", "frame 5"]),
+        (trade_off, ["speed / times stock sam2", "J&F lost against the dense run / points"]),
+        (filmstrip, ["prompted frame", "2 back", "CS 0.80 (chance 0.25)", "frame 5"]),
         (encoder_and_decoder, ["object 2", "lift", DEMO[1:]]),
         (overview, ["windows computed: 4 of 16", "memory tokens read"]),
         (player, ["of 16 windows, reason 0"]),
@@ -210,7 +222,7 @@ def test_an_object_keeps_its_colour_when_others_leave() -> None:
 
 def test_a_caption_is_text_and_never_markup() -> None:
     figure = figures.draw_breadth(
-        [figures.Breadth("memory.layer0.cross", 0.5)], "score < 5, J&F > 0"
+        [figures.Breadth("memory.layer0.cross", 5.0)], "score < 5, J&F > 0"
     )
     (caption,) = [note.text for note in figure.layout.annotations if note.name == "caption"]
     assert caption == "score &lt; 5, J&amp;F &gt; 0"
@@ -234,12 +246,14 @@ def test_evidence_says_what_a_model_can_show() -> None:
     [
         (lambda: figures.draw_breadth([], ""), "no blocks given"),
         (
-            lambda: figures.draw_breadth([figures.Breadth("a.b", 0.9, None, (0.2, 0.8))], ""),
-            "entropy 0.9 of a.b lies outside its range 0.2 to 0.8",
+            lambda: figures.draw_breadth([figures.Breadth("a.b", 9.0, None, (2.0, 8.0))], ""),
+            "support 9 of a.b lies outside its range 2 to 8",
         ),
         (lambda: figures.draw_recall({}, 0.05, ""), "no layers given"),
         (lambda: figures.draw_times({"stock": {}}, ""), "a run without stages"),
         (lambda: figures.draw_trade_off([], ""), "no runs given"),
+        (lambda: figures.draw_statistic({}, "gini", ""), "0 sites and statistic 'gini' given"),
+        (lambda: figures.draw_statistic({"a": []}, "mass", ""), "statistic 'mass' given"),
         (lambda: figures.draw_window_player([], 0.25, ""), "no frames given"),
         (lambda: figures.draw_memory_filmstrip([], [], ""), "no recollections given"),
         (lambda: figures.draw_tiles([[]], "", ""), "no pictures given"),
@@ -267,5 +281,18 @@ def test_every_public_name_can_be_imported() -> None:
     for name in figures.__all__:
         assert callable(getattr(figures, name))
     assert set(figures.__all__) == set(dir(figures))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="nothing"):
         figures.nothing  # noqa: B018
+
+
+def test_the_best_choice_is_seen_where_a_first_choice_is_as_good() -> None:
+    same = [0.7, 0.6]
+    curve = figures.RecallCurve([1, 2], same, oracle=same)
+    figure = figures.draw_recall({"layer 0": curve, "layer 1": curve}, 0.05, "n = 3 clips")
+    chosen, best = (
+        [(n, line) for n, line in enumerate(figure.data) if (line.line.dash == "dash") == dashed]
+        for dashed in (False, True)
+    )
+    assert len(chosen) == len(best) == 2
+    assert max(n for n, _ in chosen) < min(n for n, _ in best), "the dashed lines lie on top"
+    assert {line.line.color for _, line in chosen}.isdisjoint({line.line.color for _, line in best})

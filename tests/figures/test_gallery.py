@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import figures
-from figures.gallery.__main__ import BUDGET, HERE
-from figures.gallery.speed import TRADE_OFFS, speed
-from probes import build_predictor, record
-from sparsity.overlay import write_video
-from tests.conftest import make_frames, make_mask
+from benchmarks.gallery import BUDGET, PICTURES, TRADE_OFFS, speed
+from figures import readings
+from figures.attention import lift
+from probes import build_predictor
+from sparsity.clips.masks import write_video
+from tests.conftest import make_frames
+from tests.figures.test_story import report
 
-ROOT = HERE.parents[1]
+ROOT = PICTURES.parents[1]
 
 
 def shown(page: str) -> set[str]:
@@ -27,7 +32,7 @@ def shown(page: str) -> set[str]:
 
 
 def test_the_pages_show_every_picture_and_no_other() -> None:
-    there = {path.stem for path in HERE.glob("*.png")}
+    there = {path.stem for path in PICTURES.glob("*.png")}
     assert shown("README.md") | shown("docs/gallery.md") == there
     assert shown("README.md") != shown("docs/gallery.md")
 
@@ -35,43 +40,52 @@ def test_the_pages_show_every_picture_and_no_other() -> None:
 def test_the_lines_of_the_page_draw_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One after the other, as they stand there but for the model, on a video that is opened."""
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
-    first, *blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    frames, mask = make_frames(10), make_mask()
-    windows = np.eye(4, dtype=bool)
-    names = {
-        "mask": mask,
-        "frame": frames[8],
-        "frames": frames,
-        "shown": [figures.RoutedFrame(frames[0], mask, windows, "routed")],
-        "window_share": 0.25,
-        "build_predictor": lambda _: build_predictor("demo", image_size=256, device="cpu"),
-        "record": record,
-    }
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     monkeypatch.chdir(tmp_path)
-    write_video(tmp_path / "clip.mp4", frames, None)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    write_video(tmp_path / "clip.mp4", make_frames(10, 240, 320), None)
     shutil.copyfile(TRADE_OFFS, "speed.json")
-    exec(re.sub("from probes import .*", "", first), names)
+    recall = {"layers": [[[0.5, 1.0]]], "ages": [1], "share": [0.1, 1.0], "exposure": [0.5]}
+    margins = {"unit": "window", "candidates": "best", "kept": 0.4, "recall": 0.9, "margin_px": 8}
+    found = report() | {"coverage": [margins], "recall": recall}
+    (tmp_path / "mine.calibration.json").write_text(json.dumps(found), encoding="utf-8")
+    small = partial(build_predictor, "demo", image_size=128, device="cpu")
+    monkeypatch.setattr("probes.build_predictor", lambda name: small())
+    names: dict[str, Any] = {}
     for block in blocks:
-        if "trade_offs_of" not in block:  # of a measurement with quality, which notebook 06 makes
-            exec(block, names)
-    assert len(blocks) >= 8
+        exec(block, names)
+    # on frame 8 the object is not where it was on the first
+    clip, site = names["clip"], "encoder.stage3.block9.global"
+    first, shown = (clip.masks()[clip.row(t, 1)] for t in (0, 8))
+    assert not np.array_equal(first, shown) and np.array_equal(names["masks"][1], shown)
+    mass = readings.object_map(clip, names["queries"], site, names["i"])
+    assert lift(mass, shown) != lift(mass, first)
+
+
+def test_all_figures_are_on_the_page() -> None:
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    there = [f"figures.{name}" for name in figures.__all__ if name.startswith(("draw_", "explore"))]
+    there += [f"calibration.{name}" for name in ("frontier", "losses", "coverage", "mass_recall")]
+    assert [name for name in there if name not in code] == [] and len(there) >= 15
 
 
 def test_pictures_are_small() -> None:
-    sizes = {path.name: path.stat().st_size for path in HERE.glob("*.png")}
+    sizes = {path.name: path.stat().st_size for path in PICTURES.glob("*.png")}
     assert {name: size for name, size in sizes.items() if size > BUDGET} == {}
     assert 0 < sum(sizes.values()) <= 1_200_000
 
 
-@pytest.mark.parametrize("path", sorted(HERE.glob("*.png")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(PICTURES.glob("*.png")), ids=lambda path: path.stem)
 def test_pictures_are_wide_enough_to_read(path: Path) -> None:
     with Image.open(path) as picture:
         assert picture.width >= 700
 
 
 def test_measured_figures_say_what_they_are_of() -> None:
-    drawn = speed("light")
+    drawn = speed()
     assert drawn.keys() == {"times", "scaling", "speed-accuracy"}
     points = {trace.name for trace in drawn["speed-accuracy"].data}
     assert {"stock", "SWR", "SMR", "paper", "recommended"} <= points

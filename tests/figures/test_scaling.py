@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from figures.scaling import draw_scaling, load_growth
+from benchmarks.gallery import draw_scaling, load_growth
 from probes.errors import InputError
 
 

@@ -11,7 +11,7 @@ import pytest
 from figures.paint import data_uri
 from figures.player import RoutedFrame, paint_windows
 from figures.story import Story, write_story
-from tests.figures.browser import open_page
+from tests.figures.browser import Browser
 from tests.figures.made import FRAMES, GRID, make_recording
 
 ROW = {
@@ -30,7 +30,10 @@ def report() -> dict[str, Any]:
         "profile": {"name": "calibrated", "promise": promise},
         "said": ["limit    none"],
         "certifiable": "3 clips can certify little.",
-        "max_drop": 5.0,
+        "promise": "mean loss +0.50, at most 5.00 points (approximate, 3 clips)",
+        "level": 5.0,
+        "option": "max-drop",
+        "counted": ["c", "d", "e"],
         "replayed": [setting],
         "frontier": [setting],
         "searched": [{**setting, "losses": [0.1, 0.2]}],
@@ -66,7 +69,11 @@ def test_the_page_holds_every_chapter_and_number(page: Path) -> None:
         "limit    none",
     ):
         assert word in text
-    assert "<strong>1.40</strong>" in text and "43 %" in text and "<strong>5.00</strong>" in text
+    assert (
+        "<strong>1.40</strong>" in text
+        and "43 %" in text
+        and f"<strong>{report()['promise']}</strong>" in text
+    )
     assert "3 clips can certify little." in text
     assert 'src="http' not in text
 
@@ -86,7 +93,8 @@ def test_windows_are_drawn_as_large_as_they_are(tmp_path: Path, window: int, wro
     assert right in page and other not in page
 
 
-def test_the_page_opens_without_complaint(page: Path, chromium: str) -> None:
-    with open_page(page.as_uri()) as tab:
+@pytest.mark.process
+def test_the_page_opens_without_complaint(page: Path, browser: Browser) -> None:
+    with browser.open(page.as_uri()) as tab:
         tab.wait("document.querySelectorAll('.plotly-graph-div .main-svg').length >= 5")
         assert tab.complaints == []

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import nbformat
 import numpy as np
 import pytest
 
 import figures
 import probes
 from sparsity.acceleration.build import accelerate
-from sparsity.overlay import write_video
+from sparsity.clips.masks import write_video
 from tests.conftest import make_frames, make_mask
 from tests.notebooks.test_notebooks import CLIPS, HERE
 
 
 def cells(name: str) -> list[str]:
     """Sources of a notebook's code cells."""
-    notebook = nbformat.read(HERE / f"{name}.ipynb", as_version=4)
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    notebook = json.loads((HERE / f"{name}.ipynb").read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_own_videos_can_be_explored_one_after_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dividing_predictor: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All three notebooks in one folder, two videos each, with a predictor that was read in the first cell."""
+    predictor = probes.build_predictor("demo", weights="random", image_size=128, device="cpu")
     monkeypatch.chdir(tmp_path)
     mask = make_mask()
     videos = {name: make_frames(3) for name in ("one", "two")}
@@ -41,7 +42,7 @@ def test_own_videos_can_be_explored_one_after_another(
         for video in videos:
             shown: list[Any] = []
             names = {
-                "predictor": dividing_predictor, "figures": figures, "record": probes.record, "display": shown.append,
+                "predictor": predictor, "figures": figures, "record": probes.record, "display": shown.append,
             }  # fmt: skip
             own = f"VIDEO, MASK = {video + '.mp4'!r}, mask"
             source = cells(notebook)[-1].replace("VIDEO, MASK = None, None", own)
@@ -87,9 +88,8 @@ def test_windows_of_the_player_are_as_large_as_the_models(
         SimpleNamespace(frame=t, windows_total=count, windows=(0,), reason="routed") for t in (0, 1)
     ]
     names = {
-        "np": np,
         "figures": SimpleNamespace(
-            RoutedFrame=figures.RoutedFrame, draw_window_player=draw_window_player
+            routed_frames=figures.routed_frames, draw_window_player=draw_window_player
         ),
         "clip": SimpleNamespace(name="clip", video=SimpleNamespace(frame=lambda t: frames[t])),
         "report": SimpleNamespace(frames=report),
@@ -98,7 +98,7 @@ def test_windows_of_the_player_are_as_large_as_the_models(
         "CLIPS": 5,
         "said": "",
     }
-    from sparsity.acceleration.encoder import window_grid
+    from sparsity.acceleration.model.encoder import window_grid
 
     exec(source, {**names, "window_grid": window_grid})
     assert given[0][:2] == (share, [0, 1])

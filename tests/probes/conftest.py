@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,21 @@ def demo_stock() -> Any:
 
 
 @pytest.fixture(scope="session")
+def small_stock() -> Any:
+    """The demo model at 128 pixels, 2 x 2 windows, at which it takes half the time; not to be changed."""
+    return build_predictor("demo", image_size=128, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def demo_calls(
     demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
 ) -> Callable[..., list[AttentionCall]]:
-    """All attention calls of frame 3 of the clip under a profile; object 2 is a shifted copy of object 1."""
+    """All attention calls of frame 3 of the clip under a profile; object 2 is a shifted copy of object 1.
 
+    They are made once and must not be changed.
+    """
+
+    @cache
     def run(profile: str, objects: int = 1) -> list[AttentionCall]:
         seen: list[AttentionCall] = []
         predictor = accelerate(demo_stock, profile)

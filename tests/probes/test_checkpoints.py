@@ -18,6 +18,8 @@ from probes import checkpoints
 from probes.checkpoints import Checkpoint, download, fetch_checkpoint, fetched
 from probes.errors import InputError
 
+pytestmark = pytest.mark.process  # a server
+
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
 WANTED = Checkpoint("weights.pt", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from probes.errors import InputError
 from probes.maps import attention_map, attention_rows, token_at
 from probes.measure import measure
-from probes.seam import AttentionCall
+from probes.observing import AttentionCall
 
 Calls = Callable[..., list[AttentionCall]]
 
@@ -144,7 +145,7 @@ def test_an_object_is_looked_at_by_the_decoder(demo_calls: Calls) -> None:
     seen = attention_map(calls, object=1)
     assert seen.sum().item() == pytest.approx(1, abs=1e-5)
     assert not torch.allclose(seen, attention_map(calls, object=1, layer=0))
-    with pytest.raises(InputError, match="0 of 3 calls fit layer None and object 9"):
+    with pytest.raises(InputError, match="0 of 3 calls fit layer None, frame None and object 9"):
         attention_map(calls, object=9)
     with pytest.raises(InputError, match="no answer at decoder"):
         attention_map(calls, query_xy=(1, 1))
@@ -175,3 +176,25 @@ def test_early_windows_that_were_left_out_are_known(demo_calls: Calls) -> None:
         assert measure(part).mass.sum(-1).allclose(torch.ones(()))
         with pytest.raises(InputError, match="did not compute"):
             attention_map(part, query_xy=(127, 1))
+
+
+def test_calls_of_several_frames_are_not_averaged(demo_calls: Calls) -> None:
+    calls = demo_calls("dense")
+    later = [replace(call, moment=replace(call.moment, frame=4), q=2 * call.q) for call in calls]
+    site = "memory.layer2.cross"
+    both = [call for call in (*calls, *later) if call.site == site]
+    with pytest.raises(InputError, match=r"calls of frames 3, 4 were given.*frame="):
+        attention_map(both, object=1)
+    one, two = (attention_map(both, object=1, frame=t) for t in (3, 4))
+    assert torch.equal(one, attention_map(both[0], object=1)) and not torch.equal(one, two)
+    with pytest.raises(InputError, match="0 of 2 calls fit layer None, frame 5 and object 1"):
+        attention_map(both, object=1, frame=5)
+
+
+def test_a_head_that_is_not_there_is_named(demo_calls: Calls) -> None:
+    call = by_site(demo_calls("dense"))["encoder.stage3.block5.global"]
+    last = call.q.shape[1] - 1
+    assert attention_map(call, query_xy=(40, 50), head=last).sum() > 0
+    for head in (last + 1, -1):
+        with pytest.raises(InputError, match=rf"head {head} .* heads 0 to {last}"):
+            attention_map(call, query_xy=(40, 50), head=head)

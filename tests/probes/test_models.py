@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from argparse import Namespace
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,15 @@ from safetensors.torch import save_file
 from sam2.build_sam import build_sam2_video_predictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from probes import models
 from probes.errors import InputError
-from probes.models import MODEL_NAMES, build_predictor, configuration_of, fingerprint, name_of
+from probes.models import (
+    CONFIGS,
+    MODEL_NAMES,
+    build_predictor,
+    configuration_of,
+    fingerprint,
+    name_of,
+)
 from probes.random_weights import make_it_track
 from sparsity import accelerate
 
@@ -30,6 +37,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_predictor: Any) ->
     return path
 
 
+@pytest.fixture
+def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are built without drawing their weights, which takes most of the time and isn't looked at."""
+    monkeypatch.setattr("probes.models.make_it_track", lambda model, seed: None)
+    for name in ("kaiming_uniform_", "xavier_uniform_", "trunc_normal_", "normal_", "uniform_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
 def test_the_class_is_stock(tiny_predictor: Any) -> None:
     assert type(tiny_predictor) is SAM2VideoPredictor
     assert not tiny_predictor.training
@@ -37,11 +52,11 @@ def test_the_class_is_stock(tiny_predictor: Any) -> None:
     assert {p.dtype for p in tiny_predictor.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", sorted(models.CONFIGS))
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.usefixtures("uninitialised")
 def test_settings_equal_those_of_the_stock_builder(name: str) -> None:
-    stock = build_sam2_video_predictor(f"configs/sam2.1/{models.CONFIGS[name]}", device="cpu")
-    path = models._config_file(name, None)
-    ours = models._instantiate(models._settings(path, None, True, False), path).eval()
+    stock = build_sam2_video_predictor(f"configs/sam2.1/{CONFIGS[name]}", device="cpu")
+    ours = build_predictor(name, weights="random", device="cpu")
     assert repr(ours) == repr(stock)
     plain = {k: v for k, v in vars(stock).items() if isinstance(v, (int, float, str, bool, dict))}
     assert {k: vars(ours)[k] for k in plain if not k.startswith("_")} == {
@@ -52,26 +67,26 @@ def test_settings_equal_those_of_the_stock_builder(name: str) -> None:
     assert ours.sam_mask_decoder.dynamic_multimask_via_stability
 
 
-def test_postprocessing_can_be_left_out() -> None:
+@pytest.mark.usefixtures("uninitialised")
+def test_postprocessing_can_be_left_out(dividing_config: Path) -> None:
     plain = build_predictor(
-        "sam2.1-tiny", weights="random", image_size=256, device="cpu", apply_postprocessing=False
+        config=dividing_config, weights="random", device="cpu", apply_postprocessing=False
     )
     assert plain.fill_hole_area == 0
     assert not plain.sam_mask_decoder.dynamic_multimask_via_stability
 
 
-def test_random_weights_are_seeded_and_leave_the_callers_generator(tiny_predictor: Any) -> None:
+def test_random_weights_are_seeded_and_leave_the_callers_generator(
+    dividing_config: Path, dividing_predictor: Any
+) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    again = build_predictor("sam2.1-tiny", weights="random", image_size=256, device="cpu")
+    again = build_predictor(config=dividing_config, weights="random", device="cpu")
     assert torch.equal(torch.rand(3), expected)
-    assert fingerprint(again) == fingerprint(tiny_predictor)
-
-
-def test_another_seed_differs(tiny_predictor: Any) -> None:
-    other = build_predictor("sam2.1-tiny", weights="random", image_size=256, device="cpu", seed=1)
-    assert fingerprint(other) != fingerprint(tiny_predictor)
+    assert fingerprint(again) == fingerprint(dividing_predictor)
+    other = build_predictor(config=dividing_config, weights="random", device="cpu", seed=1)
+    assert fingerprint(other) != fingerprint(dividing_predictor)
 
 
 def _track(model: Any, folder: Path, mask: np.ndarray, frames: int) -> list[float]:
@@ -92,25 +107,25 @@ def test_random_weights_track(any_predictor: Any, clip_folder: Path, clip_mask: 
 def test_the_demo_configuration_tracks_at_random_too(
     clip_folder: Path, clip_mask: np.ndarray
 ) -> None:
-    model = build_predictor("demo", weights="random", device="cpu")
+    model = build_predictor("demo", weights="random", image_size=128, device="cpu")
     assert model.hidden_dim == 128
     assert min(_track(model, clip_folder, clip_mask, 3)) > 0.45
 
 
 def test_weights_as_drawn_do_not(
-    monkeypatch: pytest.MonkeyPatch, clip_folder: Path, clip_mask: np.ndarray
+    monkeypatch: pytest.MonkeyPatch, padded_config: Path, clip_folder: Path, clip_mask: np.ndarray
 ) -> None:
-    monkeypatch.setattr("probes.random_weights.make_it_track", lambda model, seed: None)
-    drawn = build_predictor("sam2.1-tiny", weights="random", image_size=256, device="cpu")
+    monkeypatch.setattr("probes.models.make_it_track", lambda model, seed: None)
+    drawn = build_predictor(config=padded_config, weights="random", device="cpu")
     assert max(_track(drawn, clip_folder, clip_mask, 2)) < 0.3
 
 
-def test_fingerprint_sees_one_changed_number(tiny_predictor: Any) -> None:
-    copy = build_predictor("sam2.1-tiny", weights="random", image_size=256, device="cpu")
+def test_fingerprint_sees_one_changed_number(dividing_predictor: Any) -> None:
+    copy = deepcopy(dividing_predictor)
     before = fingerprint(copy)
     with torch.no_grad():
         copy.maskmem_tpos_enc[0, 0, 0, 0] += 1e-3
-    assert fingerprint(copy) != before == fingerprint(tiny_predictor)
+    assert fingerprint(copy) != before == fingerprint(dividing_predictor)
     assert before.startswith("sha256:")
     assert len(before) == 71
 
@@ -134,15 +149,17 @@ def test_a_predictor_knows_its_weights(
 def test_an_official_model_is_called_by_its_name(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
-    monkeypatch.setattr("probes.checkpoints.fetched", lambda name: checkpoint)
+    monkeypatch.setattr("probes.models.fetched", lambda name: checkpoint)
     assert name_of(build_predictor("sam2.1-tiny", device="cpu", image_size=256)) == "sam2.1-tiny"
 
 
-def test_safetensors_load(tmp_path: Path, tiny_predictor: Any) -> None:
-    state = {k: v.clone() for k, v in tiny_predictor.state_dict().items()}
+def test_safetensors_load(tmp_path: Path, dividing_config: Path, dividing_predictor: Any) -> None:
+    state = {k: v.clone() for k, v in dividing_predictor.state_dict().items()}
     save_file(state, tmp_path / "w.safetensors")
-    loaded = build_predictor("sam2.1-tiny", checkpoint=tmp_path / "w.safetensors", device="cpu")
-    assert fingerprint(loaded) == fingerprint(tiny_predictor)
+    loaded = build_predictor(
+        config=dividing_config, checkpoint=tmp_path / "w.safetensors", device="cpu"
+    )
+    assert fingerprint(loaded) == fingerprint(dividing_predictor)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +176,13 @@ def test_safetensors_load(tmp_path: Path, tiny_predictor: Any) -> None:
     ids=["missing", "extra", "misshapen", "several"],
 )
 def test_a_checkpoint_of_another_model_is_refused(
-    checkpoint: Path, tmp_path: Path, change: Any, message: str
+    dividing_config: Path, dividing_predictor: Any, tmp_path: Path, change: Any, message: str
 ) -> None:
-    state = torch.load(checkpoint, weights_only=True)["model"]
+    state = dict(dividing_predictor.state_dict())
     change(state)
     torch.save({"model": state}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=message):
-        build_predictor("sam2.1-tiny", checkpoint=tmp_path / "other.pt", device="cpu")
+        build_predictor(config=dividing_config, checkpoint=tmp_path / "other.pt", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -255,6 +272,7 @@ def test_a_name_inside_the_package_is_a_configuration(tiny_predictor: Any) -> No
     assert fingerprint(named) == fingerprint(tiny_predictor)
 
 
+@pytest.mark.process
 def test_another_package_called_sam2_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +292,7 @@ def test_another_package_called_sam2_is_named(
     assert "is another one, its sam2_video_predictor.py differs" in said
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("order", ["before", "cleared"])
 def test_a_host_that_uses_hydra_itself_changes_nothing(tmp_path: Path, order: str) -> None:
     (tmp_path / "conf").mkdir()

@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
+from figures import readings
 from probes.errors import InputError
-from probes.observing import AttentionCall, observe
-from probes.recording import begin_video, merge_recordings, record
+from probes.measure import received
+from probes.models import build_predictor
+from probes.observing import AttentionCall, Told, listen, observe
+from probes.prompts import Prompt
+from probes.recording import merge_recordings, name_clips, record, write_shard
 from probes.records import HEADER, STATISTICS, Recording, load_recording
+from probes.tracking import begin_video
 from probes.video import open_video
 from sparsity import accelerate
 
@@ -38,26 +44,37 @@ def made(
     return recording
 
 
-def stock_run(stock: Any, frames: np.ndarray, masks: dict[int, np.ndarray]) -> dict[str, Any]:
+def stock_run(
+    stock: Any, frames: np.ndarray, masks: dict[int, np.ndarray], most: int | None = None
+) -> dict[str, Any]:
     with torch.inference_mode():
         state = begin_video(stock, open_video(frames))
         for object_id, mask in masks.items():
             stock.add_new_mask(state, 0, object_id, mask)
-        list(stock.propagate_in_video(state))
+        list(stock.propagate_in_video(state, max_frame_num_to_track=most))
     return state
 
 
 def test_masks_and_scores_are_the_runs(
     made: Recording, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
 ) -> None:
-    state = stock_run(demo_stock, clip_frames, {1: clip_mask, 4: np.roll(clip_mask, 6, 1)})
+    masks = {1: clip_mask, 4: np.roll(clip_mask, 6, 1)}
+    heads: dict[tuple[int | None, int], tuple[torch.Tensor, ...]] = {}
+
+    def keep(told: Told) -> None:
+        heads[told.moment.frame, told.moment.objects[0]] = told.what
+
+    with listen(demo_stock, decoded=keep):
+        state = stock_run(demo_stock, clip_frames, masks)
     clip = load_recording(made.path).clip("ellipse")
     for index, object_id in ((0, 1), (1, 4)):
         for frame, out in state["output_dict_per_obj"][index]["non_cond_frame_outputs"].items():
             i = clip.row(frame, object_id)
             assert np.array_equal(clip.masks()[i], (out["pred_masks"][0, 0] > 0).numpy())
             assert clip.score[i] == out["object_score_logits"].item()
-            chosen = clip.masks("candidates")[i, np.nanargmax(clip.iou[i])]
+            candidates, _, iou, *_ = heads[frame, object_id]
+            assert np.array_equal(clip.masks("candidates")[i], (candidates[0] > 0).numpy())
+            chosen = clip.masks("candidates")[i, int(iou[0].argmax())]
             assert np.array_equal(chosen, clip.masks()[i])
     assert not np.array_equal(clip.masks()[clip.row(7, 1)], clip.masks()[clip.row(7, 4)])
     assert clip.conditioning.tolist() == [frame == 0 for frame in clip.row_frame]
@@ -67,7 +84,7 @@ def test_masks_and_scores_are_the_runs(
 def test_saliency_is_what_the_predictor_routes_by(
     made: Recording, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
 ) -> None:
-    from sparsity.acceleration.saliency import token_to_image
+    from sparsity.acceleration.model.saliency import token_to_image
 
     clip = made.clip("ellipse")
     with torch.inference_mode():
@@ -82,29 +99,34 @@ def test_saliency_is_what_the_predictor_routes_by(
     assert np.allclose(clip.decoder_saliency.sum((1, 2)), 1, atol=1e-5)
 
 
-def test_first_saliency_chooses_the_tokens_that_the_predictor_keeps(
-    made: Recording, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+def test_mass_of_the_newest_frame_chooses_the_tokens_that_the_predictor_keeps(
+    demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
 ) -> None:
-    clip = made.clip("ellipse")
-    predictor = accelerate(demo_stock, "paper")
-    kept: dict[int, set[int]] = {}
+    mass: dict[str, np.ndarray] = {}
+    kept: dict[str, set[int]] = {}
 
-    def note(call: Any) -> None:
+    def look(call: AttentionCall) -> None:
+        if call.moment.frame == 2:
+            by_frame = received(call)[1]
+            assert by_frame is not None and call.moment.layouts[0].frames[1].frame == 1
+            mass[call.site] = by_frame[0, :, 1].mean(0).numpy()
+
+    def note(call: AttentionCall) -> None:
         if call.moment.frame == 3 and call.keys is not None:
-            kept[int(call.site[12])] = set(
+            kept[call.site] = set(
                 (call.keys[(call.keys >= 256) & (call.keys < 512)] - 256).tolist()
             )
 
+    with observe(demo_stock, look, "memory.*.cross"):
+        stock_run(demo_stock, clip_frames, {1: clip_mask}, most=2)
+    predictor = accelerate(demo_stock, "paper")
     with torch.inference_mode(), observe(predictor, note, "memory.*.cross"):
         state = predictor.init_state(clip_frames)
         predictor.add_new_mask(state, 0, 1, clip_mask)
         list(predictor.propagate_in_video(state, max_frame_num_to_track=3))
-    row = clip.row(2, 1)
-    assert clip.first_frame[row] == 1
-    for layer, tokens in kept.items():  # the predictor samples its queries
-        saliency = clip.first_saliency[row, layer].astype(float)
-        best, typical = np.sort(saliency)[-len(tokens) :].mean(), saliency.mean()
-        assert saliency[list(tokens)].mean() >= 0.9 * best > typical
+    for site, tokens in kept.items():  # the predictor samples its queries
+        best, typical = np.sort(mass[site])[-len(tokens) :].mean(), mass[site].mean()
+        assert mass[site][list(tokens)].mean() >= 0.9 * best > typical
     assert len(kept) == 4
 
 
@@ -132,7 +154,6 @@ def test_statistics_and_maps_are_there(made: Recording) -> None:
     lift = clip.object_statistics[..., settings.statistics.index("lift")]
     decoder = settings.object_sites.index("decoder.final.token_to_image")
     assert np.isfinite(lift[:, decoder]).all()
-    assert np.isnan(clip.stage3_change[0]).all() and (clip.stage3_change[1:] > 0).all()
     assert clip.thumbnail.std() > 0
 
 
@@ -152,28 +173,28 @@ def test_raw_rows_are_the_attention(made: Recording, demo_calls: Any) -> None:
 
 
 def test_a_second_start_does_nothing_again(
-    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+    tmp_path: Path, small_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
 ) -> None:
     out, few = tmp_path / "r.recording", clip_frames[:2]
-    record(demo_stock, few, {1: clip_mask}, out=out, name="a", statistics="memory.*")
+    record(small_stock, few, {1: clip_mask}, out=out, name="a", statistics="memory.*")
     stamp = (out / "a.safetensors").stat().st_mtime_ns
-    record(demo_stock, few, {1: clip_mask}, out=out, name="a", statistics="memory.*")
+    record(small_stock, few, {1: clip_mask}, out=out, name="a", statistics="memory.*")
     assert (out / "a.safetensors").stat().st_mtime_ns == stamp
-    record(demo_stock, few, {1: clip_mask}, out=out, name="b", statistics="memory.*")
+    record(small_stock, few, {1: clip_mask}, out=out, name="b", statistics="memory.*")
     assert load_recording(out).names == ["a", "b"]
     with pytest.raises(InputError, match="'a' is in .* with another prompt"):
-        record(demo_stock, few, {1: ~clip_mask}, out=out, name="a", statistics="memory.*")
+        record(small_stock, few, {1: ~clip_mask}, out=out, name="a", statistics="memory.*")
     with pytest.raises(InputError, match="another settings"):
-        record(demo_stock, few, {1: clip_mask}, out=out, name="c", statistics="decoder.*")
+        record(small_stock, few, {1: clip_mask}, out=out, name="c", statistics="decoder.*")
     assert sorted(p.name for p in out.iterdir()) == ["a.safetensors", "b.safetensors", HEADER]
 
 
 def test_recordings_merge(
-    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+    tmp_path: Path, small_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
 ) -> None:
     for name in ("a", "b"):
         record(
-            demo_stock, clip_frames[:2], {1: clip_mask}, out=tmp_path / name, name=name,
+            small_stock, clip_frames[:2], {1: clip_mask}, out=tmp_path / name, name=name,
             statistics="decoder.final.*",
         )  # fmt: skip
     merged = merge_recordings([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
@@ -184,13 +205,13 @@ def test_recordings_merge(
 
 
 def test_prompts_in_the_middle_are_tracked_both_ways(
-    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+    tmp_path: Path, small_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
 ) -> None:
     def give(predictor: Any, state: Any) -> None:
         predictor.add_new_points_or_box(state, 3, 1, points=[[51.0, 48.0]], labels=[1])
 
     recording = record(
-        demo_stock, clip_frames[:6], give, out=tmp_path / "r", statistics="decoder.final.*"
+        small_stock, clip_frames[:6], give, out=tmp_path / "r", statistics="decoder.final.*"
     )
     clip = recording.clip("clip")
     assert clip.frame.tolist() == [3, 4, 5, 2, 1, 0]
@@ -198,10 +219,54 @@ def test_prompts_in_the_middle_are_tracked_both_ways(
     last = clip.row(0, 1)
     assert clip.memory_frame[last].tolist() == [3, -1, 5, 4, -1, 2, 1]
     # frames 4 and 5 were tracked forward: going back, no tokens of theirs were chosen when they were newest
-    for found in (clip.recall, clip.joint_recall, clip.oracle_recall, clip.similarity):
+    for found in (clip.recall, clip.oracle_recall, clip.similarity):
         assert np.isnan(found[last][:, 2:4]).all() and np.isfinite(found[last][:, [0, 5, 6]]).all()
     assert (clip.slot_share[last][:, [0, 2, 3, 5, 6]] > 0).all()
     assert np.isfinite(clip.recall[clip.row(5, 1)][:, 6]).all()
+
+
+def test_the_prompted_frames_that_memory_held_are_recorded(
+    tmp_path: Path, small_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    """Those that are still ahead or behind the last frame too; those given later from then on."""
+    moved = np.roll(clip_mask, 8, 1)
+
+    def at_once(predictor: Any, state: Any) -> None:
+        predictor.add_new_mask(state, 0, 1, clip_mask)
+        predictor.add_new_mask(state, 6, 1, moved)
+
+    later = [Prompt(0, 1, mask=clip_mask), Prompt(2, 1, mask=moved)]
+    for name, prompts, expected in (
+        ("at once", at_once, {1: [0, 6], 3: [0, 6]}),
+        ("later", later, {1: [0], 3: [0, 2]}),
+    ):
+        clip = record(
+            small_stock, clip_frames, prompts, out=tmp_path / name, statistics="decoder.final.*", max_frames=4
+        ).clip("clip")  # fmt: skip
+        assert clip.frame.tolist() == [0, 1, 2, 3]
+        for frame, held in expected.items():
+            found = clip.prompt_frames[clip.row(frame, 1)]
+            assert found[found >= 0].tolist() == held
+
+
+def test_ages_are_frames_with_fewer_memory_frames_and_a_stride(
+    tmp_path: Path, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    frames = np.concatenate([clip_frames, clip_frames[::-1]])
+    for stride, expected in ((1, [13, 3, 2, 1]), (3, [13, 7, 4, 1])):
+        predictor = build_predictor("demo", image_size=128, device="cpu")
+        predictor.num_maskmem, predictor.memory_temporal_stride_for_eval = 4, stride
+        predictor.maskmem_tpos_enc = torch.nn.Parameter(predictor.maskmem_tpos_enc[:4].detach())
+        recording = record(
+            predictor, frames[:14], {1: clip_mask}, out=tmp_path / str(stride), statistics="decoder.final.*",
+            rows="memory.layer2.cross",
+        )  # fmt: skip
+        clip = recording.clip("clip")
+        assert clip.ages()[clip.row(13, 1)].tolist() == [*expected, -1, -1, -1]
+        curve = readings.recall_curves(recording, 0.05)["layer 2"]
+        assert list(curve.ages) == [0, 1, 2] if stride == 1 else curve.ages[-1] == 6
+        mass = readings.key_mass(recording, "memory.layer2.cross")
+        assert mass.shape[1] == 4 * 64 and mass.sum(1) == pytest.approx(1, abs=0.3)
 
 
 def test_prompted_frames_ahead_are_remembered_with_their_masks(
@@ -239,23 +304,23 @@ def test_prompted_frames_ahead_are_remembered_with_their_masks(
 
 @pytest.mark.parametrize("most", [6, 20])
 def test_frames_are_recorded_up_to_the_limit_in_both_directions(
-    demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray, tmp_path: Path, most: int
+    small_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray, tmp_path: Path, most: int
 ) -> None:
     def prompts(predictor: Any, state: dict[str, Any]) -> None:
         predictor.add_new_mask(state, 5, 1, clip_mask)
 
     options = {"out": tmp_path / "x.recording", "statistics": "decoder.final.*", "max_frames": most}
-    recording = record(demo_stock, clip_frames, prompts, **options)
+    recording = record(small_stock, clip_frames, prompts, **options)
     frames = [5, 6, 7, 4, 3, 2, 1, 0][:most]
     assert recording.clip("clip").frame.tolist() == frames
-    again = record(demo_stock, clip_frames, prompts, **options)
+    again = record(small_stock, clip_frames, prompts, **options)
     assert [info.frames for info in again.header.clips] == [len(frames)]
     with pytest.raises(InputError, match="another prompt or length"):
-        record(demo_stock, clip_frames, prompts, **{**options, "max_frames": 4})
+        record(small_stock, clip_frames, prompts, **{**options, "max_frames": 4})
     other = clip_frames.copy()
     other[frames[-1]] = 0
     with pytest.raises(InputError, match="with other frames"):
-        record(demo_stock, other, prompts, **options)
+        record(small_stock, other, prompts, **options)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +330,7 @@ def test_frames_are_recorded_up_to_the_limit_in_both_directions(
         ("absent", "damaged"),
         ("header", "no JSON"),
         ("schema", "schema is 'efficient-sam2/recording/9'"),
-        ("old", "schema is 'efficient-sam2/recording/1'.*record it again"),
+        ("old", "schema is 'efficient-sam2/recording/2'.*record it again"),
         ("key", "colour is 'red'"),
         ("folder", "is no recording"),
         ("clip", "'nothing' was asked for"),
@@ -291,7 +356,7 @@ def test_what_is_damaged_is_refused(
     elif damage in ("schema", "old", "key"):
         content |= {
             "schema": {"schema": "efficient-sam2/recording/9"},
-            "old": {"schema": "efficient-sam2/recording/1"},
+            "old": {"schema": "efficient-sam2/recording/2"},
             "key": {"colour": "red"},
         }[damage]
         header.write_text(json.dumps(content))
@@ -299,9 +364,29 @@ def test_what_is_damaged_is_refused(
         load_recording(folder).clip("nothing" if damage == "clip" else "ellipse")
 
 
+@pytest.mark.parametrize("name", ["joint_recall", "colour"])
+def test_arrays_that_nobody_reads_any_more_are_passed_over(
+    made: Recording, tmp_path: Path, name: str
+) -> None:
+    """Older recordings hold some; others are still refused."""
+    arrays = load_file(made.path / "ellipse.safetensors")
+    (info,) = made.header.clips
+    digest = write_shard(tmp_path / "r" / info.shard, arrays | {name: arrays["recall"]})
+    older = name_clips(
+        tmp_path / "r",
+        made.header.model_copy(update={"clips": ()}),
+        [info.model_copy(update={"sha256": digest})],
+    )
+    if name == "colour":
+        with pytest.raises(InputError, match=r"unknown arrays \['colour'\]"):
+            older.clip("ellipse")
+    else:
+        assert np.array_equal(older.clip("ellipse").score, made.clip("ellipse").score)
+
+
 def test_only_dense_runs_are_recorded(
-    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+    tmp_path: Path, small_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
 ) -> None:
     with pytest.raises(InputError, match="recordings are of dense runs"):
-        record(accelerate(demo_stock, "paper"), clip_frames, {1: clip_mask}, out=tmp_path / "r")
+        record(accelerate(small_stock, "paper"), clip_frames, {1: clip_mask}, out=tmp_path / "r")
     assert not (tmp_path / "r").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,25 +75,30 @@ def test_geometry_follows_the_configuration(named: tuple[str, Any]) -> None:
     assert {site.stride for site in attention_sites(model, "memory")} == {16}
 
 
-def test_parts_and_kinds_select(tiny_predictor: Any) -> None:
-    names = [site.name for site in attention_sites(tiny_predictor, "memory", "cross")]
+def test_parts_and_kinds_select(padded_predictor: Any) -> None:
+    names = [site.name for site in attention_sites(padded_predictor, "memory", "cross")]
     assert names == [f"memory.layer{i}.cross" for i in range(4)]
-    assert attention_sites(tiny_predictor, "memory", "window") == []
+    assert attention_sites(padded_predictor, "memory", "window") == []
+    for what, given in (("part", "nosuch"), ("part", "memory.*"), ("kind", "crossed")):
+        with pytest.raises(InputError, match=rf"{what} {re.escape(repr(given))} was asked for"):
+            attention_sites(padded_predictor, **{what: given})
 
 
-def test_patterns_select_in_running_order(tiny_predictor: Any) -> None:
-    found = [s.name for s in find_sites(tiny_predictor, ["decoder.final.*", "memory.layer?.self"])]
+def test_patterns_select_in_running_order(padded_predictor: Any) -> None:
+    found = [
+        s.name for s in find_sites(padded_predictor, ["decoder.final.*", "memory.layer?.self"])
+    ]
     assert found == [*(f"memory.layer{i}.self" for i in range(4)), "decoder.final.token_to_image"]
 
 
-def test_an_unknown_pattern_names_the_nearest(tiny_predictor: Any) -> None:
+def test_an_unknown_pattern_names_the_nearest(padded_predictor: Any) -> None:
     with pytest.raises(InputError, match=r"'memory.layer9.cross'.*the nearest are memory\.layer"):
-        find_sites(tiny_predictor, ["memory.*", "memory.layer9.cross"])
+        find_sites(padded_predictor, ["memory.*", "memory.layer9.cross"])
 
 
-def test_modules_are_the_models_own(tiny_predictor: Any) -> None:
-    sites = attention_sites(tiny_predictor)
-    owned = {id(module) for module in tiny_predictor.modules()}
+def test_modules_are_the_models_own(padded_predictor: Any) -> None:
+    sites = attention_sites(padded_predictor)
+    owned = {id(module) for module in padded_predictor.modules()}
     assert all(id(site.module) in owned for site in sites)
     assert len({id(site.module) for site in sites}) == len(sites)
     assert isinstance(sites[0].module, torch.nn.Module)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import struct
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,9 +17,9 @@ import torch
 from PIL import Image
 from sam2.utils.misc import load_video_frames
 
-from probes.errors import InputError
+from probes.errors import InputError, LeftOut
 from probes.frames import KEPT_FRAMES, KEPT_OF_STREAM
-from probes.video import EndOfVideo, ModelFrames, open_video
+from probes.video import EndOfVideo, ModelFrames, new_state, notes_of, open_video
 
 FRAMES = 40
 
@@ -66,6 +70,7 @@ def test_model_frames_are_decoded_when_asked_for_and_few_are_kept(clip_folder: P
     asked: list[int] = []
     read = source.frame
     source.frame = lambda i: asked.append(i) or read(i)
+    source.reads_ahead = False
     frames = ModelFrames(source, 64, "cpu")
     assert asked == []
     for i in (0, 1, 1, 0, 2, 3, 4, 5):
@@ -76,11 +81,58 @@ def test_model_frames_are_decoded_when_asked_for_and_few_are_kept(clip_folder: P
     assert asked[-1] == 0
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_video_begins_as_in_stock(
+    dividing_predictor: Any, clip_folder: Path, offload: bool
+) -> None:
+    with torch.inference_mode():
+        stock = dividing_predictor.init_state(str(clip_folder), offload_video_to_cpu=offload)
+    source, device = open_video(clip_folder), torch.device("cpu")
+    frames, size = ModelFrames(source, 256, device), (source.height, source.width)
+    state = new_state(frames, frames.num_frames, size, device, device, offload)
+    filled = ("images", "cached_features")  # stock decodes all frames and encodes the first
+    assert {k: v for k, v in state.items() if k not in filled} == {
+        k: v for k, v in stock.items() if k not in filled
+    }
+    assert torch.equal(state["images"][3], stock["images"][3]) and state["cached_features"] == {}
+    elsewhere = new_state(frames, len(frames), size, device, torch.device("meta"), offload)
+    assert {k for k in state if elsewhere[k] != state[k]} == {
+        "offload_state_to_cpu", "storage_device",
+    }  # fmt: skip
+    stream = ModelFrames(open_video(iter([source.frame(0)])), 256, device)
+    assert stream.num_frames == sys.maxsize
+
+
+def test_frames_behave_as_the_tensor_of_stock(
+    dividing_predictor: Any, clip_folder: Path, clip_frames: np.ndarray
+) -> None:
+    """What clients do with ``state["images"]``."""
+    with torch.inference_mode():
+        stock = dividing_predictor.init_state(str(clip_folder))["images"]
+    ours = ModelFrames(open_video(clip_folder), 256, "cpu")
+    assert ours.shape == stock.shape and ours.size() == stock.size() and ours.size(0) == len(ours)
+    assert (ours.dtype, ours.device, ours.ndim, ours.dim()) == (stock.dtype, stock.device, 4, 4)
+    for index in (0, -1, np.int64(2), torch.tensor(3), slice(1, 3), slice(0, 8, 3), [0, 5]):
+        assert torch.equal(ours[index], stock[index])
+    assert torch.equal(ours[2, 1], stock[2, 1]) and torch.equal(ours[:, 0, 4], stock[:, 0, 4])
+    assert ours[3:3].shape == stock[3:3].shape
+    assert torch.equal(torch.cat([ours, ours[:1]]), torch.cat([stock, stock[:1]]))
+    assert torch.equal(torch.stack([*ours]), stock) and torch.equal(ours.mean(0), stock.mean(0))
+    assert torch.equal(ours.to(torch.float64), stock.to(torch.float64))
+    with pytest.raises(IndexError):
+        ours[len(ours)]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ours.nothing  # noqa: B018
+    ours[2] = stock[5]
+    assert torch.equal(ours[2], stock[5]) and not torch.equal(ours[2], stock[2])
+    assert torch.equal(copy.deepcopy(ours)[2], stock[5])
+
+
 @pytest.mark.parametrize(
     ("names", "order"),
     [
         (["10.png", "9.png", "100.png"], ["9", "10", "100"]),
-        (["f10.PNG", "f9.png", "g1.jpeg"], ["f9", "f10", "g1"]),
+        (["f10.PNG", "f9.png", "g1.Png"], ["f9", "f10", "g1"]),
         (["b.jpg", "a.jpg", "notes.txt"], ["a", "b"]),
         (["00002.jpg", "00001.jpg"], ["00001", "00002"]),
     ],
@@ -150,10 +202,15 @@ def test_packets_that_show_no_frame_are_not_counted(tmp_path: Path) -> None:
     assert not np.array_equal(played[6], played[7])
 
 
-def test_two_frames_of_one_time_are_refused(tmp_path: Path) -> None:
+def test_two_frames_of_one_time_are_two(tmp_path: Path) -> None:
     plain = write_file(tmp_path / "plain.webm", numbered_frames(12), "libvpx")
-    twice = with_one_more_packet(tmp_path / "twice.webm", plain, shown=True)
-    assert "1 frames with the time stamp of another" in _refusal(twice)
+    path = with_one_more_packet(tmp_path / "twice.webm", plain, shown=True)
+    with av.open(str(path)) as container:
+        played = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    with pytest.warns(LeftOut, match="1 frames with the time stamp of another"):
+        twice = open_video(path)
+    assert twice.num_frames == len(played) == 13
+    assert all(np.array_equal(twice.frame(i), played[i]) for i in (*range(13), 3, 7, 6))
     assert open_video(plain).num_frames == 12
 
 
@@ -169,7 +226,8 @@ def test_a_file_that_was_cut_between_key_frames_begins_with_the_first(
         for packet in [packet for packet in given.demux(stream) if packet.size][5:]:
             packet.stream = into
             container.mux(packet)
-    source = open_video(tmp_path / name)
+    with pytest.warns(LeftOut, match="frames before its first key frame can't be decoded"):
+        source = open_video(tmp_path / name)
     assert source.num_frames == FRAMES - 12
     order = [*range(FRAMES - 12), 0, 20, 3]
     assert [index_of(source.frame(i)) for i in order] == [12 + i for i in order]
@@ -335,5 +393,95 @@ def test_a_broken_or_doubled_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(data[: len(data) // 2])
     assert "1.jpg can't be read as a picture" in _refusal(tmp_path)
     (tmp_path / "1.jpg").unlink()
-    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
-    assert "both 0.jpg and 0.png" in _refusal(tmp_path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.jpeg")
+    assert "both 0.jpeg and 0.jpg" in _refusal(tmp_path)
+
+
+def test_frames_of_a_stream_that_reuses_its_buffer_are_held_as_they_were() -> None:
+    def camera() -> Iterator[np.ndarray]:
+        buffer = np.empty((48, 64, 3), np.uint8)
+        for frame in numbered_frames(8):
+            buffer[:] = frame
+            yield buffer
+
+    source = open_video(camera())
+    for i in range(6):
+        source.frame(i)
+    assert [index_of(source.frame(i)) for i in range(6)] == [*range(6)]
+    listed = open_video(
+        [*camera()]
+    )  # a list of one buffer shows the last picture, as the caller sees it
+    assert [index_of(listed.frame(i)) for i in range(3)] == [7, 7, 7]
+
+
+@pytest.mark.parametrize("kind", ["dtype", "device meta", "device cpu"])
+def test_torch_defaults_change_no_frame(clip_folder: Path, kind: str) -> None:
+    source = open_video(clip_folder)
+    expected = ModelFrames(source, 64, "cpu")[1]
+    try:
+        if kind == "dtype":
+            torch.set_default_dtype(torch.float64)
+        else:
+            torch.set_default_device(kind.split()[1])
+        found = ModelFrames(source, 64, "cpu")[1]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert found.dtype == torch.float32 and found.device.type == "cpu"
+    assert torch.equal(found, expected)
+    assert not torch.equal(ModelFrames(source, 64, "cpu")[2], expected)
+
+
+def test_pictures_that_lie_come_out_upright_and_others_equal_stock(tmp_path: Path) -> None:
+    """Stock sam2 takes them as they lie."""
+    frame = numbered_frames(1)[0]
+    frame[:10, :10] = 255
+    said = Image.Exif()
+    for orientation in (1, 6):
+        said[0x0112] = orientation
+        folder = tmp_path / str(orientation)
+        folder.mkdir()
+        Image.fromarray(frame).save(folder / "0.jpg", exif=said, quality=95)
+    upright, turned = (open_video(tmp_path / name) for name in ("1", "6"))
+    assert (upright.width, upright.height) == (turned.height, turned.width) == (64, 48)
+    assert np.array_equal(turned.frame(0), np.rot90(upright.frame(0), -1))
+    stock, _, _ = load_video_frames(str(tmp_path / "1"), 64, True)
+    assert torch.equal(ModelFrames(upright, 64, "cpu")[0], stock[0])
+    lying, _, _ = load_video_frames(str(tmp_path / "6"), 64, True)
+    assert not torch.equal(ModelFrames(turned, 64, "cpu")[0], lying[0])
+
+
+def test_what_is_left_out_is_named_once_and_refused_where_nothing_may_be(tmp_path: Path) -> None:
+    for name in ("0.jpg", "1.jpg", "1.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.warns(LeftOut, match=r"1 pictures are PNG, .* \(1.png\), left out") as warned:
+        source = open_video(tmp_path)
+    assert len(warned) == 1 and [str(w.message) for w in warned] == list(notes_of(source))
+    assert source.names == ["0", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_video(source) is source
+    for given in (tmp_path, source):
+        with pytest.raises(InputError, match="expected that nothing is left out .*; mend it"):
+            open_video(given, strict=True)
+    (tmp_path / "1.png").unlink()
+    assert notes_of(open_video(tmp_path, strict=True)) == notes_of(open_video([*FEW])) == ()
+
+
+FEW = numbered_frames(2)
+
+
+def test_a_warning_that_is_shown_once_is_not_shown_for_each_frame(clip_folder: Path) -> None:
+    """Python shows it anew whenever somebody changes what is shown."""
+    source = open_video(clip_folder)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        for i in range(4):
+            source.frame(i)
+            warnings.warn("once", UserWarning, stacklevel=1)
+        shown = len(warned)
+        with warnings.catch_warnings():
+            pass
+        for _ in range(2):
+            warnings.warn("once", UserWarning, stacklevel=1)
+    assert shown == 1 and len(warned) == 2

@@ -9,6 +9,7 @@ import pytest
 from tests.notebooks.test_notebooks import LONG, check
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", LONG)
 def test_a_long_notebook_runs_and_gives_its_number(

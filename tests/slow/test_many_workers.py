@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sparsity.demo.clips import make_clip
-from sparsity.demo.dataset import write_davis
+from sparsity.clips.made import make_clip, write_davis
 from sparsity.evaluation.evaluate import evaluate
-from sparsity.evaluation.jobs import Spread
-from sparsity.options import ModelChoice
+from sparsity.work.model import ModelChoice
+from sparsity.work.spread import Spread
 
 KINDS = ("smooth", "fast", "occlusion", "distractors")
 
@@ -27,6 +26,7 @@ def figures(root: Path, out: Path, spread: Spread, profile: str = "paper") -> li
     return [run.model_dump(mode="json") for run in result.runs]
 
 
+@pytest.mark.process
 def test_the_number_of_workers_does_not_change_a_figure(root: Path, tmp_path: Path) -> None:
     alone = figures(root, tmp_path / "0.json", Spread(threads=1))
     for jobs in (1, 2, 4):

@@ -24,7 +24,7 @@ REFUSED = frozenset(
 
 
 class Tapes:
-    """Takes the place of `sparsity.acceleration.graphs.record`, and counts.
+    """Takes the place of `sparsity.acceleration.model.graphs.record`, and counts.
 
     Attributes
     ----------

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import copy
 import io
-import multiprocessing
 import pickle
-from collections.abc import Callable
-from pathlib import Path
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from sam2.sam2_video_predictor import SAM2VideoPredictorVOS
 
 from probes import build_predictor
 from probes.errors import InputError
-from sparsity import EfficientSAM2VideoPredictor, accelerate
-from tests.sparsity.acceleration.conftest import LONG, PROMPTS, StockRuns, off_by, step, track
+from sparsity import EfficientSAM2VideoPredictor, accelerate, build_efficient_sam2_video_predictor
+from sparsity.acceleration.model import weights
+from tests.sparsity.acceleration.conftest import (
+    LONG,
+    PROMPTS,
+    Runs,
+    last,
+    make_frames,
+    off_by,
+    step,
+    track,
+)
+
+SOME = 4
+"""Frames after which windows were left out and keys too."""
 
 
 def pickled(predictor: Any) -> Any:
@@ -27,98 +41,108 @@ def pickled(predictor: Any) -> Any:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_a_copy_stands_alone(
-    demo_predictor: Any, long_folder: str, copied: Callable[[Any], Any], stock_runs: StockRuns
+    small_demo: Any, long_folder: str, copied: Callable[[Any], Any], runs: Runs
 ) -> None:
-    fast = accelerate(demo_predictor, "paper")
-    expected = track(fast, long_folder, PROMPTS["mask"])  # weights are packed now
-    other = copied(fast)
-    assert track(other, long_folder, PROMPTS["mask"]).equal(expected)
+    fast, expected = accelerate(small_demo, "paper"), runs(small_demo, profile="paper")
+    assert track(fast, long_folder, PROMPTS["mask"], SOME).equal(expected, SOME)
+    other = copied(fast)  # weights are packed now
+    assert track(other, long_folder, PROMPTS["mask"], SOME).equal(expected, SOME)
     with other.use(None):
-        found = track(other, long_folder, PROMPTS["mask"])
-    assert found.equal(stock_runs(demo_predictor, "mask")) and not found.equal(expected)
+        found = track(other, long_folder, PROMPTS["mask"], SOME)
+    assert found.equal(runs(small_demo), SOME) and not found.equal(expected, SOME)
     with torch.no_grad():
         other.memory_attention.layers[0].linear2.weight.mul_(0.5)
-    assert not track(other, long_folder, PROMPTS["mask"]).equal(expected)
-    assert track(fast, long_folder, PROMPTS["mask"]).equal(expected)
-    same = other._stock.memory_attention.layers[0].linear2.weight
+    assert not track(other, long_folder, PROMPTS["mask"], SOME).equal(expected, SOME)
+    assert track(fast, long_folder, PROMPTS["mask"], SOME).equal(expected, SOME)
+    same = other.stock.memory_attention.layers[0].linear2.weight
     assert same is other.memory_attention.layers[0].linear2.weight
+
+
+def stored(state: dict[str, Any]) -> dict[str, Any]:
+    """A state that was written to a file and read."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    found: dict[str, Any] = torch.load(file, weights_only=False)
+    return found
 
 
 @pytest.mark.parametrize("profile", ["exact", "recommended"])
 def test_a_copied_state_goes_on_alike(demo_predictor: Any, long_folder: str, profile: str) -> None:
     fast = accelerate(demo_predictor, profile)
-    run = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=6)
-    stored = io.BytesIO()
-    torch.save(run.state, stored)
-    stored.seek(0)
-    copies = [copy.deepcopy(run.state), torch.load(stored, weights_only=False), run.state]
-    found = [{f: v.clone() for f, _, v in fast.propagate_in_video(state, 7)} for state in copies]
-    for frame in range(7, LONG):
+    run = track(fast, long_folder, PROMPTS["mask"], SOME)
+    copies = [copy.deepcopy(run.state), stored(run.state), run.state]
+    found = [
+        {f: v.clone() for f, _, v in fast.propagate_in_video(state, SOME, 2)} for state in copies
+    ]
+    for frame in range(SOME, SOME + 3):
         assert all(torch.equal(other[frame], found[-1][frame]) for other in found)
-    assert not torch.equal(found[0][7], found[0][8])
+    assert not torch.equal(found[0][SOME], found[0][SOME + 1])
 
 
-def _elsewhere(job: Callable[..., Any], *given: Any) -> Any:
-    """What a job gives in a process of its own, where counts begin alike."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply_async(job, given).get(timeout=120)
-
-
-def _track_and_store(fast: Any, folder: str, file: Path) -> None:
-    torch.save(track(fast, folder, PROMPTS["mask"], max_frame_num_to_track=6).state, file)
-
-
-def _go_on(fast: Any, half: bool, file: Path) -> tuple[np.ndarray, str]:
-    """Logits of the next frame, and why it was dense or that it was not."""
-    state = torch.load(file, weights_only=False)
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        return step(fast, state, 7).numpy(), fast.report(state).frames[-1].reason
-
-
-def test_another_process_goes_on_in_another_number_format(
-    demo_predictor: Any, long_folder: str, tmp_path: Path
+@pytest.mark.process
+def test_another_process_takes_nothing_for_its_own(
+    demo_predictor: Any, long_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the first one made in float32 is not taken for the second one's own."""
-    fast, file = accelerate(demo_predictor, "recommended"), tmp_path / "state.pt"
-    _elsewhere(_track_and_store, fast, long_folder, file)
-    (same, as_before), (found, anew) = (
-        _elsewhere(_go_on, fast, half, file) for half in (False, True)
-    )
-    assert (as_before, anew) == ("routed", "nothing cached")
-    assert np.isfinite(found).all() and not np.array_equal(found, same)
+    """What one made of its weights, or in its number format, may be of others there: the first frame is dense."""
+
+    def elsewhere() -> Any:
+        """The predictor as a process has it that has just begun."""
+        found = subprocess_count()
+        monkeypatch.setattr(weights, "_versions", found)
+        return accelerate(demo_predictor, "recommended")
+
+    here = elsewhere()
+    state = track(here, long_folder, PROMPTS["mask"], SOME).state
+    found = {}
+    for half in (False, True):
+        fast, again = elsewhere(), stored(state)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found[half] = step(fast, again, SOME), last(fast, again).reason
+    assert (found[False][1], found[True][1]) == ("nothing cached", "nothing cached")
+    assert found[True][0].isfinite().all() and not torch.equal(found[True][0], found[False][0])
+    step(here, state, SOME)
+    assert last(here, state).reason == "routed"
 
 
-def test_made_and_run_under_inference_mode(long_folder: str) -> None:
+def subprocess_count() -> Iterator[int]:
+    """Where another process begins to count."""
+    code = "from sparsity.acceleration.model import weights; print(next(weights._versions))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return count(int(said.stdout))
+
+
+def test_made_and_run_under_inference_mode() -> None:
     """Parameters made there count no changes."""
     with torch.inference_mode():
-        stock = build_predictor("demo", image_size=256, device="cpu")
+        stock = build_predictor("demo", image_size=128, device="cpu")
         assert stock.maskmem_tpos_enc.is_inference()
         fast = accelerate(stock, "exact")
-        run = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=3)
+        run = track(fast, make_frames(4), PROMPTS["mask"])
         found, expected = (step(p, run.state, 3) for p in (fast, stock))
     assert off_by(found, expected) <= 1e-4
     assert off_by(run.logits[2], run.logits[3]) > 1e-3
 
 
 def test_a_shallow_copy_shares_weights_and_nothing_else(
-    demo_predictor: Any, long_folder: str, stock_runs: StockRuns
+    demo_predictor: Any, long_folder: str, runs: Runs
 ) -> None:
     fast = accelerate(demo_predictor, "exact")
     other = copy.copy(fast)
     with other.use(None):
-        assert track(other, long_folder, PROMPTS["mask"]).equal(stock_runs(demo_predictor, "mask"))
+        found = track(other, long_folder, PROMPTS["mask"], SOME)
         assert fast.profile.name == "exact" and other.profile.name == "dense"
+    assert found.equal(runs(demo_predictor), SOME)
     assert other.mask_downsample is fast.mask_downsample
-    assert other.profile == fast.profile and other._derived is not fast._derived
+    assert other.profile == fast.profile and other.parts.weights is not fast.parts.weights
 
 
-def test_weights_changed_through_data_are_taken_over_when_said(long_folder: str) -> None:
-    stock = build_predictor("demo", image_size=256, device="cpu")
-    fast = accelerate(stock, "exact")
-    state = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=3).state
+def test_weights_changed_through_data_are_taken_over_when_said(own_demo: Any) -> None:
+    fast = accelerate(own_demo, "exact")
+    state = track(fast, make_frames(4), PROMPTS["mask"]).state
     before = step(fast, state, 3)
-    stock.memory_attention.layers[0].linear2.weight.data.mul_(0.5)
-    expected = step(stock, state, 3)
+    own_demo.memory_attention.layers[0].linear2.weight.data.mul_(0.5)
+    expected = step(own_demo, state, 3)
     assert off_by(step(fast, state, 3), expected) > 1e-3, "nobody said so"
     fast.weights_changed()
     assert off_by(step(fast, state, 3), expected) <= 1e-4
@@ -136,6 +160,20 @@ def test_from_pretrained_does_not_return_a_stock_predictor() -> None:
         InputError, match=r"accelerate\(SAM2VideoPredictor.from_pretrained\('a/b'\)\)"
     ):
         EfficientSAM2VideoPredictor.from_pretrained("a/b")
+
+
+def test_sam2s_compiled_predictor_is_refused_with_what_to_do(demo_predictor: Any) -> None:
+    theirs = copy.copy(demo_predictor)
+    theirs.__class__ = (
+        SAM2VideoPredictorVOS  # as sam2 makes it with vos_optimized, not compiled yet
+    )
+    with pytest.raises(
+        InputError, match="SAM2VideoPredictorVOS was given, .* without vos_optimized"
+    ):
+        accelerate(theirs)
+    with pytest.raises(InputError, match="graphs launch its parts .* instead; leave it out"):
+        build_efficient_sam2_video_predictor("unread.yaml", vos_optimized=True)
+    accelerate(demo_predictor)  # which it was made from is eager still
 
 
 def test_a_history_of_no_kind_is_refused(demo_predictor: Any, long_folder: str) -> None:

@@ -10,57 +10,66 @@ import pytest
 import torch
 
 from sparsity import accelerate
-from sparsity.profile import Memory, Profile, Windows
+from sparsity.profile import Profile
+from sparsity.techniques.retrieval import Retrieval
+from sparsity.techniques.routing import Routing
 from tests.sparsity.acceleration.conftest import (
+    FULL,
     PROMPTS,
     Prompt,
-    StockRuns,
+    Run,
+    Runs,
+    last,
     off_by,
     part_of_mask,
+    step,
     track,
 )
 
+METHODS_ALONE = Profile(name="methods alone", routing=Routing(), retrieval=Retrieval())
+
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_dense_equals_stock(stock: Any, kind: str, long_folder: str, stock_runs: StockRuns) -> None:
-    expected = stock_runs(stock, kind)
-    assert track(accelerate(stock, "dense"), long_folder, PROMPTS[kind]).equal(expected)
+def test_dense_equals_stock(stock: Any, kind: str, runs: Runs) -> None:
+    assert runs(stock, kind, "dense").equal(runs(stock, kind))
+
+
+def test_dense_equals_stock_on_sam2s_own_model(tiny_predictor: Any, long_folder: str) -> None:
+    """Tiny as sam2 has it, an object by each kind of prompt."""
+    (mask,), (point,), (box,) = (PROMPTS[kind] for kind in ("mask", "point", "box"))
+    prompts = mask, Prompt(0, 2, points=point.points), Prompt(0, 3, box=box.box)
+    expected = track(tiny_predictor, long_folder, prompts, 2)
+    dense = accelerate(tiny_predictor, "dense")
+    assert track(dense, long_folder, prompts, 2).equal(expected)
+    exact = step(accelerate(tiny_predictor, "exact"), expected.state, 1)
+    assert off_by(exact, step(tiny_predictor, expected.state, 1)) <= 1e-4
+    assert off_by(exact.flip(0), exact) > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["mask", "three objects"])
-def test_sparse_differs_from_stock(
-    stock: Any, kind: str, long_folder: str, stock_runs: StockRuns
-) -> None:
-    expected = stock_runs(stock, kind)
-    assert not track(accelerate(stock, "paper"), long_folder, PROMPTS[kind]).equal(expected)
+def test_sparse_differs_from_stock(stock: Any, kind: str, runs: Runs) -> None:
+    assert not runs(stock, kind, "paper").equal(runs(stock, kind))
 
 
-def test_use_none_equals_stock(stock: Any, long_folder: str, stock_runs: StockRuns) -> None:
+def test_use_none_equals_stock(stock: Any, long_folder: str, runs: Runs) -> None:
     predictor = accelerate(stock, "paper")
     with predictor.use(None):
-        run = track(predictor, long_folder, PROMPTS["mask"])
-    assert run.equal(stock_runs(stock, "mask"))
+        run = track(predictor, long_folder, PROMPTS["mask"], 4)
+    assert run.equal(runs(stock), 4)
     assert predictor.profile.name == "paper"
-    assert not track(predictor, long_folder, PROMPTS["mask"]).equal(stock_runs(stock, "mask"))
+    again = track(predictor, long_folder, PROMPTS["mask"], 4)
+    assert again.equal(runs(stock, profile="paper"), 4) and not again.equal(runs(stock), 4)
 
 
-def _step(predictor: Any, state: Any, frame: int) -> torch.Tensor:
-    """Track one frame."""
-    ((_, _, logits),) = predictor.propagate_in_video(state, frame, max_frame_num_to_track=0)
-    return logits.clone()
-
-
-def test_predictors_take_turns_on_shared_modules(
-    stock: Any, long_folder: str, stock_runs: StockRuns
-) -> None:
+def test_predictors_take_turns_on_shared_modules(stock: Any, long_folder: str, runs: Runs) -> None:
     fast = accelerate(stock, "paper")
     states = {p: p.init_state(long_folder) for p in (stock, fast)}
     for predictor, state in states.items():
         PROMPTS["mask"][0].give(predictor, state)
-    runs = [predictor.propagate_in_video(state) for predictor, state in states.items()]
-    pairs = [(a[2].clone(), b[2].clone()) for a, b in zip(*runs, strict=True)]
-    alone = track(fast, long_folder, PROMPTS["mask"])
-    expected = stock_runs(stock, "mask")
+    found = [predictor.propagate_in_video(state, 0, 4) for predictor, state in states.items()]
+    pairs = [(a[2].clone(), b[2].clone()) for a, b in zip(*found, strict=True)]
+    alone, expected = runs(stock, profile="paper"), runs(stock)
+    assert len(pairs) == 5
     for frame, (mine, faster) in enumerate(pairs):
         assert torch.equal(mine, expected.logits[frame])
         assert torch.equal(faster, alone.logits[frame])
@@ -68,35 +77,43 @@ def test_predictors_take_turns_on_shared_modules(
 
 
 def test_use_none_in_mid_session_equals_stock_on_the_same_state(
-    demo_predictor: Any, long_folder: str
+    demo_predictor: Any, runs: Runs
 ) -> None:
     """The frames after the change are what stock would make of the state that routed tracking left."""
+    routed = runs(demo_predictor, profile="paper")
     fast = accelerate(demo_predictor, "paper")
-    run = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
+    state, again, still = (routed.resumed() for _ in range(3))
+    step(fast, state, FULL - 1)
     with fast.use(None):
-        mine = [_step(fast, run.state, frame) for frame in (8, 9)]
-    again = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
-    for frame, logits in zip((8, 9), mine, strict=True):
-        assert torch.equal(logits, _step(demo_predictor, again.state, frame))
-    still = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
-    assert not torch.equal(_step(fast, still.state, 8), mine[0])
+        mine = [step(fast, state, frame) for frame in (FULL, FULL + 1)]
+    for frame, logits in zip((FULL, FULL + 1), mine, strict=True):
+        assert torch.equal(logits, step(demo_predictor, again, frame))
+    assert not torch.equal(step(fast, still, FULL), mine[0])
+
+
+@pytest.fixture
+def on_a_routed_frame(demo_predictor: Any, runs: Runs) -> tuple[Any, Run]:
+    """A predictor that has just tracked frame `FULL`, of which it computed some windows, and its run."""
+    fast, state = accelerate(demo_predictor, METHODS_ALONE), _routed(demo_predictor, runs)
+    return fast, Run({FULL: step(fast, state, FULL)}, state)
+
+
+def _routed(demo_predictor: Any, runs: Runs) -> dict[str, Any]:
+    return runs(demo_predictor, profile=METHODS_ALONE).resumed()
 
 
 def test_a_click_on_a_routed_frame_is_answered_from_dense_features(
-    demo_predictor: Any, long_folder: str
+    demo_predictor: Any, long_folder: str, on_a_routed_frame: tuple[Any, Run]
 ) -> None:
-    fast = accelerate(
-        demo_predictor, Profile(name="methods alone", windows=Windows(), memory=Memory())
-    )
+    fast, run = on_a_routed_frame
     click = Prompt(
-        7, 2, points=((110, 20),)
+        FULL, 2, points=((110, 80),)
     )  # far from the first object, where nothing was computed
-    run = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
-    assert fast.report(run.state).frames[-1].windows is not None, "frame 7 was routed"
+    assert last(fast, run.state).windows is not None, "the frame was routed"
     clicked = _click(fast, run.state, click)
     same = demo_predictor.init_state(long_folder)
     assert torch.equal(clicked, _click(demo_predictor, same, click))
-    moved = Prompt(7, 2, points=((100, 80),))
+    moved = Prompt(FULL, 2, points=((100, 10),))
     assert not torch.equal(clicked, _click(demo_predictor, same, moved))
 
 
@@ -109,75 +126,62 @@ def _click(predictor: Any, state: Any, prompt: Prompt) -> torch.Tensor:
     return logits[ids.index(prompt.object_id)].clone()
 
 
-def test_bfloat16_autocast_equals_stock(demo_predictor: Any, long_folder: str) -> None:
+def test_bfloat16_autocast_equals_stock(small_demo: Any, long_folder: str, runs: Runs) -> None:
+    expected = runs(small_demo, half=True)
     with torch.autocast("cpu", torch.bfloat16):
-        expected = track(demo_predictor, long_folder, PROMPTS["mask"])
-        assert track(accelerate(demo_predictor, "dense"), long_folder, PROMPTS["mask"]).equal(
-            expected
-        )
-    assert not track(demo_predictor, long_folder, PROMPTS["mask"]).equal(expected)
+        found = track(accelerate(small_demo, "dense"), long_folder, PROMPTS["mask"], 4)
+    assert found.equal(expected, 4)
+    assert not runs(small_demo).equal(expected, 4)
 
 
-def test_objects_keep_their_place(stock: Any, long_folder: str, stock_runs: StockRuns) -> None:
+def test_objects_keep_their_place(stock: Any, long_folder: str, runs: Runs) -> None:
     """The partner of the tests with three objects: in another order they differ."""
     turned = tuple(Prompt(0, i + 1, part_of_mask((i + 1) % 3)) for i in range(3))
-    run = track(accelerate(stock, "dense"), long_folder, turned)
-    assert not run.equal(stock_runs(stock, "three objects"))
+    run = track(accelerate(stock, "dense"), long_folder, turned, 2)
+    expected = runs(stock, "three objects").logits
+    assert torch.equal(run.logits[1].roll(1, 0), expected[1])
+    assert not torch.equal(run.logits[1], expected[1])
 
 
 def test_stock_on_a_state_that_was_routed_computes_its_own_features(
-    demo_predictor: Any, long_folder: str
+    demo_predictor: Any, runs: Runs, on_a_routed_frame: tuple[Any, Run]
 ) -> None:
-    fast = accelerate(demo_predictor, "paper")
-    click = Prompt(frame=7, points=((51, 48),))
-    clicked = {}
-    for name, predictor in (("routed", fast), ("stock", demo_predictor)):
-        run = track(predictor, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
-        clicked[name] = _clicked(demo_predictor, run.state, click)
-        if name == "routed":
-            assert fast.report(run.state).frames[-1].windows is not None
-            own = fast.report(run.state).frames[-1]
-            assert own.frame == 7
-            fresh = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7)
-            clicked["dense"] = _clicked(fast, fresh.state, click)
+    fast, run = on_a_routed_frame
+    click = Prompt(FULL, points=((38, 32),))
+    own = last(fast, run.state)
+    assert own.windows is not None and own.frame == FULL
+    clicked = {
+        "routed": _click(demo_predictor, run.state, click),
+        "stock": _click(demo_predictor, runs(demo_predictor).resumed(), click),
+        "dense": _click(fast, _routed(demo_predictor, runs), click),
+    }
     assert off_by(clicked["routed"], clicked["dense"]) <= 1e-4
     assert not torch.equal(clicked["routed"], clicked["stock"]), "memory was another"
 
 
-def _clicked(predictor: Any, state: Any, click: Prompt) -> torch.Tensor:
-    """Mask logits of a click on a frame that was tracked."""
-    points, labels = np.array(click.points, np.float32), np.ones(len(click.points), np.int32)
-    return predictor.add_new_points_or_box(state, click.frame, 1, points=points, labels=labels)[2]
-
-
 def test_after_a_frame_that_is_not_there_a_click_is_answered_from_dense_features(
-    demo_predictor: Any, long_folder: str
+    demo_predictor: Any, runs: Runs, on_a_routed_frame: tuple[Any, Run]
 ) -> None:
-    fast = accelerate(
-        demo_predictor, Profile(name="methods alone", windows=Windows(), memory=Memory())
-    )
+    fast, run = on_a_routed_frame
     found = []
-    for fails in (False, True):
-        state = track(fast, long_folder, PROMPTS["mask"], max_frame_num_to_track=7).state
+    for fails, state in ((True, run.state), (False, _routed(demo_predictor, runs))):
         if fails:
             with pytest.raises(IndexError):
-                _clicked(fast, state, Prompt(frame=40, points=((51, 48),)))
-        found.append(_clicked(fast, state, Prompt(frame=7, points=((51, 48),))))
+                _click(fast, state, Prompt(40, points=((38, 32),)))
+        found.append(_click(fast, state, Prompt(FULL, points=((38, 32),))))
     assert torch.equal(*found)
 
 
 def test_threads_with_a_predictor_each_do_not_hear_one_another(
-    demo_predictor: Any, long_folder: str
+    small_demo: Any, long_folder: str
 ) -> None:
     """Routing by decoder attention, two predictors on the same weights at once, and stock beside them."""
-    asked = Windows(score_below=1000.0)
-    profile = Profile(name="by saliency", windows=asked, memory=Memory())
-    alone = track(accelerate(demo_predictor, profile), long_folder, PROMPTS["mask"])
-    fast = [accelerate(demo_predictor, profile) for _ in range(2)]
+    asked = Routing(score_below=1000.0)
+    profile = Profile(name="by saliency", routing=asked, retrieval=Retrieval())
+    alone = track(accelerate(small_demo, profile), long_folder, PROMPTS["mask"], 4)
+    fast = [accelerate(small_demo, profile) for _ in range(2)]
     with ThreadPoolExecutor(3) as pool:
-        jobs = [
-            pool.submit(track, p, long_folder, PROMPTS["mask"]) for p in (*fast, demo_predictor)
-        ]
+        jobs = [pool.submit(track, p, long_folder, PROMPTS["mask"], 4) for p in (*fast, small_demo)]
         first, second, stock = (job.result() for job in jobs)
     assert first.equal(alone) and second.equal(alone)
     assert not stock.equal(alone)

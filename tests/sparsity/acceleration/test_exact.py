@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,43 +13,39 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from probes import build_predictor
-from sparsity import accelerate
-from sparsity.acceleration import early, linear
-from sparsity.acceleration.attention import attend, batched, blocked, fastest, fused
-from sparsity.acceleration.encoder import window_grid
-from sparsity.profile import EXACT_TECHNIQUES, Memory, Profile, Windows
-from tests.conftest import make_frames
+from sparsity import accelerate, build_efficient_sam2_video_predictor
+from sparsity.acceleration.model import linear, stages
+from sparsity.acceleration.model.attention import attend, batched, blocked, fastest, fused
+from sparsity.acceleration.model.encoder import window_grid
+from sparsity.profile import Profile
+from sparsity.techniques.retrieval import Retrieval
+from sparsity.techniques.routing import Routing
 from tests.sparsity.acceleration.conftest import (
+    FULL,
     PROMPTS,
     Run,
-    StockRuns,
+    Runs,
     encoded,
+    make_frames,
     off_by,
     other_pixels,
     step,
     track,
 )
 
-SIZES = {"sam2.1-tiny": 256, "sam2.1-small": 256, "sam2.1-base-plus": 256, "sam2.1-large": 256}
-"""Image sizes of the input; windows pad the grid but for Large, whose single window fills it."""
+SIZES = {"tiny": "t", "small": "s", "base-plus": "b+", "large": "l"}
+"""Sizes of SAM 2.1 and their configurations. At 256 pixels windows pad the grid but for Large, whose single one fills it."""
 
 
-FULL = 10
-"""A frame with a full memory bank."""
+def windows_alone(exact: bool) -> Profile:
+    """SWR without SMR, with and without the exact rewrites."""
+    return Profile(name="windows", routing=Routing(), exact=exact)
 
 
-def windows_alone(encoder: bool) -> Profile:
-    """SWR without SMR, with and without the encoder's exact rewrites."""
-    return Profile(name="windows", windows=Windows(), techniques={"encoder": encoder})
-
-
-@pytest.mark.parametrize("encoder", [False, True], ids=["stock around", "rewritten"])
-def test_all_windows_kept_equals_dense(
-    stock: Any, encoder: bool, long_folder: str, stock_runs: StockRuns
-) -> None:
-    fast = accelerate(stock, windows_alone(encoder))
-    state = stock_runs(stock, "mask").state
+@pytest.mark.parametrize("exact", [False, True], ids=["stock around", "rewritten"])
+def test_all_windows_kept_equals_dense(stock: Any, exact: bool, runs: Runs) -> None:
+    fast = accelerate(stock, windows_alone(exact))
+    state = runs(stock).resumed()
     expected = step(stock, state, FULL)
     every = tuple(range(_windows(fast)))
     fast.choose_windows(state, lambda frame: every)
@@ -62,89 +58,97 @@ def _windows(predictor: Any) -> int:
     return window_grid(predictor).count
 
 
-@pytest.mark.parametrize("name", list(SIZES))
+FEWER_BLOCKS = {
+    "large": [
+        "model.image_encoder.trunk.stages=[2,6,8,4]",
+        "model.image_encoder.trunk.global_att_blocks=[10,13,15]",
+    ]
+}
+"""Stage 3 of Large with 8 of its 36 blocks, the global ones and the last among them: the others are more of the same."""
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_features_of_all_sizes(name: str) -> None:
-    stock = build_predictor(name, weights="random", image_size=SIZES[name], device="cpu")
-    levels = _levels(accelerate(stock, "exact"))
-    expected = _levels(accelerate(stock, "dense"))
+    fast = build_efficient_sam2_video_predictor(
+        f"configs/sam2.1/sam2.1_hiera_{SIZES[name]}.yaml", device="cpu", profile="exact",
+        hydra_overrides_extra=["++model.image_size=256", *FEWER_BLOCKS.get(name, [])],
+    )  # fmt: skip
+    levels = _levels(fast)
+    with fast.use("dense"):
+        expected = _levels(fast)
     assert [level.shape for level in levels] == [level.shape for level in expected]
     assert max(map(off_by, levels, expected)) <= 1e-5
-    other = _levels(accelerate(stock, "exact"), make_frames(1)[:, :, ::-1].copy())
-    assert min(map(off_by, other, expected)) > 1e-2
+    assert min(off_by(level.flip(-1), level) for level in levels) > 1e-2
 
 
-def test_early_stages_in_one_strip_equal_those_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    stock = build_predictor("sam2.1-tiny", weights="random", image_size=256, device="cpu")
-    expected = _levels(accelerate(stock, "dense"))
-    for tokens in (512, 2**20):
-        monkeypatch.setattr(early, "STRIP_TOKENS", tokens)
-        assert max(map(off_by, _levels(accelerate(stock, "exact")), expected)) <= 1e-5
+def test_early_stages_in_one_strip_equal_those_in_many(
+    padded_predictor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _levels(accelerate(padded_predictor, "dense"))
+    for tokens in (256, 2**20):
+        monkeypatch.setattr(stages, "STRIP_TOKENS", tokens)
+        assert max(map(off_by, _levels(accelerate(padded_predictor, "exact")), expected)) <= 1e-5
 
 
-def _levels(predictor: Any, frames: np.ndarray | None = None) -> list[Tensor]:
+def _levels(predictor: Any) -> list[Tensor]:
     """Feature levels of the first frame."""
-    state = predictor.init_state(make_frames(1) if frames is None else frames)
+    state = predictor.init_state(make_frames(1))
     stock = state["cached_features"]
     levels = stock[0][1]["backbone_fpn"] if stock else encoded(state)
     return [level.clone() for level in levels]
 
 
 @pytest.mark.parametrize("kind", ["mask", "three objects"])
-def test_exact_equals_stock(stock: Any, kind: str, stock_runs: StockRuns) -> None:
-    state = stock_runs(stock, kind).state
+def test_exact_equals_stock(stock: Any, kind: str, runs: Runs) -> None:
+    state = runs(stock, kind).resumed()
     expected = step(stock, state, FULL)
     assert off_by(step(accelerate(stock, "exact"), state, FULL), expected) <= 1e-4
     assert off_by(step(stock, state, FULL + 1), expected) > 1e-3
 
 
-def test_a_whole_exact_run_has_the_masks_of_stock(
-    demo_predictor: Any, long_folder: str, stock_runs: StockRuns
-) -> None:
+def test_a_whole_exact_run_has_the_masks_of_stock(demo_predictor: Any, runs: Runs) -> None:
     """Memory is stored in bfloat16, so what rounds differently once grows; masks hardly feel it."""
-    expected = stock_runs(demo_predictor, "three objects")
-    run = track(accelerate(demo_predictor, "exact"), long_folder, PROMPTS["three objects"])
+    expected = runs(demo_predictor, "three objects")
+    run = runs(demo_predictor, "three objects", "exact")
     assert other_pixels(run, expected) <= 1e-4
-    assert other_pixels(stock_runs(demo_predictor, "mask"), expected) > 1e-2
+    assert other_pixels(runs(demo_predictor), expected) > 1e-2
 
 
-@pytest.mark.parametrize("rewritten", [False, True], ids=["fused", "rewritten"])
-def test_keeping_all_keys_equals_stock(stock: Any, rewritten: bool, stock_runs: StockRuns) -> None:
-    state = stock_runs(stock, "three objects").state
-    expected = _memory_conditioned(stock, stock, state)
-    techniques = {"memory_attention": rewritten}
-    whole = Profile(name="whole", memory=Memory(keep=1.0), techniques=techniques)
-    assert _distance(_memory_conditioned(stock, accelerate(stock, whole), state), expected) <= 1e-5
-    keep = 0.06 if rewritten else 0.05  # tokens chosen by the other run are not those asked for
-    few = accelerate(stock, Profile(name="few", memory=Memory(keep=keep), techniques=techniques))
-    nothing_chosen = _memory_conditioned(stock, few, state)
+@pytest.mark.parametrize("exact", [False, True], ids=["fused", "rewritten"])
+def test_keeping_all_keys_equals_stock(stock: Any, exact: bool, runs: Runs) -> None:
+    state = runs(stock, "three objects").resumed()
+    expected = _memory_conditioned(stock, state)
+    whole = Profile(name="whole", retrieval=Retrieval(keep=1.0), exact=exact)
+    assert _distance(_memory_conditioned(accelerate(stock, whole), state), expected) <= 1e-5
+    few = accelerate(stock, Profile(name="few", retrieval=Retrieval(keep=0.05), exact=exact))
+    nothing_chosen = _memory_conditioned(few, state)
     assert _distance(nothing_chosen, expected) <= 1e-5, "the first look chooses, later ones are cut"
-    assert _distance(_memory_conditioned(stock, few, state), expected) > 1e-4
+    assert _distance(_memory_conditioned(few, state), expected) > 1e-4
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def _memory_conditioned(stock: Any, predictor: Any, state: dict[str, Any]) -> Tensor:
+def _memory_conditioned(predictor: Any, state: dict[str, Any]) -> Tensor:
     """Output of memory attention on a frame, ``[O, tokens, C]``."""
-    noted = []
-    hook = stock.memory_attention.norm.register_forward_hook(
-        lambda module, args, out: noted.extend(out.detach().clone())
-    )
+    noted, heads = [], predictor._forward_sam_heads
+
+    def note(backbone_features: Tensor, *args: Any, **kwargs: Any) -> Any:
+        noted.extend(backbone_features.flatten(2).permute(0, 2, 1).clone())
+        return heads(backbone_features, *args, **kwargs)
+
+    predictor._forward_sam_heads = note
     try:
         step(predictor, state, FULL)
     finally:
-        hook.remove()
+        del predictor._forward_sam_heads
     return torch.stack(noted)
 
 
-def test_bfloat16_is_no_further_from_float32_than_stock(
-    demo_predictor: Any, long_folder: str, stock_runs: StockRuns
-) -> None:
-    exact = stock_runs(demo_predictor, "mask")
-    with torch.autocast("cpu", torch.bfloat16):
-        theirs = track(demo_predictor, long_folder, PROMPTS["mask"])
-        ours = track(accelerate(demo_predictor, "exact"), long_folder, PROMPTS["mask"])
+def test_bfloat16_is_no_further_from_float32_than_stock(small_demo: Any, runs: Runs) -> None:
+    exact = runs(small_demo)
+    theirs, ours = runs(small_demo, half=True), runs(small_demo, profile="exact", half=True)
     assert _mean_error(ours, exact) <= 1.25 * _mean_error(theirs, exact)
     assert _mean_error(ours, exact) > 0
 
@@ -154,26 +158,13 @@ def _mean_error(run: Run, expected: Run) -> float:
     return float(torch.stack(errors).mean())
 
 
-@pytest.mark.parametrize("technique", EXACT_TECHNIQUES)
-def test_each_exact_technique_alone(
-    demo_predictor: Any, technique: str, stock_runs: StockRuns
-) -> None:
-    wanted = {technique: True, "memory_attention": True}
-    profile = Profile(name=technique, techniques=wanted)
-    state = stock_runs(demo_predictor, "three objects").state
-    expected = step(demo_predictor, state, FULL)
-    assert off_by(step(accelerate(demo_predictor, profile), state, FULL), expected) <= 1e-4
-
-
 def test_objects_tracked_together_equal_objects_tracked_alone(
-    demo_predictor: Any, stock_runs: StockRuns
+    demo_predictor: Any, runs: Runs
 ) -> None:
-    together = accelerate(demo_predictor, "paper")
-    techniques = {**together.profile.techniques, "batched_objects": False}
-    alone = accelerate(
-        demo_predictor, together.profile.model_copy(update={"techniques": techniques})
-    )
-    state = stock_runs(demo_predictor, "three objects").state
+    together, alone = (accelerate(demo_predictor, "paper") for _ in range(2))
+    alone.non_overlap_masks_for_mem_enc = True  # does nothing to a single one
+    assert together.parts.batches_objects and not alone.parts.batches_objects
+    state = runs(demo_predictor, "three objects").resumed()
     step(alone, state, FULL)  # chooses tokens
     expected = step(alone, state, FULL)
     assert off_by(step(together, state, FULL), expected) <= 1e-4
@@ -181,44 +172,42 @@ def test_objects_tracked_together_equal_objects_tracked_alone(
 
 
 def test_public_operators_serve_where_the_private_one_is_missing(
-    stock: Any, stock_runs: StockRuns, monkeypatch: pytest.MonkeyPatch
+    stock: Any, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "onednn_linear", lambda dtype: False)
-    state = stock_runs(stock, "mask").state
+    state = runs(stock).resumed()
     expected = step(stock, state, FULL)
     assert off_by(step(accelerate(stock, "exact"), state, FULL), expected) <= 1e-4
 
 
 @pytest.mark.parametrize("how", ["changed", "replaced"])
-def test_new_weights_are_noticed(long_folder: str, how: str) -> None:
-    stock = build_predictor("demo", image_size=256, device="cpu")
-    fast = accelerate(stock, "exact")
-    state = track(fast, long_folder, PROMPTS["mask"]).state
-    before = step(fast, state, FULL)
+def test_new_weights_are_noticed(own_demo: Any, how: str) -> None:
+    fast = accelerate(own_demo, "exact")
+    state = track(fast, make_frames(4), PROMPTS["mask"]).state
+    before = step(fast, state, 3)
     if how == "replaced":
         for whole, name in (
-            (stock.memory_attention.layers[0], "linear2"),
-            (stock.image_encoder.trunk.blocks[-1], "norm1"),
+            (own_demo.memory_attention.layers[0], "linear2"),
+            (own_demo.image_encoder.trunk.blocks[-1], "norm1"),
         ):
             setattr(whole, name, copy.deepcopy(getattr(whole, name)))
     with torch.no_grad():
-        stock.memory_attention.layers[0].linear2.weight.mul_(0.5)
-        stock.image_encoder.trunk.blocks[-1].norm1.weight.mul_(0.5)
-    after = step(fast, state, FULL)
-    assert off_by(after, step(stock, state, FULL)) <= 1e-4
+        own_demo.memory_attention.layers[0].linear2.weight.mul_(0.5)
+        own_demo.image_encoder.trunk.blocks[-1].norm1.weight.mul_(0.5)
+    after = step(fast, state, 3)
+    assert off_by(after, step(own_demo, state, 3)) <= 1e-4
     assert off_by(after, before) > 1e-3
 
 
 @pytest.mark.parametrize("part", ["not_a_point_embed.weight", "no_mask_embed.weight"])
-def test_what_no_prompt_gives_is_encoded_anew_for_new_weights(part: str, long_folder: str) -> None:
-    stock = build_predictor("demo", image_size=256, device="cpu")
-    fast = accelerate(stock, "exact")
-    state = track(fast, long_folder, PROMPTS["three objects"]).state
-    before = step(fast, state, FULL)
+def test_what_no_prompt_gives_is_encoded_anew_for_new_weights(own_demo: Any, part: str) -> None:
+    fast = accelerate(own_demo, "exact")
+    state = track(fast, make_frames(3), PROMPTS["three objects"]).state
+    before = step(fast, state, 2)
     with torch.no_grad():
-        stock.sam_prompt_encoder.get_parameter(part).add_(2.0)
-    after = step(fast, state, FULL)
-    assert off_by(after, step(stock, state, FULL)) <= 1e-4
+        own_demo.sam_prompt_encoder.get_parameter(part).add_(2.0)
+    after = step(fast, state, 2)
+    assert off_by(after, step(own_demo, state, 2)) <= 1e-4
     assert off_by(after, before) > 1e-3
 
 
@@ -247,8 +236,6 @@ def test_a_slower_formulation_is_not_chosen() -> None:
 
     def formulation(name: str, seconds: float) -> Any:
         def run() -> Tensor:
-            import time
-
             ran.append(name)
             time.sleep(seconds)
             return q
@@ -284,7 +271,6 @@ def test_calls_with_other_candidates_are_timed_apart() -> None:
 
 @torch.inference_mode()
 def test_the_decoder_with_weights_cast_once_is_stocks_bit_for_bit(demo_predictor: Any) -> None:
-    alone = Profile(name="alone", techniques={"memory_encoder": True})
     generator = torch.Generator().manual_seed(0)
     side, channels = demo_predictor.sam_image_embedding_size, demo_predictor.hidden_dim
     features = torch.randn(2, channels, side, side, generator=generator)
@@ -293,7 +279,7 @@ def test_the_decoder_with_weights_cast_once_is_stocks_bit_for_bit(demo_predictor
         for n in (2, 1)
     ]
     with torch.autocast("cpu", torch.bfloat16):
-        for predictor in (demo_predictor, accelerate(demo_predictor, alone)):
+        for predictor in (demo_predictor, accelerate(demo_predictor, "exact")):
             found = [predictor._forward_sam_heads(features, high_res_features=fine) for _ in "ab"]
             if predictor is demo_predictor:
                 expected = found[0]
@@ -317,13 +303,12 @@ class CastsOfWeights(TorchDispatchMode):
         return out
 
 
-def test_weights_of_sam2s_own_modules_are_cast_once() -> None:
+def test_weights_of_sam2s_own_modules_are_cast_once(small_demo: Any) -> None:
     """As long as autocast lasts, and again when they change."""
-    stock = build_predictor("demo", image_size=256, device="cpu")
-    runs = {}
-    for name in ("dense", "memory_encoder"):
-        techniques = {} if name == "dense" else {"memory_encoder": True}
-        fast = accelerate(stock, Profile(name=name, techniques=techniques))
+    stock = copy.deepcopy(small_demo)
+    found_by = {}
+    for name in ("dense", "exact"):
+        fast = accelerate(stock, name)
         counts, logits = [], []
         decoder = stock.sam_mask_decoder.transformer.layers[0].mlp.layers[0].weight
         with torch.autocast("cpu", torch.bfloat16):
@@ -341,8 +326,8 @@ def test_weights_of_sam2s_own_modules_are_cast_once() -> None:
                         decoder.mul_(-2)
         with torch.no_grad():
             decoder.mul_(-0.5)
-        runs[name] = counts, logits
-    (stock_counts, expected), (counts, found) = runs.values()
+        found_by[name] = counts, logits
+    (stock_counts, expected), (counts, found) = found_by.values()
     assert min(stock_counts[1:]) > 50
     assert counts[2:4] == counts[5:] + [0] == [0, 0] and counts[4] > 50
     for t in range(4):

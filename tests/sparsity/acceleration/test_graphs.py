@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsity.acceleration import graphs
-from sparsity.acceleration.graphs import Graphs
+from sparsity.acceleration.model import graphs
+from sparsity.acceleration.model.graphs import Graphs
 from tests.sparsity.acceleration.tape import Tapes
 
 CPU = torch.device("cpu")
@@ -249,14 +249,13 @@ def test_what_cannot_be_recorded_runs_as_it_is(tapes: Tapes, wait: Callable[[Ten
 
 
 def test_calls_are_recorded_on_a_gpu_in_inference_and_unwatched() -> None:
-    gpu = torch.device("cuda")
-    assert not graphs.can_record(gpu)
+    assert graphs.DEVICES == ("cuda",) and not graphs.can_record()
     with torch.inference_mode():
-        assert graphs.can_record(gpu) and not graphs.can_record(CPU)
+        assert graphs.can_record()
         with TorchDispatchMode():
-            assert not graphs.can_record(gpu)
+            assert not graphs.can_record()
         with torch.inference_mode(False):
-            assert not graphs.can_record(gpu)
+            assert not graphs.can_record()
 
 
 def test_graphs_that_are_not_launched_make_room_for_others(

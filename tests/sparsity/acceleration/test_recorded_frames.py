@@ -21,23 +21,21 @@ from torch import Tensor
 from probes import build_predictor, observe
 from probes.sites import attention_sites
 from sparsity import accelerate
-from sparsity.acceleration import graphs
-from sparsity.acceleration.encoder import window_grid
-from sparsity.acceleration.graphs import Graphs
-from sparsity.acceleration.session import KEY, Chosen
-from sparsity.profile import Profile
-from sparsity.profiles import BUILTIN
-from sparsity.routing import Decision
-from sparsity.select import WindowGrid
-from sparsity.techniques import further_profiles
-from tests.conftest import make_frames
-from tests.sparsity.acceleration.conftest import Prompt, part_of_mask, step
+from sparsity.acceleration.model import graphs
+from sparsity.acceleration.model.encoder import window_grid
+from sparsity.acceleration.model.graphs import Graphs
+from sparsity.acceleration.session import Chosen
+from sparsity.profile import BUILTIN, Profile, further_profiles
+from sparsity.techniques import KEY
+from sparsity.techniques.routing import Decision
+from sparsity.techniques.select import WindowGrid
+from tests.sparsity.acceleration.conftest import Prompt, make_frames, part_of_mask, step
 from tests.sparsity.acceleration.tape import Tapes
 
-FRAMES, SOME = 7, 4
+FRAMES, SOME = 6, 4
 """Frames of a clip, and those after which every kind of call has come."""
 
-BLACK = 5
+BLACK = 4
 """Frame of `THIS` that shows nothing."""
 
 PAIRS = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))
@@ -69,11 +67,11 @@ def demo() -> Callable[[int], Any]:
 
 def in_full(profile: Profile) -> Profile:
     """The same with more that changes from frame to frame: rows that are sampled, and how much masks changed."""
-    if profile.memory is None:
+    if profile.retrieval is None:
         return profile
-    memory = profile.memory.model_copy(update={"queries": 16})
+    retrieval = profile.retrieval.model_copy(update={"queries": 16})
     guard = profile.guard.model_copy(update={"mask_jump": 1.0})
-    return profile.model_copy(update={"memory": memory, "guard": guard})
+    return profile.model_copy(update={"retrieval": retrieval, "guard": guard})
 
 
 PROFILES = {
@@ -82,9 +80,9 @@ PROFILES = {
 }
 
 
-def without(technique: str, profile: Profile) -> Profile:
-    """The same profile with an exact technique off."""
-    return profile.model_copy(update={"techniques": {**profile.techniques, technique: False}})
+def plainly(profile: Profile) -> Profile:
+    """The same profile without graphs."""
+    return profile.model_copy(update={"graphs": False})
 
 
 @dataclass
@@ -115,7 +113,8 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
         return made
 
     monkeypatch.setattr(Graphs, "run", counted)
-    monkeypatch.setattr(graphs, "can_record", lambda device: True)
+    monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
+    monkeypatch.setattr(graphs, "can_record", lambda: True)
     monkeypatch.setattr(graphs, "record", found.tapes.record)
     return found
 
@@ -141,7 +140,7 @@ class Clip:
             own = torch.nonzero(of_cell == window)[:, 0].tolist()
             own.pop(frame % len(own))
             cells += own
-        return Decision(windows, "given", tuple(sorted(cells)))
+        return Decision(tuple(sorted(cells)), "given")
 
 
 def with_a_black_frame(frames: np.ndarray) -> np.ndarray:
@@ -162,15 +161,15 @@ Found = tuple[Tensor, ...]
 
 
 def run(
-    predictor: Any, clip: Clip, objects: int = 1, frames: int = SOME, autocast: bool = True
+    predictor: Any, clip: Clip, objects: int = 1, frames: int = SOME, autocast: bool = False
 ) -> list[Found]:
     """Track the first objects of a clip."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         state = predictor.init_state(clip.frames)
-        windows = predictor.profile.windows
-        if windows is not None:
-            grid = window_grid(predictor)
-            predictor.choose_windows(state, lambda f: clip.chosen(f, grid, windows.trimmed))
+        routing = predictor.profile.routing
+        if routing is not None:
+            grid, trimmed = window_grid(predictor), routing.unit == "cell"
+            predictor.choose_windows(state, lambda f: clip.chosen(f, grid, trimmed))
         for i, mask in enumerate(clip.masks[:objects]):
             Prompt(object_id=i + 1, mask=mask).give(predictor, state)
         tracked = predictor.propagate_in_video(state, max_frame_num_to_track=frames - 1)
@@ -180,13 +179,11 @@ def run(
 def cues_of(state: dict[str, Any], frame: int) -> Iterator[Tensor]:
     """What each object's result on a frame says about windows, where they are routed."""
     for results in state["output_dict_per_obj"].values():
-        out = results["non_cond_frame_outputs"].get(frame)
-        cues = None if out is None else out[KEY].cues
+        out = results["non_cond_frame_outputs"].get(frame, {})
+        cues, _ = out.get(KEY, {}).get("routing", (None, None))
         if cues is not None:
             assert cues.mass is not None, "decoded"
             yield from (cues.touched, cues.mass, torch.tensor([cues.score, cues.jump]))
-            if cues.cells is not None:
-                yield cues.cells
 
 
 def same(found: list[Found], expected: list[Found]) -> bool:
@@ -200,7 +197,7 @@ def same(found: list[Found], expected: list[Found]) -> bool:
 
 def parts_of(profile: Profile) -> set[str]:
     """Parts of a profile's frames that are recorded."""
-    return ALWAYS if profile.windows is None else ALWAYS | {"cues"}
+    return ALWAYS if profile.routing is None else ALWAYS | {"cues"}
 
 
 class Case(NamedTuple):
@@ -208,7 +205,7 @@ class Case(NamedTuple):
 
     profile: str
     objects: int = 1
-    autocast: bool = True
+    autocast: bool = False
     size: int = 128
 
 
@@ -217,19 +214,22 @@ AT_EDGES = ("+ trimmed windows", "+ stage 4 reused", "+ early stages reused")
 
 CASES = (
     *(Case(name, size=160 if name in AT_EDGES else 128) for name in PROFILES),
-    Case("paper", objects=2, autocast=False, size=160),
-    Case("recommended", objects=2, autocast=False),
+    *(Case(name, autocast=True) for name in ("exact", "recommended")),
+    Case("paper", objects=2, size=160),
+    Case("recommended", objects=2),
 )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.profile}, {c.objects} at {c.size}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"{c.profile}, {c.objects} at {c.size}{', autocast' * c.autocast}"
+)
 def test_replayed_frames_are_the_same_bit_for_bit(
     demo: Callable[[int], Any], parts: Parts, case: Case
 ) -> None:
     """All kinds of calls come in the first two runs, of unlike clips; those of the last run are replays."""
     stock, profile = demo(case.size), PROFILES[case.profile]
     track = partial(run, objects=case.objects, autocast=case.autocast)
-    expected = track(accelerate(stock, without("cuda_graphs", profile)), THIS, frames=FRAMES)
+    expected = track(accelerate(stock, plainly(profile)), THIS, frames=FRAMES)
     assert not parts.called
     fast = accelerate(stock, profile)
     for clip in (THIS, OTHER):
@@ -249,7 +249,8 @@ def test_profiles_and_number_formats_in_turn(demo: Callable[[int], Any], parts: 
     """One predictor doesn't take a call of one profile for a call of another."""
     paper = PROFILES["paper"]
     turns = [(paper, True), (paper, False)]
-    turns += [(without("memory_encoder", paper), True), (PROFILES["+ pooled background"], True)]
+    turns += [(paper.model_copy(update={"exact": False}), False)]
+    turns += [(PROFILES["+ last block reused"], False)]
     fast = accelerate(demo(128), "dense")
     found: dict[int, list[Found]] = {}
     for clip in (OTHER, OTHER, THIS):
@@ -261,7 +262,7 @@ def test_profiles_and_number_formats_in_turn(demo: Callable[[int], Any], parts: 
     assert set(parts.replayed) == parts_of(paper)
     expected = []
     for profile, autocast in turns:
-        plain = accelerate(demo(128), without("cuda_graphs", profile))
+        plain = accelerate(demo(128), plainly(profile))
         expected.append(run(plain, THIS, frames=3, autocast=autocast))
     assert all(same(found[i], masks) for i, masks in enumerate(expected))
     assert not any(same(a, b) for a, b in zip(expected, expected[1:], strict=False))
@@ -293,7 +294,7 @@ def test_weights_that_change_are_taken_over(parts: Parts) -> None:
         with torch.no_grad():
             weight.add_(weight, alpha=0.5)
         found = [tracked(fast) for _ in range(3)]
-        expected = tracked(accelerate(stock, without("cuda_graphs", BUILTIN["paper"])))
+        expected = tracked(accelerate(stock, plainly(BUILTIN["paper"])))
         assert same(found, [expected] * 3)
         assert not torch.equal(expected[1], before[1])
         before = expected
@@ -310,7 +311,7 @@ def test_settings_of_the_model_that_change_are_followed(
     fast = accelerate(demo(128), "exact")
     for _ in range(3):
         before = run(fast, THIS, frames=3)
-    plain = changed(accelerate(demo(128), without("cuda_graphs", BUILTIN["exact"])))
+    plain = changed(accelerate(demo(128), plainly(BUILTIN["exact"])))
     expected = run(plain, THIS, frames=3)
     assert not same(expected, before)
     assert all(same(run(changed(fast), THIS, frames=3), expected) for _ in range(3))
@@ -337,9 +338,7 @@ def test_observed_frames_run_operation_by_operation(
 
 
 @pytest.mark.parametrize(
-    "profile",
-    [BUILTIN["dense"], without("cuda_graphs", BUILTIN["recommended"])],
-    ids=lambda p: p.name,
+    "profile", [BUILTIN["dense"], plainly(BUILTIN["recommended"])], ids=lambda p: p.name
 )
 def test_nothing_is_recorded_where_graphs_are_off(
     demo: Callable[[int], Any], parts: Parts, profile: Profile
@@ -357,8 +356,8 @@ def test_frames_with_prompts_are_not_recorded(demo: Callable[[int], Any], parts:
     fast = accelerate(demo(128), BUILTIN["exact"])
     prompts = (
         Prompt(mask=THIS.masks[0]),
-        Prompt(1, points=((51, 48),)),
-        Prompt(2, box=(20, 18, 84, 78)),
+        Prompt(1, points=((38, 32),)),
+        Prompt(2, box=(7, 2, 71, 62)),
     )
     for _ in range(3):
         state = fast.init_state(THIS.frames)
@@ -384,4 +383,22 @@ def test_a_copy_records_anew(demo: Callable[[int], Any], parts: Parts) -> None:
     assert parts.replayed == parts.called and parts.tapes.recorded == 2 * recorded
 
 
-# ------------------------------------------------------------------ calls of any function
+def test_frames_that_are_encoded_in_one_batch_are_recorded(parts: Parts, demo: Any) -> None:
+    """Those of two cameras together, as one call."""
+
+    def masks(profile: Profile) -> list[Tensor]:
+        fast = accelerate(demo(128), profile)
+        cameras = [fast.camera(THIS.frames.shape[1:3]) for _ in range(2)]
+        for camera, clip in zip(cameras, (THIS, OTHER), strict=True):
+            camera.prompt(1, mask=clip.masks[0])
+        found = []
+        for pictures in zip(THIS.frames[:5], OTHER.frames[:5], strict=True):
+            tracked = fast.track_cameras(dict(zip(cameras, pictures, strict=True)))
+            found += [tracked[camera][1] for camera in cameras]
+        return found
+
+    expected = masks(plainly(PROFILES["exact"]))
+    assert not parts.called
+    found = masks(PROFILES["exact"])
+    assert (parts.called["encoder"], parts.replayed["encoder"]) == (5, 4)
+    assert all(map(torch.equal, found, expected)) and not torch.equal(found[8], found[9])

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from probes.errors import InputError
-from sparsity.calibration.clips import ClipSource, video_file
-from sparsity.calibration.looking import Look, look, unit_of
+from sparsity.calibration.report import Look, look, unit_of
+from sparsity.clips.sources import ClipSource, video_file
 from tests.sparsity.calibration.conftest import NAMES
 
 
 def test_clips_without_a_prompt_or_with_an_empty_one_are_refused(folders, tmp_path):
-    with pytest.raises(InputError, match="has neither smooth.png nor a folder smooth"):
+    with pytest.raises(InputError, match="has neither smooth.json, smooth.png nor a folder smooth"):
         ClipSource(folders / "videos", tmp_path).names(only=["smooth"])
     with pytest.raises(InputError, match="clip 'nothing' listed"):
         ClipSource(folders / "videos", folders / "masks").names(only=["nothing"])
@@ -29,7 +29,7 @@ def test_a_prompt_alone_gives_no_truth(folders, tmp_path):
     (tmp_path / "smooth.png").write_bytes(first.read_bytes())
     assert ClipSource(folders / "videos", tmp_path).open("smooth").truth is None
     labelled = ClipSource(folders / "videos", folders / "masks").open("smooth")
-    assert labelled.truth is not None and len(labelled.truth) == 12
+    assert labelled.truth is not None and list(labelled.truth) == [*range(5)]
 
 
 def test_names_are_those_of_videos_each_once(folders, tmp_path):
@@ -58,6 +58,7 @@ def test_masks_go_with_frames_in_playing_order(folders, tmp_path):
     (tmp_path / "masks" / "clip" / "._frame5.png").write_bytes(b"\0")
     renamed = ClipSource(tmp_path / "videos", tmp_path / "masks").open("clip").truth
     plain = ClipSource(folders / "videos", folders / "masks").open("smooth").truth
+    renamed, plain = ([*truth.values()] for truth in (renamed, plain))
     assert np.array_equal(renamed, plain)
     assert not np.array_equal(renamed, plain[::-1])
 
@@ -98,8 +99,8 @@ def test_a_look_says_how_long_clips_are_and_what_they_are_held_against(folders, 
     (tmp_path / "smooth").symlink_to(folders / "masks/smooth")
     found = look(ClipSource(folders / "videos", tmp_path), ["fast", "smooth", "made-tiny-100"])
     assert found == {
-        "fast": Look(10, made=False, labelled=False),
-        "smooth": Look(12, made=False, labelled=True),
+        "fast": Look(5, made=False, labelled=False),
+        "smooth": Look(5, made=False, labelled=True),
         "made-tiny-100": Look(16, made=True, labelled=True),
     }
 
@@ -111,8 +112,11 @@ def test_a_look_says_how_long_clips_are_and_what_they_are_held_against(folders, 
             lambda masks: _save(masks / "00003.png", (90, 160)),
             "00003.png is 160x90; its video is 160x96",
         ),
-        (lambda masks: (masks / "00003.png").unlink(), "9 masks given for the 10 frames of tiny"),
-        (lambda masks: _save(masks / "00000.png", (96, 160)), "00000.png is empty"),
+        (lambda masks: (masks / "00003.png").unlink(), "5 masks given for the 6 frames of tiny"),
+        (
+            lambda masks: _save(masks / "00000.png", (96, 160)),
+            "tiny has its first prompt on frame 1; expected the objects to track on the first frame",
+        ),
     ],
 )
 def test_a_look_refuses_the_first_clip_that_cannot_be_used(folders, tmp_path, spoil, said):
@@ -135,18 +139,23 @@ OWN, BARE, MADE = Look(9, False, True), Look(9, False, False), Look(9, True, Tru
     ("looks", "said"),
     [
         ([OWN] * 4, "videos"),
-        ([BARE] * 4, "videos, against the dense run's masks"),
         ([MADE] * 4, "made clips"),
         ([OWN] * 5 + [MADE] * 14, "5 videos and 14 made clips"),
-        (
-            [BARE] * 2 + [MADE] * 3,
-            "2 videos against the dense run's masks and 3 made clips against true masks",
-        ),
-        (
-            [OWN, BARE, MADE],
-            "1 video against true masks, 1 video against the dense run's masks and 1 made clip against true masks",
-        ),
+        ([MADE, OWN, MADE], "1 video and 2 made clips"),
     ],
 )
-def test_the_unit_tells_videos_from_made_clips_and_what_they_are_held_against(looks, said):
+def test_the_unit_tells_videos_from_made_clips_and_what_is_lost(looks, said):
     assert unit_of(looks) == f"J&F points, mean over {said}"
+    drift = f"points of agreement with the dense run, mean over {said}"
+    assert unit_of(looks, "drift") == drift
+
+
+def test_a_picture_that_is_cut_off_is_found_in_the_look(folders, tmp_path):
+    shutil.copytree(folders / "videos" / "smooth", tmp_path / "smooth")
+    shutil.copytree(folders / "videos" / "fast", tmp_path / "fast")
+    source = ClipSource(tmp_path, folders / "masks")
+    assert len(look(source, ["smooth", "fast"])) == 2
+    picture = tmp_path / "fast" / "00003.jpg"
+    picture.write_bytes(picture.read_bytes()[: picture.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"00003\.jpg"):
+        look(source, ["smooth", "fast"])

@@ -1,23 +1,27 @@
-"""What a frame costs: the same whatever the process did before, and of the objects of the clip."""
+"""What a frame costs, whatever the process did before, and of all objects; drift, and what refreshing follows from it."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from sparsity.acceleration import attention
-from sparsity.calibration.clips import CalibrationClip
-from sparsity.calibration.cost import Cost, measure_cost
-from sparsity.calibration.runs import shared_predictor
-from sparsity.options import ModelChoice
-from sparsity.profile import Shortcut
-from sparsity.profiles import BUILTIN
+from probes.prompts import Prompt
+from probes.video import open_video
+from sparsity.acceleration.model import attention
+from sparsity.acceleration.report import FrameReport, Report
+from sparsity.calibration.cost import TOLERATED, Cost, Drift, drift_of, measure_cost
+from sparsity.clips.sources import Clip
+from sparsity.evaluation.evaluate import Tracked, since_dense
+from sparsity.profile import BUILTIN
+from sparsity.techniques.adapter import Adapter
+from sparsity.work.model import ModelChoice, shared_predictor
 from tests.sparsity.calibration.conftest import made
 
 
-def counted(clip: CalibrationClip) -> Cost:
+def counted(clip: Clip) -> Cost:
     """Operations of a clip's frames, with the demo model at a size at which it is quick."""
     predictor = shared_predictor(ModelChoice(image_size=128))
-    return measure_cost(predictor, clip, BUILTIN["paper"], Shortcut(kind="cached"))[0]
+    return measure_cost(predictor, clip, BUILTIN["paper"], Adapter(kind="cached"))[0]
 
 
 def test_formulations_that_a_process_still_tries_are_not_counted(
@@ -31,3 +35,40 @@ def test_formulations_that_a_process_still_tries_are_not_counted(
     assert counted(one) == first
     assert len(several.objects) > len(one.objects) == 1
     assert counted(several).keys > first.keys, "each object reads its own memory"
+
+
+def test_distance_counts_from_the_last_dense_frame():
+    one, other = np.uint8([[1, 1]]), np.uint8([[1, 0]])
+    reports = [
+        FrameReport(i, False, 4, 4, None if i in (0, 1, 4) else [0], "made") for i in range(7)
+    ]
+    masks = [one, one, one, other, one, one, other]
+    routed, dense = (
+        Tracked(dict(enumerate(found)), Report("made", False, reports), [0.0] * 7)
+        for found in (masks, [one] * 7)
+    )
+    clip = Clip("made", open_video(np.zeros((7, 1, 2, 3), np.uint8)), (Prompt(0, 1, mask=one > 0),))
+    found = since_dense(clip, routed, dense)
+    assert found == [(1, 100.0), (2, 50.0), (1, 100.0), (2, 50.0)]
+
+
+def test_a_clip_counts_once_however_long_it_is():
+    short, long = [(1, 100.0), (2, 90.0)], [(1, 100.0)] * 9 + [(2, 100.0)] * 9
+    assert drift_of([short, long]).lost == (0.0, 5.0)
+    assert drift_of([short]).lost == (0.0, 10.0)
+
+
+def test_refreshing_starts_before_too_much_is_lost():
+    assert Drift((0.0,) * 20).refresh is None
+    steep = Drift(tuple(float(s) for s in range(20)))
+    gentle = Drift(tuple(s / 4 for s in range(20)))
+    assert steep.refresh is not None and gentle.refresh is not None
+    assert steep.refresh < gentle.refresh
+    assert max(steep.lost[: steep.refresh]) <= TOLERATED
+
+
+def test_a_frequent_dense_frame_keeps_more_agreement():
+    steep = Drift(tuple(float(s) for s in range(20)))
+    assert steep.kept(2) > steep.kept(10) > steep.kept(None)
+    assert steep.kept(None) == pytest.approx(1 - 9.5 / 100)
+    assert Drift(()).refresh is None and Drift(()).kept(4) == 1

@@ -13,15 +13,16 @@ from PIL import Image
 
 from probes import record
 from probes.errors import InputError
-from sparsity.calibration.clips import ClipSource
-from sparsity.calibration.recordings import matching_traces, read_traces
-from sparsity.calibration.replay import replay_memory, replay_windows
-from sparsity.calibration.telling import recall
+from sparsity.calibration.calibrate import checked, one_model, one_size
+from sparsity.calibration.capture import matching_traces, recorded_traces
+from sparsity.calibration.report import recall
 from sparsity.calibration.thresholds import mask_only
-from sparsity.calibration.watching import checked, one_model, one_size
-from sparsity.profile import Guard, Memory, Windows
-from sparsity.select import WindowGrid
-from tests.sparsity.calibration.conftest import made
+from sparsity.calibration.traces import replay_decisions, replay_retrieval, replay_routing
+from sparsity.clips.sources import ClipSource
+from sparsity.techniques.retrieval import Retrieval
+from sparsity.techniques.routing import Guard, Routing
+from sparsity.techniques.select import WindowGrid
+from tests.sparsity.calibration.conftest import FRAMES, made
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,14 @@ def recording(demo_predictor, tmp_path_factory):
     """The two-object clip, recorded from the stock predictor, as a folder."""
     clip = made("distractors")
     folder = tmp_path_factory.mktemp("recorded") / "distractors.recording"
-    record(demo_predictor._stock, clip.video, clip.prompts(), out=folder, name="distractors")
+    record(demo_predictor.stock, clip.video, clip.prompts, out=folder, name="distractors")
     return folder
 
 
 @pytest.fixture(scope="module")
 def recorded(recording):
     """The same, read."""
-    (trace,) = read_traces(recording)
+    (trace,) = recorded_traces(recording)
     return trace
 
 
@@ -44,7 +45,7 @@ def recorded(recording):
 def source(tmp_path):
     """The clip that was recorded, as folders of frames and masks."""
     clip = made("distractors")
-    for t in range(12):
+    for t in range(FRAMES):
         for kind, picture in (("videos", clip.video.frame(t)), ("masks", clip.truth[t])):
             path = tmp_path / kind / "distractors" / f"{t}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def test_recordings_of_no_clip_of_the_search_are_named(recording, source, capsys
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"frames": 3}, "frames 3, where the clip has 12"),
+        ({"frames": 3}, "frames 3, where the clip has 10"),
         ({"height": 96}, "height 96, where the clip has 144"),
         ({"objects": (1,)}, r"objects \(1,\), where the clip has \(1, 2\)"),
         ({"video": "0" * 64}, "other pictures than the clip"),
@@ -96,26 +97,31 @@ def test_pictures_that_were_changed_are_refused(recording, source):
         matching_traces([recording], source, ["distractors"])
 
 
-@pytest.mark.parametrize("windows", [Windows(), mask_only(4.0, "best")], ids=["paper", "mask"])
-def test_a_recording_decides_as_the_watched_clip_does(recorded, traces, windows):
+@pytest.mark.parametrize(
+    "routing",
+    [Routing(), mask_only(4.0, "best"), mask_only(4.0, "best", "cell")],
+    ids=["paper", "mask", "cells"],
+)
+def test_a_recording_decides_as_the_watched_clip_does(recorded, traces, routing):
     guard = Guard(mask_jump=0.2, scene_cut=0.1, refresh_every=5)
-    watched = replay_windows(traces[2], windows, guard)
-    again = replay_windows(recorded, windows, guard)
-    assert [d.windows for d in again.decisions] == [d.windows for d in watched.decisions]
-    assert np.allclose(again.recall, watched.recall)
-    other = replay_windows(traces[0], windows, guard)
-    assert [d.windows for d in again.decisions] != [d.windows for d in other.decisions]
+    given = routing, guard
+    decisions = replay_decisions(recorded, *given)
+    assert decisions == replay_decisions(traces[2], *given)
+    assert np.allclose(
+        replay_routing(recorded, *given).recall, replay_routing(traces[2], *given).recall
+    )
+    assert decisions != replay_decisions(traces[0], *given)
 
 
 def test_a_recording_recalls_as_the_watched_clip_does(recorded, traces):
     assert recorded.memory.ages == traces[2].memory.ages
     assert recorded.memory.exposure == pytest.approx(traces[2].memory.exposure, abs=0.01)
     for share in (0.05, 0.2):
-        one, two = (replay_memory(t, Memory(keep=share)) for t in (recorded, traces[2]))
+        one, two = (replay_retrieval(t, Retrieval(keep=share)) for t in (recorded, traces[2]))
         assert one.recall.mean() == pytest.approx(two.recall.mean(), abs=0.03)
     assert (
-        replay_memory(recorded, Memory(keep=0.2)).mass
-        > replay_memory(recorded, Memory(keep=0.05)).mass
+        replay_retrieval(recorded, Retrieval(keep=0.2)).mass
+        > replay_retrieval(recorded, Retrieval(keep=0.05)).mass
     )
 
 

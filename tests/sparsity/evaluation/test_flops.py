@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparsity.acceleration.linear import Linear
-from sparsity.evaluation.flops import counted_flops
+from sparsity.acceleration.model.linear import Linear
+from sparsity.evaluation.meters import counted_flops
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from probes.errors import InputError
-from sparsity.evaluation.routes import central_windows, fixed_windows, windows_of_track
-from sparsity.masks import write_mask
-from sparsity.profile import Windows
-from sparsity.select import WindowGrid
+from sparsity.clips.masks import write_mask
+from sparsity.evaluation.interleaved import central_windows, fixed_windows, windows_of_track
+from sparsity.techniques.routing import Routing
+from sparsity.techniques.select import WindowGrid
 
-PAPER = Windows()
+PAPER = Routing()
 LARGE, BASE = WindowGrid(64, 16), WindowGrid(64, 14)
 
 
@@ -53,9 +53,11 @@ def test_a_mask_track_routes_the_frame_after(tmp_path: Path) -> None:
         write_mask(tmp_path / f"mask{t + 9}.png", ids, "")  # 10 follows 9
     (tmp_path / "._mask9.png").write_bytes(b"")
     route = windows_of_track(tmp_path, LARGE, 1024)
-    choose = route.chooser(Windows(margin_px=0))
-    found = [choose(frame).windows for frame in range(4)]
-    assert found == [None, (0,), (2, 3), None], "an empty mask routes nothing"
+    choose = route.chooser(Routing(margin_px=0))
+    first, *routed, last = (choose(frame).cells for frame in range(4))
+    assert first is None is last, "an empty mask routes nothing"
+    assert [LARGE.windows_of(cells) for cells in routed] == [(0,), (2, 3)]
+    assert [len(cells) for cells in routed] == [64, 128], "all cells of these windows"
     assert tmp_path.name in route.said
 
 
@@ -65,7 +67,7 @@ def test_the_margin_widens_the_route(tmp_path: Path) -> None:
     write_mask(tmp_path / "00000.png", ids, "")
     route = windows_of_track(tmp_path, LARGE, 1024)
     for margin, expected in ((0, (0,)), (12, (0, 1, 4, 5))):
-        assert route.chooser(Windows(margin_px=margin))(1).windows == expected
+        assert LARGE.windows_of(route.chooser(Routing(margin_px=margin))(1).cells) == expected
 
 
 def test_a_rule_that_trims_gets_cells(tmp_path: Path) -> None:
@@ -73,8 +75,8 @@ def test_a_rule_that_trims_gets_cells(tmp_path: Path) -> None:
     ids[:8, :17] = 1  # one row of cells, which are 8 x 8 pixels here: three of them
     ids[70, 70] = 1
     write_mask(tmp_path / "00000.png", ids, "")
-    found = windows_of_track(tmp_path, LARGE, 1024).chooser(Windows(margin_px=0, trimmed=True))(1)
-    assert (found.windows, found.cells) == ((0, 5), (0, 1, 2, 8 * 32 + 8))
+    found = windows_of_track(tmp_path, LARGE, 1024).chooser(Routing(margin_px=0, unit="cell"))(1)
+    assert LARGE.windows_of(found.cells) == (0, 5) and found.cells == (0, 1, 2, 8 * 32 + 8)
 
 
 def test_a_folder_without_masks_is_refused(tmp_path: Path) -> None:

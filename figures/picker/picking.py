@@ -1,0 +1,164 @@
+"""What pointing at a video needs of Python: its frames as pictures, the prompts held against it, masks of a predictor."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from figures.paint import jpeg, shrink
+from figures.style import OBJECTS
+from probes.errors import InputError
+from probes.files import write_text
+
+if TYPE_CHECKING:  # they need torch
+    from probes.prompts import Prompt
+    from probes.video import VideoSource
+
+HERE = Path(__file__).parent
+
+WIDEST = 1600
+"""Pixels of a frame's picture, at most; prompts are in pixels of the video all the same."""
+
+Entry = Mapping[str, Any]
+"""A prompt as ``prompts.json`` holds it; see `probes.prompts`."""
+
+
+class Picking:
+    """A video that is pointed at.
+
+    Parameters
+    ----------
+    source
+        The video.
+    title
+        Its name, for people.
+    predictor
+        Stock or accelerated: it makes the masks that are shown; None: prompts are shown alone.
+    precision
+        Makes the context that the predictor is to run in, such as ``torch.autocast``.
+
+    Raises
+    ------
+    InputError
+        The video is a stream.
+    """
+
+    def __init__(
+        self,
+        source: VideoSource,
+        title: str,
+        predictor: Any = None,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        if source.num_frames is None:
+            raise InputError(
+                "a stream given to pick in; expected a video one can go back in; record some of it and give the file"
+            )
+        self._source, self._predictor, self._precision = source, predictor, precision
+        self._state: dict[str, Any] | None = None
+        self._alone = threading.Lock()
+        self.meta = {
+            "title": title,
+            "width": source.width,
+            "height": source.height,
+            "frames": source.num_frames,
+            "colours": list(OBJECTS),
+            "masks": predictor is not None,
+        }
+        """What the page must know, plain JSON."""
+
+    def frame(self, index: int) -> bytes:
+        """Return a frame as JPEG, at most `WIDEST` pixels wide.
+
+        Raises
+        ------
+        probes.video.EndOfVideo
+            The video has no such frame.
+        """
+        return jpeg(shrink(self._source.frame(index), WIDEST), 90)
+
+    def prompts(self, entries: Sequence[Entry]) -> tuple[Prompt, ...]:
+        """Return prompts by frame, held against the video.
+
+        Raises
+        ------
+        InputError
+            There are none, they can't be tracked, or one names a file.
+        """
+        from probes import read_prompts
+
+        named = [e for e in entries if isinstance(e, Mapping) and isinstance(e.get("mask"), str)]
+        if named:  # whoever speaks for the page gets to see the video and nothing else
+            raise InputError(
+                f"mask {named[0]['mask'][:60]!r} given; expected its run-length code; read the picture in Python"
+            )
+        return read_prompts(entries, self._source)
+
+    def save(self, entries: Sequence[Entry], path: str | Path) -> tuple[Prompt, ...]:
+        """Write prompts as JSON, a line each, whole or not at all, and return them.
+
+        Raises
+        ------
+        InputError
+            There are none, or they can't be tracked; nothing is written then.
+        """
+        found = self.prompts(entries)
+        lines = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in entries)
+        write_text(Path(path), f"[\n{lines}\n]")
+        return found
+
+    def mask(self, entry: Entry) -> list[int]:
+        """Return what the predictor makes of one prompt, as if it were the object's first: lengths of runs, as COCO's code has.
+
+        The state is emptied before, so a mask is that of the prompt as it is now, whatever was clicked and undone.
+
+        Raises
+        ------
+        InputError
+            The prompt can't be tracked by itself, as it has points with label 0 alone.
+        """
+        from probes.tracking import begin_video, is_accelerated
+
+        (prompt,) = self.prompts([entry])
+        with self._alone, self._precision():
+            if self._state is None:
+                begin = self._predictor.init_state
+                self._state = (
+                    begin(self._source)
+                    if is_accelerated(self._predictor)
+                    else begin_video(self._predictor, self._source)
+                )
+            self._predictor.reset_state(self._state)
+            _, _, logits = prompt.give_to(self._predictor, self._state)
+            return runs((logits[0, 0] > 0).cpu().numpy())
+
+
+def runs(mask: NDArray[np.bool_]) -> list[int]:
+    """Return the lengths of a mask's runs ``[H, W]`` down its columns, that of what is outside first.
+
+    >>> runs(np.array([[False, True], [True, True]]))
+    [1, 3]
+    >>> runs(np.array([[True, False]]))
+    [0, 1, 1]
+    """
+    flat = mask.ravel(order="F")
+    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths: list[int] = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    return [0, *lengths] if flat[0] else lengths
+
+
+def script() -> str:
+    """The JavaScript module; its default export is an anywidget, and it exports `mount`."""
+    return "\n".join(asset(name) for name in ("runs.js", "marks.js", "picker.js", "kernel.js"))
+
+
+def asset(name: str) -> str:
+    """Text of a file beside this one."""
+    return (HERE / name).read_text(encoding="utf-8")

@@ -1,0 +1,156 @@
+"""Masks of a tracked frame: decoded, what they say about the next frame sent on its way to the host, and given out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from sam2.modeling.sam.transformer import TwoWayTransformer
+from torch import Tensor
+
+from probes.observing import Told
+from sparsity.acceleration.model.saliency import token_to_image
+from sparsity.acceleration.parts import Parts
+from sparsity.acceleration.report import ObjectReport
+from sparsity.acceleration.session import Frame, Result, Session
+from sparsity.techniques import KEY
+from sparsity.techniques.retrieval import prunable_frames
+from sparsity.techniques.routing import cue_row, cues_on_host
+
+
+def decode(
+    parts: Parts,
+    frame: Frame,
+    heads: Callable[..., tuple[Tensor, ...]],
+    features: Tensor,
+    high_res: list[Tensor] | None,
+    multimask: bool,
+) -> tuple[Tensor, ...]:
+    """Decode masks without prompts; where something is routed, the frame gets candidates and decoder saliency.
+
+    Parameters
+    ----------
+    heads
+        sam2's ``_forward_sam_heads``.
+    features, high_res, multimask
+        As it takes them.
+    """
+    routes, model = parts.here.routes, parts.model
+    looks = routes and isinstance(
+        getattr(model.sam_mask_decoder, "transformer", None), TwoWayTransformer
+    )
+
+    def masks(given: tuple[Tensor, list[Tensor] | None]) -> tuple[Any, Tensor | None]:
+        features, fine = given
+        with token_to_image(model.sam_mask_decoder) if looks else nullcontext() as noted:
+            found = heads(features, None, None, fine, multimask)
+        if noted is None:
+            return found, None
+        with parts.casting_once() if parts.rewritten("mask decoder") else nullcontext():
+            return found, noted.saliency(model.sam_image_embedding_size)
+
+    kind = "mask decoder", routes, multimask
+    found, frame.saliency = parts.run(kind, masks, (features, high_res))
+    told = found[6].flatten(1).amax(1)
+    if routes:
+        frame.candidates, frame.best = found[0], found[3][:, 0]
+        told = _cue_rows(parts, frame, told)
+        if "saliency" in parts.seam.listeners:
+            parts.seam.tell("saliency", Told(parts.seam.now.moment, frame.saliency))
+    # on its way before the memory encoder runs, which the host then need not wait for
+    frame.known, frame.ious = _to_host(told), _to_host(found[2])
+    return found
+
+
+def _cue_rows(parts: Parts, frame: Frame, scores: Tensor) -> Tensor:
+    """What each object's result says about the next frame, `sparsity.techniques.routing.cue_row` of each."""
+    rule, grid, best = parts.here.used.profile.routing, frame.grid, frame.best
+    assert rule is not None and best is not None, "candidates come with the best one"
+    last: list[Tensor | None] = [None] * len(scores)
+    if parts.here.used.profile.guard.mask_jump is not None:
+        last = [
+            None if out is None else out["pred_masks"].to(best.device)[0, 0] for out in frame.before
+        ]
+
+    def rows(given: tuple[Any, ...]) -> Tensor:
+        candidates, best, last, saliency, scores = given
+        return torch.stack(
+            [
+                cue_row(
+                    candidates[b], best[b], last[b], None if saliency is None else saliency[b],
+                    scores[b], grid, rule,
+                )
+                for b in range(len(scores))
+            ]
+        )  # fmt: skip
+
+    given = frame.candidates, best, last, frame.saliency, scores
+    return parts.run(("cues", rule, grid), rows, given)
+
+
+def hand_out(
+    parts: Parts, session: Session, frame: Frame, together: dict[str, Any], logits: Tensor
+) -> list[Result]:
+    """Give every object its part of a batched result, with what techniques remember of it, and enter it into the report."""
+    cues, rule = None, parts.here.used.profile.routing
+    if frame.known is None:  # the client's own method decoded
+        known = together["object_score_logits"].flatten(1).amax(1)
+    else:
+        known = frame.known()
+    if frame.candidates is not None:
+        cues = cues_on_host(known, frame.grid)
+    ious = frame.ious().tolist() if frame.ious else [[] for _ in frame.objects]
+    scores = known.tolist() if cues is None else [cue.score for cue in cues]
+    report = session.frame_report(frame.index, frame.reverse, frame.decision, frame.grid)
+    found: list[Result] = []
+    for b, score in enumerate(scores):
+        notes: dict[str, Any] = {} if cues is None else {"routing": (cues[b], rule)}
+        said = report.objects[frame.ids[b]] = ObjectReport(score, ious=ious[b])
+        if (before := frame.before[b]) is not None and KEY in before:
+            before[KEY].pop("readers", None)  # handed on; it is as large as a frame's features
+        if frame.recalls:
+            if frame.recalls[b].added is not None:
+                notes["readers"] = frame.recalls[b].added
+            _note_keys(said, frame, b)
+        if session.corrections == "keep":
+            outputs = frame.outputs[b]
+            notes["from"] = parts.made_from(frame.state, outputs, frame.index, frame.reverse)
+        part = {key: _part_of(value, b) for key, value in together.items()}
+        found.append(({**part, KEY: notes}, logits[b : b + 1]))
+    return found
+
+
+def _part_of(value: Any, b: int) -> Any:
+    """One object's part of a batched result."""
+    if isinstance(value, Tensor):
+        return value[b : b + 1]
+    return [item[b : b + 1] for item in value] if isinstance(value, list) else value
+
+
+def _note_keys(said: ObjectReport, frame: Frame, b: int) -> None:
+    """Enter into an object's report how many keys were read."""
+    recall, layout = frame.recalls[b], frame.layouts[b]
+    prunable = prunable_frames(layout)
+    said.keys_used, said.keys_total = recall.keys_used, layout.keys
+    said.pruned_frames, said.queries_share = recall.pruned_frames, recall.queries_share
+    said.prunable_keys_total = prunable * layout.tokens
+    kept = sum(recall.prunable_used) / max(1, len(recall.prunable_used))
+    said.prunable_keys_used = kept + (prunable - said.pruned_frames) * layout.tokens
+
+
+def _to_host(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the host; what is returned waits for it, but not for what the device is given later."""
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    copied = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copied.copy_(tensor, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record(torch.cuda.current_stream(tensor.device))
+
+    def arrived() -> Tensor:
+        there.synchronize()
+        return copied
+
+    return arrived

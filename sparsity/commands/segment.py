@@ -1,0 +1,104 @@
+"""``efficient-sam2 segment``: a video and a prompt in; masks, an overlay and a report out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparsity.commands.options import (
+    Box,
+    ClipList,
+    Force,
+    Jobs,
+    MaxFrames,
+    Points,
+    PromptFrame,
+    PromptMask,
+    Scheduler,
+    Strict,
+    Video,
+    clips_of,
+    names_in,
+    prompt_of,
+    with_model,
+)
+
+if TYPE_CHECKING:
+    from sparsity.work.model import ModelChoice
+
+
+@with_model
+def segment(
+    video: Video,
+    out: Annotated[
+        Path, typer.Option("--out", help="folder for masks, overlay and report; one a clip")
+    ],
+    prompt: PromptMask = None,
+    points: Points = None,
+    box: Box = None,
+    prompt_frame: PromptFrame = None,
+    *,
+    choice: ModelChoice,
+    profile: Annotated[
+        str, typer.Option("--profile", help="dense, exact, paper, recommended, demo or a JSON file")
+    ] = "paper",
+    max_frames: MaxFrames = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="of the results: png, layers, coco-rle or boxes-csv; default: png, and layers for SA-V's archive",
+        ),
+    ] = None,
+    overlay: Annotated[bool, typer.Option(help="draw overlay.mp4")] = True,
+    clips: ClipList = None,
+    jobs: Jobs = 0,
+    scheduler: Scheduler = None,
+    submission: Annotated[
+        str | None,
+        typer.Option(
+            "--submission",
+            help="of a data set, write the archive for a server: davis, youtube-vos, mose, sa-v or lvos",
+        ),
+    ] = None,
+    strict: Strict = False,
+    force: Force = False,
+) -> None:
+    """Track objects through a video, or each video of a data set: indexed PNG masks, an overlay and a report."""
+    from sparsity.profile import load_profile
+    from sparsity.work.record import SegmentClip, segment_clips
+    from sparsity.work.segment import run_segment
+    from sparsity.work.spread import Spread
+    from sparsity.work.submission import plan_submission
+
+    spread = Spread(jobs, scheduler, gpu=choice.may_take_a_gpu)
+    given = prompt_of(prompt, points, box, prompt_frame)
+    many = clips_of(video, given, clips, spread, strict)
+    archive = None
+    if submission is not None:
+        archive = plan_submission(submission, many, names_in(clips), max_frames, kind)
+    if kind is None:
+        kind = "layers" if submission == "sa-v" else "png"
+    if many is not None:
+        work = SegmentClip(
+            many, choice, out, load_profile(profile), max_frames, force, kind, overlay
+        )
+        print(segment_clips(work, names_in(clips), spread).text())
+        if archive is not None:
+            print(archive.text(archive.write(out)))
+        return
+    result = run_segment(
+        video,
+        given,
+        choice,
+        out,
+        profile=profile,
+        max_frames=max_frames,
+        kind=kind,
+        overlay=overlay,
+        force=force,
+        strict=strict,
+    )
+    print(result.summary())

@@ -1,0 +1,180 @@
+"""``segment`` and ``probe`` over many clips, one at a time by whichever process `map_clips` gives it to.
+
+Workers write what they make, so they need to see clips and results under the same paths.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from probes.errors import InputError, tell_left_out
+from probes.models import fingerprint
+from probes.recording import extend_recording, record, recorded_clips
+from probes.records import Recording
+from probes.video import notes_of
+from sparsity.clips.sources import ClipSource
+from sparsity.profile import Profile
+from sparsity.work.formats import format_of
+from sparsity.work.model import ModelChoice, SameModel, shared_predictor, shared_stock
+from sparsity.work.segment import run_segment
+from sparsity.work.spread import Spread, Summary, map_clips, result_name
+from sparsity.work.store import check_folder, forget
+
+
+@dataclass(frozen=True)
+class SegmentClip:
+    """Track one clip into the folder of its name; return the figures of its `sparsity.work.run_folder.Outcome`."""
+
+    source: ClipSource
+    choice: ModelChoice
+    out: Path
+    profile: Profile
+    max_frames: int | None
+    force: bool
+    kind: str = "png"
+    overlay: bool = True
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        clip = self.source.open(name, labelled=False)
+        outcome = run_segment(
+            self.source.places(name)[0], clip.prompts, self.choice, self.out / name,
+            profile=self.profile, max_frames=self.max_frames, kind=self.kind, overlay=self.overlay,
+            force=self.force, opened=clip.video,
+        )  # fmt: skip
+        return {key: value for key, value in asdict(outcome).items() if key != "out"}
+
+
+def segment_clips(
+    work: SegmentClip, only: list[str] | None = None, spread: Spread | None = None
+) -> Summary:
+    """Segment all clips or some into ``OUT/NAME``; one that was interrupted goes on where it stopped.
+
+    Raises
+    ------
+    InputError
+        Something given can't be used, or a clip failed; the others are done then.
+    """
+    check_folder(work.out)
+    names = work.source.names(only=only)
+    parts = _beside(work.out)
+    with shared_predictor(work.choice).use(work.profile, force=work.force):
+        pass  # one that doesn't fit the model is refused before any work
+    format_of(work.kind, work.out)
+    settings = {**_model(work.choice), "max_frames": work.max_frames}
+    settings |= {"format": work.kind, "overlay": work.overlay}
+    settings["profile"] = work.profile.model_dump(mode="json", by_alias=True)
+    for name in names:
+        if not (work.out / name).is_dir():  # somebody removed what was done
+            forget(result_name(parts, name))
+    contents = {name: work.source.listing(name) for name in names}
+    by_one = SameModel(work, work.choice, settings["model"])
+    summary = map_clips(by_one, names, parts, settings, spread or Spread(), contents)
+    _tell_left_out(summary)
+    summary.check()
+    shutil.rmtree(parts)
+    return summary
+
+
+def _tell_left_out(summary: Summary) -> None:
+    """Say here what is left out of clips, which was said where they were worked on."""
+    for result in summary.results.values():
+        tell_left_out(result["left_out"])
+
+
+@dataclass(frozen=True)
+class RecordClip:
+    """Record one clip into a recording of its own.
+
+    Attributes
+    ----------
+    parts
+        Folder for the recordings ``NAME.recording``.
+    settings
+        Of `probes.recording.record`, those of a whole recording.
+    """
+
+    source: ClipSource
+    choice: ModelChoice
+    parts: Path
+    settings: dict[str, Any]
+    max_frames: int | None
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        out = self.parts / f"{name}.recording"
+        shutil.rmtree(
+            out, ignore_errors=True
+        )  # of a worker that died over it, or of other settings
+        return {"recording": out.name, "left_out": self.into(out, name)}
+
+    def into(self, out: Path, name: str) -> list[str]:
+        """Record a clip into a recording, if it isn't there; return what is left out of it."""
+        clip = self.source.open(name, labelled=False)
+        record(
+            shared_stock(self.choice), clip.video, clip.prompts, out=out, name=name,
+            max_frames=self.max_frames, **self.settings,
+        )  # fmt: skip
+        return list(notes_of(clip.video))
+
+
+def record_clips(
+    source: ClipSource,
+    choice: ModelChoice,
+    out: Path,
+    *,
+    only: list[str] | None = None,
+    spread: Spread | None = None,
+    max_frames: int | None = None,
+    **settings: Any,
+) -> Recording:
+    """Record all clips or some into one recording; those that it holds already are left as they are.
+
+    Parameters
+    ----------
+    settings
+        `statistics`, `rows`, `row_side`, `query_rows`, `autocast` and `model` of `probes.recording.record`.
+
+    Raises
+    ------
+    InputError
+        Something given can't be used, or a clip failed; the others are done then.
+    """
+    names = source.names(only=only)
+    work = RecordClip(source, choice, _beside(out), settings, max_frames)
+    held = recorded_clips(shared_stock(choice), out, **settings)
+    for name in (name for name in names if name in held):
+        work.into(out, name)  # refuses what differs
+    left = [name for name in names if name not in held]
+    model = _model(choice)
+    stamp = {**model, "settings": settings, "max_frames": max_frames}
+    contents = {name: source.listing(name) for name in left}
+    by_one = SameModel(work, choice, model["model"])
+    summary = map_clips(by_one, left, work.parts, stamp, spread or Spread(), contents)
+    _tell_left_out(summary)
+    summary.check()
+    parts = [work.parts / result["recording"] for result in summary.results.values()]
+    recording = extend_recording(out, parts)
+    shutil.rmtree(work.parts)
+    return recording
+
+
+def _beside(out: Path) -> Path:
+    """Where results of single clips lie until all are done."""
+    place = out.resolve()
+    if not place.name:
+        raise InputError(f"{out} given; expected a folder with a name; choose another --out")
+    return place.with_name(f"{place.name}.clips")
+
+
+def _model(choice: ModelChoice) -> dict[str, Any]:
+    model = shared_stock(choice)
+    return {
+        "model": fingerprint(model),
+        "size": model.image_size,
+        "dtype": choice.number_format(model.device.type),
+        "device": model.device.type,
+        "made_by": version("efficient-sam2"),
+    }
