@@ -123,6 +123,7 @@ def _decided(parts: Parts, session: Session, state: dict[str, Any], index: int) 
     per_object = state["output_dict_per_obj"].items()
     first = next((i for i, outputs in per_object if outputs["cond_frame_outputs"]), None)
     if first is None:
+        parts.resize(state)
         return Frame(state, index, parts.grid)
     with parts.tracking(state, first, index, reverse=False) as frame:
         route(parts, session, frame)
