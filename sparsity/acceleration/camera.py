@@ -44,6 +44,7 @@ class Tracker(Protocol):
 
     parts: Parts
     propagate_in_video_preflight: Callable[..., Any]
+    propagate_in_video: Callable[..., Iterator[tuple[int, list[int], Tensor]]]
     add_new_mask: Callable[..., Any]
     add_new_points_or_box: Callable[..., Any]
     remove_object: Callable[..., Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -34,6 +34,7 @@ from sparsity.acceleration.session import (
     forget_results,
 )
 from sparsity.acceleration.sharing import Shared
+from sparsity.acceleration.videos import Tracked, track_all
 from sparsity.techniques import KEY
 
 
@@ -305,6 +306,29 @@ class EfficientSAM2VideoPredictor(Shared):
             no camera has been advanced then.
         """
         return track_together(self, frames)
+
+    def track_videos(self, states: Sequence[dict[str, Any]]) -> Iterator[Tracked]:
+        """Track all objects of several prompted videos, a frame of each in turn.
+
+        Frames whose windows are all computed are encoded in one batch with those of the other videos, as `track_cameras`
+        does; masks are those of `propagate_in_video` but for rounding. Videos may be of any sizes and lengths.
+
+        Parameters
+        ----------
+        states
+            Of `init_state`, a video each.
+
+        Yields
+        ------
+        tuple
+            Which of the videos, frame, object ids, mask logits ``[objects, 1, H, W]``.
+
+        Raises
+        ------
+        InputError
+            A state is given twice or has no object; before any work.
+        """
+        return track_all(self, states)
 
     def add_new_points_or_box(
         self, inference_state: dict[str, Any], *args: Any, **kwargs: Any
