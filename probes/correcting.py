@@ -134,7 +134,7 @@ class Correcting:
         """The frame to which was tracked forward."""
         self._frames: dict[int, TrackedFrame] = {}
         self._reports: dict[int, Any] = {}
-        """Of frames as they were computed last, also before tracking went back."""
+        """Of frames as they were tracked last, also before tracking went back."""
         self._seconds: deque[float] = deque(maxlen=RATED)
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -353,7 +353,8 @@ class Correcting:
             report = self._predictor.report(self._state).frames[-1] if ids else None
             if report is not None and report.reason == "unchanged":
                 report = self._reports.get(frame, report)  # it says what was computed
-            self._reports[frame] = report
+            elif report is not None and report.reason != "prompt":
+                self._reports[frame] = report
         return TrackedFrame(codes, scores, report)
 
     def _score(self, object_id: int, frame: int) -> float:

@@ -61,7 +61,7 @@ export function mount(el, source) {
     keys.append(row);
   }
   const root = make("div", { class: "look pick", "data-lm-suppress-shortcuts": "true" }, title,
-    make("div", { class: "bar", role: "toolbar", "aria-label": "tools" }, ...tools, sized, undo, clear, end, ends),
+    make("div", { class: "bar", role: "toolbar", "aria-label": "tools" }, ...tools, undo, clear, end, sized, ends),
     make("div", { class: "both" },
       make("div", { class: "stage" }, canvas, ...(source.player ? [source.player] : []),
         make("div", { class: "time" }, make("label", {}, "frame", slider), shown, marked), status),

@@ -61,7 +61,7 @@ export default {
         pushed.delete(index);
         return addressOf(bytes);
       },
-      tell: (entries) => ask("give", entries).catch((error) => picker.say(error.message, true)),
+      tell,
       moved: () => { if (!state.steered) setFollow(false); },
       tracked,
       words,
@@ -152,6 +152,17 @@ export default {
     }
 
     // ---- what a hand does
+
+    async function tell(entries) {
+      const { phase } = state;
+      if (entries.length) took({ ...state, phase: "tracking", error: null });
+      try {
+        await ask("give", entries);
+      } catch (error) {
+        picker.say(error.message, true);
+        took({ ...state, phase });
+      }
+    }
 
     function toggle() {
       if (!go.disabled) ask(state.phase === "tracking" ? "stop" : "go").catch((error) => picker.say(error.message, true));
