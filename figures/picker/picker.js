@@ -314,13 +314,13 @@ export function mount(el, source) {
       if (layer) { lay(pen, layer); seen++; }
     }
     if (state.stroke) lay(pen, state.stroke);
-    for (const entry of now) drawPrompt(pen, entry, colourOf(entry.object), entry.object === state.object, zoom, scale);
     source.above?.(pen, state.frame, canvas, nameOf);
+    for (const entry of now) drawPrompt(pen, entry, colourOf(entry.object), entry.object === state.object, zoom, scale);
     const { corner, cross, pointing } = state;
     if (corner && cross) outlined(pen, [...corner, ...cross], zoom, colourOf(state.object), 2 * scale);
     if (cross && !pointing) drawCross(pen, cross, state.tool === "point" ? 0 : state.brush * width / 2, zoom, scale);
     for (const button of tools) button.setAttribute("aria-pressed", button.dataset.tool === state.tool);
-    sized.style.visibility = state.tool === "point" ? "hidden" : "";
+    sized.style.display = state.tool === "point" ? "none" : "";
     undo.disabled = !past.length;
     clear.disabled = !here();
     end.setAttribute("aria-pressed", Boolean(here()?.remove));

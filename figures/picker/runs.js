@@ -4,21 +4,24 @@ function layerOf(width, height) {
   return Object.assign(document.createElement("canvas"), { width, height });
 }
 
-// a canvas with what is inside in one colour, "#rrggbb", the number of its pixels and their middle
+// a canvas with what is inside in one colour, "#rrggbb", the number of its pixels, and where it is highest: [x of
+// its middle, y]
 function painted(runs, width, height, colour) {
   const layer = layerOf(width, height);
   const image = new ImageData(width, height);
   const shade = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
   let at = 0;
   let area = 0;
-  const middle = [0, 0];
+  let across = 0;
+  let top = height;
   runs.forEach((length, n) => {
     if (n % 2) {
       area += length;
       for (let i = at; i < at + length; i++) {
         const [x, y] = [Math.floor(i / height), i % height];
         const place = 4 * (y * width + x);
-        middle[0] += x; middle[1] += y;
+        across += x;
+        top = Math.min(top, y);
         [image.data[place], image.data[place + 1], image.data[place + 2]] = shade;
         image.data[place + 3] = 255;
       }
@@ -26,7 +29,7 @@ function painted(runs, width, height, colour) {
     at += length;
   });
   layer.getContext("2d").putImageData(image, 0, 0);
-  return { layer, area, middle: middle.map((sum) => sum / area) };
+  return { layer, area, head: [across / area, top] };
 }
 
 // the run lengths of what is more than half opaque; null where nothing is

@@ -254,8 +254,8 @@ export default {
       if (laid.scores.checked) {
         for (const object of Object.keys(facts.get(frame)?.scores ?? {}).map(Number)) {
           const line = `${nameOf(object)}: ${scoreOf(frame, object)}`;
-          const { area, middle } = layers.get(`${frame}:${object}`) ?? {};
-          if (area) say(line, middle[0] / width * wide, middle[1] / height * tall);
+          const { area, head } = layers.get(`${frame}:${object}`) ?? {};
+          if (area) say(line, head[0] / width * wide, head[1] / height * tall - size);
           else absent.push(line);
         }
       }

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +216,16 @@ def test_what_is_tracked_and_corrected_in_jupyterlab_is_what_segment_gives(
         for i, mask in layers.items():
             assert (masks[f"{frame}-{i}"] == mask).all(), (frame, i)
     assert (masks["1-1"] != masks["2-1"]).any() and (masks["2-1"] != masks["2-3"]).any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_everybody_can_use_the_tracker(
+    page: Page, serious_faults: Callable[[Page, str], list[str]]
+) -> None:
+    for theme in ("Dark", "Light"):
+        page.evaluate(
+            "window.jupyterapp.commands.execute('apputils:change-theme',"
+            f" {{theme: 'JupyterLab {theme}'}}), true"
+        )
+        page.wait(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+        assert serious_faults(page, ".track") == []
