@@ -54,12 +54,11 @@ def same(found: Any, expected: dict[int, dict[int, Any]]) -> bool:
     ("profile", "changes"),
     [
         (None, [[BOX], [BOX, LATER, CORRECTION], [BOX, LATER, EARLIER, CORRECTION]]),
-        (None, [[BOX, LATER, CORRECTION, REMOVED], [BOX, LATER, EARLIER, CORRECTION]]),
         ("dense", [[BOX, CORRECTION], [FIRST, BOX, CORRECTION], [FIRST, BOX]]),
         ("paper", [[BOX], [BOX, LATER, CORRECTION], [BOX, LATER, EARLIER, CORRECTION]]),
         ("paper", [[BOX, LATER, CORRECTION, REMOVED], [BOX, LATER, EARLIER]]),
     ],
-    ids=["between", "no longer removed", "a new first one", "paper, between", "paper, removed"],
+    ids=["between", "a new first one", "paper, between", "paper, no longer removed"],
 )
 def test_masks_are_those_of_all_prompts_at_once(
     stock: Any, clip_frames: np.ndarray, profile: str | None, changes: list[list[Prompt]]
@@ -97,3 +96,15 @@ def test_what_changes_midway_is_tracked_anew_from_there(
     masks = {t: frame.masks() for t, frame in run.frames.items()}
     assert same(masks, at_once(stock, clip_frames, BOX, LATER, CORRECTION))
     assert run.frames_per_second > 0 and run.error is None
+
+
+def test_the_number_format_in_force_is_that_of_the_thread(
+    stock: Any, clip_frames: np.ndarray
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        run = Correcting(stock, open_video(clip_frames), [BOX])
+        expected = at_once(stock, clip_frames, BOX)
+    run.wait()
+    masks = {t: frame.masks() for t, frame in run.frames.items()}
+    assert same(masks, expected)
+    assert not same(masks, at_once(stock, clip_frames, BOX))
