@@ -27,6 +27,8 @@ from .player import routed_frames as routed_frames
 from .style import evidence as evidence
 from .tiles import Tile as Tile
 from .tiles import draw_tiles as draw_tiles
+from .tracker.widget import Tracker as Tracker
+from .tracker.widget import track as track
 
 __all__ = [
     "Breadth",
@@ -37,6 +39,7 @@ __all__ = [
     "Recollection",
     "RoutedFrame",
     "Tile",
+    "Tracker",
     "TradeOff",
     "draw_ablation",
     "draw_breadth",
@@ -57,5 +60,6 @@ __all__ = [
     "routed_frames",
     "save",
     "times_of",
+    "track",
     "trade_offs_of",
 ]

@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 FIGURE = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path, quick: bool = False) -> Any:
@@ -34,7 +35,8 @@ def execute(path: Path, quick: bool = False) -> Any:
     os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")
     try:
         client = NotebookClient(
-            notebook, timeout=600 if quick else 1800, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+            notebook, timeout=600 if quick else 1800, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}},
+            store_widget_state=False
         )
         client.execute()
     finally:
@@ -45,7 +47,7 @@ def execute(path: Path, quick: bool = False) -> Any:
 
 
 def slim(notebook: Any) -> Any:
-    """Replace figures by pictures, and leave out what changes from run to run."""
+    """Replace figures by pictures, and leave out what changes from run to run, and widgets, which need a kernel."""
     import plotly.graph_objects as go
     from PIL import Image
 
@@ -56,6 +58,8 @@ def slim(notebook: Any) -> Any:
             if output.output_type == "stream" and output.name == "stderr":
                 continue
             data = output.get("data", {})
+            if WIDGET in data:
+                continue
             if FIGURE in data:
                 made = go.Figure({key: data[FIGURE][key] for key in ("data", "layout")})
                 picture = Image.open(io.BytesIO(made.to_image("png", scale=1))).convert("RGB")

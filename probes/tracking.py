@@ -65,6 +65,14 @@ def begin_video(predictor: Any, source: VideoSource) -> dict[str, Any]:
     return new_state(frames, frames.num_frames, size, device, device, frames_on_cpu=False)
 
 
+def begin_kept(predictor: Any, source: VideoSource) -> dict[str, Any]:
+    """Begin a video on any predictor, stock or accelerated, so that what is corrected stays."""
+    if is_accelerated(predictor):
+        state: dict[str, Any] = predictor.init_state(source, corrections="keep")
+        return state
+    return begin_video(predictor, source)
+
+
 class Waiting(Protocol):
     """What is given to a video's state when tracking comes to its frame, such as a `probes.prompts.Prompt`."""
 
@@ -100,7 +108,7 @@ def _begin_prompted(predictor: Any, source: VideoSource, prompts: Prompts) -> _B
     """
     state = begin_video(predictor, source)
     if not callable(prompts):
-        listed = _listed(prompts, source)
+        listed = prompts_of(prompts, source)
         return _Begun(state, listed, listed[0].frame, digest_of_prompts(listed))
     prompts(predictor, state)
     given = [o["cond_frame_outputs"] for o in state["temp_output_dict_per_obj"].values()]
@@ -113,10 +121,16 @@ def _begin_prompted(predictor: Any, source: VideoSource, prompts: Prompts) -> _B
     return _Begun(state, _hold_back(predictor, state, min(starts)), min(starts), digest)
 
 
-def _listed(
+def prompts_of(
     prompts: Mapping[int, NDArray[Any]] | Sequence[Any] | str | Path, source: VideoSource
 ) -> tuple[Prompt, ...]:
-    """Return prompts that say by themselves what they are, held against their video."""
+    """Return prompts that say by themselves what they are, held against their video.
+
+    Raises
+    ------
+    InputError
+        There are none, or one doesn't fit the video.
+    """
     if isinstance(prompts, Mapping):
         masks = [Prompt(0, i, mask=np.asarray(mask) > 0) for i, mask in prompts.items()]
         return check_prompts(masks, source)
@@ -341,7 +355,7 @@ def hash_of_frames(source: VideoSource, frames: Sequence[int]) -> str | None:
 def digest_of(predictor: Any, source: VideoSource, prompts: Prompts) -> str:
     """Hash prompts as `track_and_collect` does, by giving them where they don't say what they are."""
     if not callable(prompts):
-        return digest_of_prompts(_listed(prompts, source))
+        return digest_of_prompts(prompts_of(prompts, source))
     with torch.inference_mode():
         return _begin_prompted(predictor, source, prompts).digest
 

@@ -15,13 +15,12 @@ import numpy as np
 from jinja2 import Environment
 from numpy.typing import ArrayLike, NDArray
 
+from figures.page.assets import joined
 from figures.paint import data_uris_within, heat_colours, outline_all, shrink, stretch
 from figures.style import THEMES, ThemeName, evidence
 from probes.errors import InputError
 from probes.files import write_text
 from probes.records import ClipInfo, ClipRecord, Recording, frames_of_clip
-
-HERE = Path(__file__).parent
 
 PICTURES_BUDGET = 6_000_000
 """Bytes of all frames of a page together."""
@@ -198,12 +197,13 @@ def _pack(rows: NDArray[np.float32]) -> bytes:
 
 def script() -> str:
     """The JavaScript module; its default export is an anywidget, and it exports `mount`."""
-    return "\n".join(_source(name) for name in ("rows.js", "canvas.js", "explorer.js"))
+    own = (f"explorer/{name}.js" for name in ("rows", "canvas", "explorer"))
+    return joined("page/elements.js", "page/kernel.js", *own)
 
 
 def style() -> str:
     """The style sheet."""
-    return _source("explorer.css")
+    return joined("page/look.css", "explorer/explorer.css")
 
 
 def write_page(content: Content, out: Path) -> Path:
@@ -215,7 +215,7 @@ def write_page(content: Content, out: Path) -> Path:
         ]
         for site in content.meta["sites"]
     }
-    page = Environment(autoescape=False).from_string(_source("page.html"))
+    page = Environment(autoescape=False).from_string(joined("explorer/page.html"))
     text = page.render(
         title=escape(content.meta["title"]),
         paper=THEMES[content.meta["theme"]].paper,
@@ -226,10 +226,6 @@ def write_page(content: Content, out: Path) -> Path:
     )
     write_text(out, text)
     return out
-
-
-def _source(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
 
 
 def _safe(data: object) -> str:

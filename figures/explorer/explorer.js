@@ -1,13 +1,6 @@
 // The explorer: a frame to click on, the map of what that pixel attends to, and the memory film strip.
 // The same code runs as an anywidget and in the offline page; only where the rows come from differs.
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 // source: {meta, rows(site, index) -> Promise of gzipped bytes}
 export async function mount(el, source) {
   const { meta } = source;
@@ -46,7 +39,7 @@ export async function mount(el, source) {
     return { canvas, note, figure };
   });
   strip.append(...[1, 2, 3, 4, 5, 6, 0].reverse().map((slot) => tiles[slot].figure));
-  const root = make("div", { class: "esx", tabindex: 0, "data-theme": meta.theme },
+  const root = make("div", { class: "look esx", tabindex: 0, "data-theme": meta.theme },
     title,
     make("div", { class: "bar" }, site.label, way.label, object.label,
       make("label", {}, "frame", slider, shown)),
@@ -208,29 +201,14 @@ export async function mount(el, source) {
   await draw();
 }
 
-const PATIENCE = 30;  // seconds for the kernel to answer
-
 export default {
   render({ model, el }) {
-    const waiting = new Map();
-    const heard = (message, buffers) => {
-      if (message.kind !== "rows" || !waiting.has(message.key)) return;
-      const { done, fail } = waiting.get(message.key);
-      waiting.delete(message.key);
-      if (message.failed) { fail(new Error(message.failed)); return; }
-      const view = buffers[0];
-      done(new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength));
+    const { ask, end } = listenTo(model);
+    const rows = async (site, index) => {
+      const [view] = (await ask("rows", { site, index })).buffers;
+      return new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
     };
-    model.on("msg:custom", heard);
-    const rows = (site, index) => new Promise((done, fail) => {
-      const key = `${site}/${index}`;
-      waiting.set(key, { done, fail });
-      setTimeout(() => fail(new Error(
-        `the kernel did not answer in ${PATIENCE} s: wait until it is idle and click again, or run the cell again`,
-      )), 1000 * PATIENCE);
-      model.send({ kind: "rows", key, site, index });
-    });
     mount(el, { meta: model.get("meta"), rows });
-    return () => model.off("msg:custom", heard);
+    return end;
   },
 };

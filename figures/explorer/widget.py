@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import anywidget
 import traitlets
 
 from figures.explorer.content import Content, explorer_content, frames_of, script, style
+from figures.page.answering import Answer, AnsweringWidget
 from figures.style import ThemeName
 from probes.errors import InputError
 from probes.records import Recording, load_recording
@@ -18,7 +18,7 @@ ROWS = ("encoder.stage3.*.global", "memory.*.cross", "decoder.final.token_to_ima
 """Sites whose rows are kept when a predictor is explored."""
 
 
-class Explorer(anywidget.AnyWidget):
+class Explorer(AnsweringWidget):
     """The widget; rows are sent when the browser asks for them."""
 
     _esm = script()
@@ -26,20 +26,10 @@ class Explorer(anywidget.AnyWidget):
     meta = traitlets.Dict().tag(sync=True)
 
     def __init__(self, content: Content, **traits: Any) -> None:
-        super().__init__(meta=content.meta, **traits)
-        self._content = content
-        self.on_msg(self._answer)
+        def rows(asked: Any) -> Answer:
+            return {}, [content.rows(asked["site"], asked["index"])]
 
-    def _answer(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
-        if message.get("kind") != "rows":
-            return
-        answer = {"kind": "rows", "key": message["key"]}
-        try:
-            packed = self._content.rows(message["site"], message["index"])
-        except Exception as error:  # the browser waits for an answer, whatever went wrong
-            self.send({**answer, "failed": f"{type(error).__name__}: {error}"})
-        else:
-            self.send(answer, buffers=[packed])
+        super().__init__({"rows": rows}, meta=content.meta, **traits)
 
 
 def explore(

@@ -8,17 +8,20 @@ const HELP = [
   ["arrows", "move the cross, 10 pixels with Shift"], ["Enter", "click at the cross, or paint there"],
   ["Shift+Enter", "point beside the object"], ["B", "a corner of a box at the cross, then the other"],
   [", and .", "frame before and after"], ["1 … 9", "object"], ["N", "new object"], ["U, Ctrl+Z", "undo"],
-  ["P, R, E", "points, brush, eraser"], ["[ and ]", "size of the brush"],
+  ["X", "the object ends here"], ["P, R, E", "points, brush, eraser"], ["[ and ]", "size of the brush"],
 ];
 
 // source: {meta, entries, frame(index) -> Promise of an address, mask(entry) -> Promise of run lengths, tell(entries),
-// and where prompts go to a file: save(entries) -> Promise of words, finish() -> Promise}
+// and where prompts go to a file: save(entries) -> Promise of words, finish() -> Promise;
+// and where the video is tracked meanwhile: player, an element below the frame, keys {key: act}, help [[key, words]],
+// tracked(frame, object) -> {layer, area} or undefined, beneath and above(pen, frame, canvas, nameOf), what is drawn
+// under and over masks, words(frame, object), moved(frame)}
 export function mount(el, source) {
   const { width, height, frames, colours } = source.meta;
   const group = `pick${Math.random().toString(36).slice(2)}`;
   const given = source.entries ?? [];
   const known = new Map([[given[0]?.object ?? 1, ""]]);
-  for (const { object, label } of given) known.set(object, label ?? "");
+  for (const { object, label } of given) if (label || !known.has(object)) known.set(object, label ?? "");
   // objects and entries are replaced by what changes them, never written into, so that undo can go back to them
   const state = { frame: given[0]?.frame ?? 0, object: [...known.keys()][0], tool: "point", brush: 0.05, cross: null,
     corner: null, picture: null, stroke: null, saved: true,
@@ -41,6 +44,7 @@ export function mount(el, source) {
   const undo = press("Undo", goBack);
   const clear = press("Clear prompt", () => change({ entries: state.entries.filter((e) => e !== here()) },
     `cleared ${nameOf(state.object)} on frame ${state.frame}`));
+  const end = press("Ends here", endHere);
   const ends = make("span", { class: "ends" });
   const canvas = make("canvas", { tabindex: 0, role: "application", "aria-describedby": `${group}-help` });
   const slider = make("input", { type: "range", min: 0, max: frames - 1, step: 1, "aria-label": "frame" });
@@ -50,16 +54,16 @@ export function mount(el, source) {
   const add = press("New object", addObject);
   const status = make("p", { class: "status", role: "status", "aria-live": "polite" });
   const keys = make("dl", { id: `${group}-help` });
-  for (const [key, words] of HELP) {
+  for (const [key, words] of [...HELP, ...(source.help ?? [])]) {
     const row = make("div", {}, make("dt"), make("dd"));
     row.firstChild.textContent = key;
     row.lastChild.textContent = words;
     keys.append(row);
   }
-  const root = make("div", { class: "pick", "data-lm-suppress-shortcuts": "true" }, title,
-    make("div", { class: "bar", role: "toolbar", "aria-label": "tools" }, ...tools, sized, undo, clear, ends),
+  const root = make("div", { class: "look pick", "data-lm-suppress-shortcuts": "true" }, title,
+    make("div", { class: "bar", role: "toolbar", "aria-label": "tools" }, ...tools, undo, clear, end, sized, ends),
     make("div", { class: "both" },
-      make("div", { class: "stage" }, canvas,
+      make("div", { class: "stage" }, canvas, ...(source.player ? [source.player] : []),
         make("div", { class: "time" }, make("label", {}, "frame", slider), shown, marked), status),
       make("div", { class: "side" }, list, add)),
     make("details", {}, make("summary", {}, "Keys and mouse"), keys));
@@ -69,13 +73,6 @@ export function mount(el, source) {
   el.append(root);
   root.style.setProperty("--aspect", width / height);
   size.value = state.brush;
-
-  function press(words, act) {
-    const button = make("button", { type: "button" });
-    button.textContent = words;
-    button.addEventListener("click", act);
-    return button;
-  }
 
   function say(words, bad = false) {
     status.textContent = words;
@@ -88,7 +85,8 @@ export function mount(el, source) {
   const colourOf = (id) => colours[(id - 1) % colours.length];
   const entryOf = (object, frame) => state.entries.find((e) => e.object === object && e.frame === frame);
   const here = () => entryOf(state.object, state.frame);
-  const isTracked = () => state.entries.some((e) => e.object === state.object && e.frame < state.frame);
+  const before = () => state.entries.findLast((e) => e.object === state.object && e.frame < state.frame);
+  const isTracked = () => Boolean(before() && !before().remove);
   const isOnIt = (e) => Boolean(e.box || e.mask || e.points?.some((p) => p.length < 3));
   const counted = (n, what, more = `${what}s`) => `${n} ${n === 1 ? what : more}`;
 
@@ -102,13 +100,15 @@ export function mount(el, source) {
 
   function summary() {
     const entry = here();
-    if (!entry) return `frame ${state.frame}: nothing on ${nameOf(state.object)} yet; click on it, or drag a box around it`;
-    const found = maskOf(entry);
+    const result = source.words?.(state.frame, state.object) ?? "";
+    if (entry?.remove) return `frame ${state.frame}: ${nameOf(state.object)} ends here, and is not tracked from this frame on`;
+    if (!entry) return `frame ${state.frame}: ${result || `nothing on ${nameOf(state.object)} yet`}; click on it, or drag a box around it`;
+    const found = source.tracked ? null : maskOf(entry);
     const alone = !entry.mask && isTracked() ? ", by this prompt alone: tracked, it corrects the object" : "";
     const parts = [entry.box && "a box", entry.points && counted(entry.points.length, "point"), entry.mask && "a painted mask"];
     const mask = found?.failed ? `; no mask: ${found.failed}`
       : found ? `; mask covers ${(100 * found.area / width / height).toFixed(1)} % of the frame${alone}`
-        : !source.meta.masks ? "" : isOnIt(entry) ? "; computing the mask …" : "; its mask shows when it is tracked";
+        : result ? `; ${result}` : !source.meta.masks ? "" : isOnIt(entry) ? "; computing the mask …" : "; its mask shows when it is tracked";
     return `frame ${state.frame}: ${parts.filter(Boolean).join(" and ")} on ${nameOf(state.object)}${mask}`;
   }
 
@@ -162,6 +162,11 @@ export function mount(el, source) {
     put({ ...base(), box: [left, top, right, bottom] });
   }
 
+  function endHere() {
+    if (isTracked()) put({ frame: state.frame, object: state.object, remove: true });
+    else say(`${nameOf(state.object)} has no prompt on a frame before: it can't end here; clear its prompt instead`, true);
+  }
+
   function addObject() {
     const id = Math.max(...state.objects.map((o) => o.id)) + 1;
     change({ objects: [...state.objects, { id, name: "" }], object: id }, `object ${id} added: click on it`);
@@ -190,6 +195,7 @@ export function mount(el, source) {
     state.frame = Math.min(frames - 1, Math.max(0, frame));
     state.corner = null;
     const wanted = state.frame;
+    source.moved?.(wanted);
     slider.value = wanted;
     shown.textContent = `${wanted} of ${frames - 1}`;
     try {
@@ -235,6 +241,11 @@ export function mount(el, source) {
     return layers.get(entry);
   }
 
+  // what shows of an object on this frame
+  function maskAt(id) {
+    return source.tracked?.(state.frame, id) ?? maskOf(entryOf(id, state.frame));
+  }
+
   // one at a time, so that a slow model is asked for what is wanted when it is free
   async function askForMasks() {
     if (asking || !source.meta.masks) return;
@@ -268,7 +279,7 @@ export function mount(el, source) {
 
   // a canvas that begins with the mask that shows
   function begun() {
-    const found = maskOf(here());
+    const found = maskAt(state.object);
     if (!found?.layer && state.tool === "eraser") { say("there is no mask to erase from; paint one with the brush", true); return null; }
     const layer = layerOf(width, height);
     if (found?.layer) layer.getContext("2d").drawImage(found.layer, 0, 0);
@@ -294,22 +305,25 @@ export function mount(el, source) {
     const pen = canvas.getContext("2d");
     const zoom = canvas.width / width;
     if (state.picture) pen.drawImage(state.picture, 0, 0, canvas.width, canvas.height);
+    source.beneath?.(pen, state.frame, canvas);
     const now = state.entries.filter((e) => e.frame === state.frame)
       .sort((a, b) => (a.object === state.object) - (b.object === state.object));
     let seen = 0;
-    for (const entry of now) {
-      const layer = state.stroke && entry.object === state.object ? null : maskOf(entry)?.layer;
+    for (const { id } of [...state.objects].sort((a, b) => (a.id === state.object) - (b.id === state.object))) {
+      const layer = state.stroke && id === state.object ? null : maskAt(id)?.layer;
       if (layer) { lay(pen, layer); seen++; }
     }
     if (state.stroke) lay(pen, state.stroke);
+    source.above?.(pen, state.frame, canvas, nameOf);
     for (const entry of now) drawPrompt(pen, entry, colourOf(entry.object), entry.object === state.object, zoom, scale);
     const { corner, cross, pointing } = state;
     if (corner && cross) outlined(pen, [...corner, ...cross], zoom, colourOf(state.object), 2 * scale);
     if (cross && !pointing) drawCross(pen, cross, state.tool === "point" ? 0 : state.brush * width / 2, zoom, scale);
     for (const button of tools) button.setAttribute("aria-pressed", button.dataset.tool === state.tool);
-    sized.style.visibility = state.tool === "point" ? "hidden" : "";
+    sized.style.display = state.tool === "point" ? "none" : "";
     undo.disabled = !past.length;
     clear.disabled = !here();
+    end.setAttribute("aria-pressed", Boolean(here()?.remove));
     canvas.setAttribute("aria-label", `frame ${state.frame}, ${nameOf(state.object)}: click on it`);
     drawObjects();
     drawMarked();
@@ -446,6 +460,8 @@ export function mount(el, source) {
     else if (event.ctrlKey || event.metaKey || event.altKey) return false;
     else if (key === "," || key === ".") go(state.frame + (key === "." ? 1 : -1));
     else if (key === "n") addObject();
+    else if (key === "x") endHere();
+    else if (source.keys?.[key]) source.keys[key]();
     else if ("pre".includes(key)) choose({ p: "point", r: "brush", e: "eraser" }[key]);
     else if (sized) { size.value = state.brush * sized; state.brush = Number(size.value); draw(false); }
     else if (/^[1-9]$/.test(key) && state.objects[key - 1]) select(state.objects[key - 1].id);
@@ -460,5 +476,17 @@ export function mount(el, source) {
   });
   new ResizeObserver(() => draw(false)).observe(canvas);
   go(state.frame);
-  return { unsaved: () => !state.saved && state.entries.length > 0, say };
+  // other prompts than a hand made here
+  function take(entries) {
+    const named = new Map(state.objects.map((o) => [o.id, o.name]));
+    const names = new Map(entries.map((e) => [e.object, named.get(e.object) ?? ""]));
+    for (const { object, label } of entries) if (label) names.set(object, label);
+    state.objects = names.size ? [...names].map(([id, name]) => ({ id, name })) : state.objects;
+    state.entries = entries.map(({ label, ...entry }) => entry);
+    if (!state.objects.some((o) => o.id === state.object)) state.object = state.objects[0].id;
+    past.length = 0;
+    draw();
+  }
+
+  return { unsaved: () => !state.saved && state.entries.length > 0, say, go, draw, take, root, canvas, frame: () => state.frame };
 }

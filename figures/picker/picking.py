@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from figures.page.assets import joined
 from figures.paint import jpeg, shrink
 from figures.style import OBJECTS
 from probes.errors import InputError
@@ -20,8 +21,6 @@ from probes.files import write_text
 if TYPE_CHECKING:  # they need torch
     from probes.prompts import Prompt
     from probes.video import VideoSource
-
-HERE = Path(__file__).parent
 
 WIDEST = 1600
 """Pixels of a frame's picture, at most; prompts are in pixels of the video all the same."""
@@ -124,17 +123,12 @@ class Picking:
         InputError
             The prompt can't be tracked by itself, as it has points with label 0 alone.
         """
-        from probes.tracking import begin_video, is_accelerated
+        from probes.tracking import begin_kept
 
         (prompt,) = self.prompts([entry])
         with self._alone, self._precision():
             if self._state is None:
-                begin = self._predictor.init_state
-                self._state = (
-                    begin(self._source)
-                    if is_accelerated(self._predictor)
-                    else begin_video(self._predictor, self._source)
-                )
+                self._state = begin_kept(self._predictor, self._source)
             self._predictor.reset_state(self._state)
             _, _, logits = prompt.give_to(self._predictor, self._state)
             return runs((logits[0, 0] > 0).cpu().numpy())
@@ -154,11 +148,46 @@ def runs(mask: NDArray[np.bool_]) -> list[int]:
     return [0, *lengths] if flat[0] else lengths
 
 
-def script() -> str:
-    """The JavaScript module; its default export is an anywidget, and it exports `mount`."""
-    return "\n".join(asset(name) for name in ("runs.js", "marks.js", "picker.js", "kernel.js"))
+def entries_of(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
+    """Return prompts as ``prompts.json`` holds them; masks as run lengths."""
+    return [_entry_of(prompt) for prompt in prompts]
 
 
-def asset(name: str) -> str:
-    """Text of a file beside this one."""
-    return (HERE / name).read_text(encoding="utf-8")
+def _entry_of(prompt: Prompt) -> dict[str, Any]:
+    entry: dict[str, Any] = {"frame": prompt.frame, "object": prompt.object}
+    if prompt.label:
+        entry["label"] = prompt.label
+    if prompt.points is not None:
+        entry["points"] = [
+            _shortest([*point, *([] if on else [0])])
+            for point, on in zip(prompt.points.tolist(), prompt.labels, strict=True)
+        ]
+    if prompt.box is not None:
+        entry["box"] = _shortest(prompt.box.tolist())
+    if prompt.mask is not None:
+        entry["mask"] = {"size": list(prompt.mask.shape), "counts": runs(prompt.mask)}
+    if prompt.remove:
+        entry["remove"] = True
+    return entry
+
+
+def _shortest(numbers: Sequence[float]) -> list[float]:
+    """Write float32 numbers in as many digits as tell them apart, whole ones as such."""
+    return [int(x) if x == int(x) else float(str(np.float32(x))) for x in numbers]
+
+
+def script(last: str = "picker/notebook.js") -> str:
+    """The JavaScript module; its default export is an anywidget, made in the last file, and it exports `mount`."""
+    own = (f"picker/{name}.js" for name in ("runs", "marks", "picker"))
+    return joined("page/elements.js", "page/kernel.js", *own, last)
+
+
+def style() -> str:
+    """The style sheet."""
+    return joined("page/look.css", "picker/picker.css")
+
+
+def page_file(name: str) -> str:
+    """Text of a file of the page that ``efficient-sam2 pick`` serves, by its name; the page itself has none."""
+    made = {"picker.js": script, "picker.css": style}
+    return made[name]() if name in made else joined(f"picker/{name or 'page.html'}")

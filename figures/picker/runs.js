@@ -1,28 +1,27 @@
 // Masks between run lengths (down the columns, what is outside first: COCO's code) and canvases of the video's size.
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 function layerOf(width, height) {
   return Object.assign(document.createElement("canvas"), { width, height });
 }
 
-// a canvas with what is inside in one colour, "#rrggbb", and the number of its pixels
+// a canvas with what is inside in one colour, "#rrggbb", the number of its pixels, and where it is highest: [x of
+// its middle, y]
 function painted(runs, width, height, colour) {
   const layer = layerOf(width, height);
   const image = new ImageData(width, height);
   const shade = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
   let at = 0;
   let area = 0;
+  let across = 0;
+  let top = height;
   runs.forEach((length, n) => {
     if (n % 2) {
       area += length;
       for (let i = at; i < at + length; i++) {
-        const place = 4 * ((i % height) * width + Math.floor(i / height));
+        const [x, y] = [Math.floor(i / height), i % height];
+        const place = 4 * (y * width + x);
+        across += x;
+        top = Math.min(top, y);
         [image.data[place], image.data[place + 1], image.data[place + 2]] = shade;
         image.data[place + 3] = 255;
       }
@@ -30,7 +29,7 @@ function painted(runs, width, height, colour) {
     at += length;
   });
   layer.getContext("2d").putImageData(image, 0, 0);
-  return { layer, area };
+  return { layer, area, head: [across / area, top] };
 }
 
 // the run lengths of what is more than half opaque; null where nothing is

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anywidget
 import traitlets
 
-from figures.picker.picking import Picking, asset, script
+from figures.page.answering import Answer, AnsweringWidget
+from figures.picker.picking import Picking, entries_of, script, style
 
 if TYPE_CHECKING:  # they need torch
     from probes.prompts import Prompt
 
 
-class Picker(anywidget.AnyWidget):
+class Picker(AnsweringWidget):
     """The widget; frames and masks are sent when the browser asks for them.
 
     Attributes
@@ -24,14 +24,19 @@ class Picker(anywidget.AnyWidget):
     """
 
     _esm = script()
-    _css = asset("picker.css")
+    _css = style()
     meta = traitlets.Dict().tag(sync=True)
     entries: Any = traitlets.List().tag(sync=True)
 
     def __init__(self, picking: Picking, **traits: Any) -> None:
-        super().__init__(meta=picking.meta, **traits)
+        def frame(index: Any) -> Answer:
+            return {}, [picking.frame(index)]
+
+        def mask(entry: Any) -> Answer:
+            return {"runs": picking.mask(entry)}, []
+
+        super().__init__({"frame": frame, "mask": mask}, meta=picking.meta, **traits)
         self._picking = picking
-        self.on_msg(self._answer)
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -54,18 +59,8 @@ class Picker(anywidget.AnyWidget):
         """
         self._picking.save(self.entries, path)
 
-    def _answer(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
-        answer = {"key": message.get("key")}
-        try:
-            if message.get("kind") == "frame":
-                self.send(answer, buffers=[self._picking.frame(message["given"])])
-            elif message.get("kind") == "mask":
-                self.send({**answer, "runs": self._picking.mask(message["given"])})
-        except Exception as error:  # the browser waits for an answer, whatever went wrong
-            self.send({**answer, "failed": str(error) or type(error).__name__})
 
-
-def pick(video: Any, predictor: Any = None) -> Picker:
+def pick(video: Any, predictor: Any = None, prompts: Any = None) -> Picker:
     """Point at objects in a notebook: click on them, draw boxes around them, or paint them.
 
     Parameters
@@ -75,6 +70,8 @@ def pick(video: Any, predictor: Any = None) -> Picker:
     predictor
         Stock or accelerated; it makes the mask that is shown after each click, on the frame alone: without memory of
         others. None: the prompts are shown alone.
+    prompts
+        Prompts to go on from, as `probes.record` takes them, but for a function: a list, a file of them, or masks.
 
     Returns
     -------
@@ -84,9 +81,18 @@ def pick(video: Any, predictor: Any = None) -> Picker:
     Raises
     ------
     InputError
-        The video can't be opened, or is a stream.
+        The video can't be opened, or is a stream, or a prompt doesn't fit it.
     """
     from probes import open_video
+    from probes.tracking import prompts_of
 
-    name = Path(video).resolve().name if isinstance(video, (str, Path)) else "video"
-    return Picker(Picking(open_video(video), name, predictor))
+    source = open_video(video)
+    picking = Picking(source, title_of(video), predictor)
+    return Picker(
+        picking, entries=[] if prompts is None else entries_of(prompts_of(prompts, source))
+    )
+
+
+def title_of(video: Any) -> str:
+    """What people call a video."""
+    return Path(video).resolve().name if isinstance(video, (str, Path)) else "video"

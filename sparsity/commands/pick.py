@@ -42,11 +42,12 @@ MOST = 256 * 2**20
 """Bytes of what a page sends, at most."""
 
 PAGE = {
-    "": ("page.html", "text/html"),
-    "page.js": ("page.js", "text/javascript"),
-    "picker.css": ("picker.css", "text/css"),
+    "": "text/html",
+    "page.js": "text/javascript",
+    "picker.js": "text/javascript",
+    "picker.css": "text/css",
 }
-"""Files of the page by their address, with their types; ``picker.js`` is put together."""
+"""Files of the page by their address, with their types."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -60,9 +61,17 @@ HEADERS = {
 @with_model
 def pick(
     video: Annotated[str, typer.Argument(help="video file or folder of frames")],
-    out: Annotated[Path, typer.Option("--out", help="the file of prompts, ending in .json")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="the file of prompts, ending in .json; default: that of --prompts"
+        ),
+    ] = None,
     *,
     choice: ModelChoice,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="a file of prompts to go on from")
+    ] = None,
     masks: Annotated[
         bool, typer.Option(help="show the model's mask after each click, of this frame alone")
     ] = True,
@@ -72,21 +81,28 @@ def pick(
     force: Annotated[bool, typer.Option("--force", help="overwrite --out")] = False,
 ) -> None:
     """Click on objects, draw boxes around them or paint them in a browser; writes what segment --prompts takes."""
-    check_out(out, force)
-    from figures.picker.picking import Picking
-    from probes import open_video
+    if out is None and prompts is None:
+        raise InputError(
+            "neither --out nor --prompts given; expected a file to write, or one to go on from; add --out prompts.json"
+        )
+    target = prompts if out is None else out
+    assert target is not None, "one of the two is given"
+    check_out(target, force or target == prompts)
+    from figures.picker.picking import Picking, entries_of
+    from probes import open_video, read_prompts
     from sparsity.work.model import shared_stock
 
     source = open_video(video)
+    begun = [] if prompts is None else entries_of(read_prompts(prompts, source))
     predictor = shared_stock(choice) if masks else None
     kind = predictor.device.type if predictor is not None else "cpu"
     picking = Picking(source, Path(video).resolve().name, predictor, partial(choice.autocast, kind))
-    with serving(picking, out) as server:
+    with serving(picking, target, begun) as server:
         print(f"{server.address}\npoint at objects there; Ctrl-C ends without saving", flush=True)
         if browser:
             webbrowser.open(server.address)
         saved = server.wait()
-    print(saved or f"closed without saving; {out} was not written")
+    print(saved or f"closed without saving; {target} was not written")
     if not saved:
         raise typer.Exit(1)
 
@@ -119,16 +135,16 @@ class Server(ThreadingHTTPServer):
     token
         What an address must begin with.
     entries
-        Prompts as they were saved last.
+        Prompts as the page begins with them: as they were saved last.
     """
 
     daemon_threads = True
 
-    def __init__(self, picking: Picking, out: Path) -> None:
+    def __init__(self, picking: Picking, out: Path, entries: list[dict[str, Any]]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.picking, self.out = picking, out
         self.token = secrets.token_urlsafe(24)
-        self.entries: list[dict[str, Any]] = []
+        self.entries = entries
         self._saved = ""
         self._ended = threading.Event()
         self.stay(SILENCE)
@@ -186,9 +202,11 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(picking: Picking, out: Path) -> Iterator[Server]:
-    """Serve a page for as long as the context lasts."""
-    with Server(picking, out) as server:
+def serving(
+    picking: Picking, out: Path, entries: list[dict[str, Any]] | None = None
+) -> Iterator[Server]:
+    """Serve a page for as long as the context lasts, with prompts to begin with."""
+    with Server(picking, out, entries or []) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
@@ -223,14 +241,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Give a file of the page, or a frame."""
-        from figures.picker.picking import asset, script
-
         folder, _, name = self.what.partition("/")
         if self.what in PAGE:
-            file, kind = PAGE[self.what]
-            self._give(asset(file).encode(), f"{kind}; charset=utf-8")
-        elif self.what == "picker.js":
-            self._give(script().encode(), "text/javascript; charset=utf-8")
+            from figures.picker.picking import page_file
+
+            self._give(page_file(self.what).encode(), f"{PAGE[self.what]}; charset=utf-8")
         elif folder == "frames" and name.endswith(".jpg") and name[:-4].isdecimal():
             try:
                 picture = self.server.picking.frame(int(name[:-4]))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.figures.browser import CHROMIUM, Browser, start_browser
+from tests.figures.browser import CHROMIUM, Browser, Page, start_browser
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +26,25 @@ def browser(chromium: str) -> Iterator[Browser]:
     """One Chromium for all tests; each opens tabs of its own."""
     with start_browser() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def serious_faults() -> Callable[[Page, str], list[str]]:
+    """What axe-core finds in a part of a page that keeps people from using it, or a named skip."""
+    npm = shutil.which("npm")
+    root = (
+        subprocess.run([npm, "root", "--global"], capture_output=True, text=True) if npm else None
+    )
+    file = Path(root.stdout.strip() if root else "", "axe-core", "axe.min.js")
+    if not file.is_file():
+        pytest.skip("needs axe-core: npm install --global axe-core")
+    program = file.read_text(encoding="utf-8")
+
+    def faults(page: Page, selector: str) -> list[str]:
+        page.evaluate(f"{program}; true")
+        said = page.evaluate(f"axe.run('{selector}').then((found) => JSON.stringify(found))")
+        found = json.loads(said)
+        assert found["passes"], "it looked at something"
+        return [f["help"] for f in found["violations"] if f["impact"] in ("serious", "critical")]
+
+    return faults

@@ -128,8 +128,8 @@ def test_an_answer_that_fails_is_told(recording: Recording) -> None:
     for clip in (content.clip, broken):
         shown = Explorer(replace(content, clip=clip))
         shown.send = lambda message, buffers=None: said.append((message, buffers))
-        request = {"kind": "rows", "site": ENCODER, "index": 0, "key": "a"}
+        request = {"kind": "rows", "given": {"site": ENCODER, "index": 0}, "key": "a"}
         shown._handle_custom_msg(request, [])
     (good, buffers), (bad, none) = said
-    assert good == {"kind": "rows", "key": "a"} and len(buffers) == 1
+    assert good == {"key": "a"} and len(buffers) == 1
     assert bad["key"] == "a" and "IndexError" in bad["failed"] and not none

@@ -37,7 +37,7 @@ LEFT = "document.querySelector('.pair figcaption').textContent"
 NOTEBOOK = """<!doctype html><meta charset="utf-8"><style>{style}</style><main></main>
 <script type="module">
 const later = setTimeout;
-window.setTimeout = (call, ms) => later(call, ms / 100);
+window.setTimeout = (call, ms) => later(call, ms / 1000);
 let heard;
 const answers = {answers};
 const model = {{
@@ -52,7 +52,7 @@ const model = {{
 {script}
 widget.render({{ model, el: document.querySelector("main") }});
 </script>"""
-"""The widget with a kernel that answers what it is told to, and then no more; time runs a hundred times as fast."""
+"""The widget with a kernel that answers what it is told to, and then no more; time runs a thousand times as fast."""
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_the_prompted_slot_says_how_many_frames_it_stands_for(
 
 @pytest.mark.parametrize(
     ("answers", "words"),
-    [([{"failed": "no such rows"}], "no such rows"), ([], "the kernel did not answer in 30 s")],
+    [([{"failed": "no such rows"}], "no such rows"), ([], "the kernel did not answer in 300 s")],
 )
 def test_what_fails_is_said(
     recording: Recording,
@@ -231,5 +231,5 @@ def test_what_fails_is_said(
             "document.querySelector('.query').dispatchEvent(new MouseEvent('click', {clientX: 9, clientY: 9}))"
         )
         page.wait(f"{DATA}.ready > 1", 20)
-        assert "the kernel did not answer in 30 s" in page.evaluate(NOTE)
+        assert "the kernel did not answer in 300 s" in page.evaluate(NOTE)
         assert page.complaints == []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import figures
-from figures.picker.picking import Picking, asset, runs, script
+from figures.picker.picking import Picking, page_file, runs, script, style
 from probes import InputError, build_predictor, open_video, read_prompts
 from probes.prompts import read_coco_mask
 from sparsity import accelerate
@@ -108,6 +108,6 @@ def test_a_stream_is_refused(clip_frames: np.ndarray) -> None:
 
 
 def test_the_script_needs_no_network() -> None:
-    for text in (script(), asset("page.js"), asset("page.html"), asset("picker.css")):
+    for text in (script(), page_file("page.js"), page_file(""), style()):
         assert "http" not in text and "import(" not in text
     assert "export default" in script() and "export function mount" in script()

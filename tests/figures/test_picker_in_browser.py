@@ -7,7 +7,7 @@ saved; the file gives `run_segment` the masks of the same calls in Python.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,36 @@ def test_painted_with_the_brush_named_and_removed(
             assert again.evaluate(named) == "dög"
 
 
+def test_an_object_ends_and_comes_again(
+    browser: Browser, clip_frames: np.ndarray, tmp_path: Path
+) -> None:
+    out = tmp_path / "prompts.json"
+    with picking(browser, clip_frames, out, masks=False) as (page, _):
+        button(page, "Ends here")
+        assert "has no prompt on a frame before" in page.evaluate(STATUS)
+        page.click(*at(page, 0.4, 0.5))
+        for key in (".", ".", "x"):
+            page.press(key)
+        expect(page, prompts=2, frame=2)
+        assert "ends here" in page.evaluate(STATUS)
+        page.press(".")
+        expect(page, frame=3)
+        page.click(*at(page, 0.9, 0.9), "right")
+        assert "first click on object 1 itself" in page.evaluate(STATUS)
+        page.click(*at(page, 0.5, 0.5))
+        button(page, "Save")
+        expect(page, prompts=3, saved="true")
+        ended = [(p.frame, p.remove) for p in read_prompts(out, open_video(clip_frames))]
+        assert ended == [(0, False), (2, True), (3, False)]
+        page.press(",")
+        expect(page, frame=2)
+        page.click(*at(page, 0.4, 0.5))
+        button(page, "Save")
+        expect(page, prompts=3, saved="true")
+        corrected = read_prompts(out, open_video(clip_frames))
+        assert not any(p.remove for p in corrected) and corrected[1].points is not None
+
+
 def test_everything_can_be_done_with_keys(
     browser: Browser, clip_frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,3 +218,21 @@ def test_what_fails_is_said(browser: Browser, clip_frames: np.ndarray, tmp_path:
         button(page, "Save")
         page.wait(f"{STATUS}.includes('has ended')")
         page.complaints.clear()  # of the browser itself: two answers of status 400, and none
+
+
+def test_everybody_can_use_it(
+    browser: Browser,
+    clip_frames: np.ndarray,
+    tmp_path: Path,
+    serious_faults: Callable[[Page, str], list[str]],
+) -> None:
+    with picking(browser, clip_frames, tmp_path / "prompts.json", masks=False) as (page, _):
+        page.click(*at(page, 0.4, 0.5))
+        expect(page, prompts=1)
+        for scheme in ("light", "dark"):
+            chosen = {"name": "prefers-color-scheme", "value": scheme}
+            page.send("Emulation.setEmulatedMedia", features=[chosen])
+            assert serious_faults(page, ".pick") == []
+        page.evaluate("document.querySelector('.pick input[type=range]').ariaLabel = null")
+        page.evaluate("document.querySelector('.pick .object [type=radio]').ariaLabel = null")
+        assert serious_faults(page, ".pick") != []

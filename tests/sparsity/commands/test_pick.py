@@ -167,6 +167,7 @@ def test_it_ends_with_the_page_or_after_silence(
         (None, ["--out", "there.json"], "there.json is there already; expected a new file"),
         (None, ["--out", "new.txt"], "expected a name that ends in .json"),
         (None, ["--out", "no/new.json"], "no is no folder"),
+        (None, ["--prompts", "none.json"], "prompts none.json can't be read"),
         ("nowhere.mp4", ["--out", "there.json", "--force"], "nowhere.mp4 does not exist"),
         (None, ["--out", "new.json", "--model", "sam3"], "sam3"),
     ],
@@ -233,3 +234,32 @@ def test_the_command_ends_without_a_file_when_nothing_is_saved(
     assert run(words) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "p.json").exists()
+
+
+def test_the_command_goes_on_from_prompts(
+    clip_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, begun = tmp_path / "p.json", list[Any]()
+    named = [{**POINT[0], "frame": "00002"}]
+    file.write_text(json.dumps(named))
+    ends = [*POINT, {"frame": 4, "object": 1, "remove": True}]
+
+    def visit(path: str, port: int) -> None:
+        begun.append(json.loads(ask(port, f"{path}begin", "POST")[1])["entries"])
+        ask(port, f"{path}save", "POST", ends)
+        ask(port, f"{path}done", "POST")
+
+    visitor(monkeypatch, visit)
+    words = ["pick", str(clip_folder), "--no-masks", "--prompts", str(file)]
+    assert run([*words, "--out", str(tmp_path / "new.json")]) == 0
+    assert json.loads(file.read_text()) == named, "another file was asked for"
+    assert run(words) == 0 and begun == [POINT, POINT]
+    assert json.loads(file.read_text()) == ends == json.loads((tmp_path / "new.json").read_text())
+    capsys.readouterr()
+    assert run(["pick", str(clip_folder)]) == 2
+    assert "neither --out nor --prompts given; expected" in capsys.readouterr().err
+    file.write_text('[{"frame": 77, "points": [[1, 1]]}]')
+    assert run(words) == 2 and "the video has frames 0 to 7" in capsys.readouterr().err
