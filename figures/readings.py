@@ -28,6 +28,13 @@ def mean(values: NDArray[np.floating]) -> float:
     return float(numbers.astype(float).mean()) if numbers.size else float("nan")
 
 
+def mean_over(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean over the first axis of what is a number, ``[...]``; NaN where nothing is."""
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0).sum(axis=0, dtype=float)
+    return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
+
+
 def breadths(recording: Recording) -> list[Breadth]:
     """Support and distance of every recorded encoder site: median and quartiles over clips, frames and heads."""
     settings = recording.header.settings
@@ -144,11 +151,17 @@ def pixel_map(
     at = np.array([xy[1] / info.height, xy[0] / info.width]) * g - 0.5
     queries = np.array(header.settings.row_queries)
     nearest = int(np.hypot(queries // g - at[0], queries % g - at[1]).argmin())
-    return np.asarray(_encoder_rows(clip, site, frame)[nearest], float)
+    found = np.asarray(_encoder_rows(clip, site, frame)[nearest], float)
+    if np.isnan(found).all():
+        raise InputError(
+            f"pixel ({xy[0]}, {xy[1]}) was asked for; its token was not computed on frame {frame} of {name}, recorded "
+            "under a profile; choose another pixel, or a dense frame"
+        )
+    return found
 
 
 def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> NDArray[np.float64]:
-    """What an object's own pixels attend to at an encoder site: mean of the stored rows inside its mask.
+    """What an object's own pixels attend to at an encoder site: mean of the stored rows inside its mask, NaN where none is.
 
     Parameters
     ----------
@@ -170,7 +183,7 @@ def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> N
             f"{100 * mask.mean():.2g} % of the picture; expected one that covers a query token that is stored, as "
             f"{len(queries)} of {side**2} are; choose another frame or object{more}"
         )
-    return np.asarray(rows[inside].mean(axis=0), float)
+    return mean_over(rows[inside])
 
 
 def _encoder_rows(clip: ClipRecord, site: str, frame: int) -> NDArray[np.float32]:
@@ -275,7 +288,7 @@ def recollections(
     found = []
     for time in times:
         i = clip.row(time, object_id)
-        mass = clip.attention_rows(site, i).mean(axis=0)
+        mass = mean_over(clip.attention_rows(site, i))
         prompts = max(1, int((clip.prompt_frames[i] >= 0).sum()))
         for slot, (remembered, age) in enumerate(
             zip(clip.memory_frame[i].tolist(), clip.ages()[i].tolist(), strict=True)
@@ -307,9 +320,9 @@ def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
     Raises
     ------
     InputError
-        No row has memory of a single prompted frame.
+        No row has memory of a single prompted frame that was read whole.
     """
-    samples: list[NDArray[np.float32]] = []
+    samples: list[NDArray[np.float64]] = []
     most = 0
     for _, clip in recording:
         there = clip.memory_frame >= 0
@@ -319,12 +332,12 @@ def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
             if held > most:
                 most, samples = held, []
             if held == most:
-                rows = clip.attention_rows(site, int(i))[:, there[i]]
-                samples.append(rows.mean(axis=0).ravel())
+                rows = mean_over(clip.attention_rows(site, int(i))[:, there[i]])
+                samples.extend([] if np.isnan(rows).any() else [rows.ravel()])
     if not samples:
         raise InputError(
-            f"no frame of {recording.path} has a memory with one prompted frame; expected a clip with one prompt and "
-            "frames after it; record such a one"
+            f"no frame of {recording.path} has a full memory with one prompted frame that was read whole; expected a clip "
+            "with one prompt and frames after it, tracked by the stock predictor; record such a one"
         )
     return np.array(samples, float)
 
