@@ -19,7 +19,7 @@ from probes.errors import InputError, some_of
 from probes.estimates import Estimate as Estimate
 from probes.estimates import over_clips as over_clips
 from probes.estimates import ratio_over_clips as ratio_over_clips
-from probes.records import ClipRecord, Recording
+from probes.records import ClipRecord, Header, Recording
 
 
 def mean(values: NDArray[np.floating]) -> float:
@@ -147,10 +147,7 @@ def pixel_map(
             f"pixel ({xy[0]}, {xy[1]}) was asked for; clip {name} is {info.width} x {info.height} pixels; choose "
             "one inside"
         )
-    g = header.model.grid
-    at = np.array([xy[1] / info.height, xy[0] / info.width]) * g - 0.5
-    queries = np.array(header.settings.row_queries)
-    nearest = int(np.hypot(queries // g - at[0], queries % g - at[1]).argmin())
+    nearest = nearest_query(header, (xy[0] / info.width, xy[1] / info.height))
     found = np.asarray(_encoder_rows(clip, site, frame)[nearest], float)
     if np.isnan(found).all():
         raise InputError(
@@ -158,6 +155,13 @@ def pixel_map(
             "under a profile; choose another pixel, or a dense frame"
         )
     return found
+
+
+def nearest_query(header: Header, at: tuple[float, float]) -> int:
+    """Which of a recording's `row_queries` lies nearest to a place, given as shares of width and height."""
+    g, queries = header.model.grid, np.array(header.settings.row_queries)
+    x, y = at[0] * g - 0.5, at[1] * g - 0.5
+    return int(np.hypot(queries // g - y, queries % g - x).argmin())
 
 
 def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> NDArray[np.float64]:
