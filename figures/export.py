@@ -72,7 +72,10 @@ def check_name(path: Path) -> None:
 
 def _picture(figure: go.Figure, kind: str, scale: float) -> bytes:
     try:
-        content: bytes = figure.to_image(format=kind, scale=scale)
+        still = go.Figure(
+            figure.data, figure.layout
+        )  # a player's frames would all be sent to the browser
+        content: bytes = still.to_image(format=kind, scale=scale)
     except RuntimeError as error:  # what plotly makes of kaleido's complaint
         if "chrome" not in str(error).lower():
             raise
