@@ -34,7 +34,7 @@ def compare(
     dark: Annotated[bool, typer.Option("--dark", help="dark theme")] = False,
 ) -> None:
     """Lay two runs side by side: masks, agreement, attention of the same pixel, key mass, times."""
-    from figures.compare import compare as draw
+    from figures.comparison import compare as draw
     from figures.export import check_name, save
 
     check_name(out)
