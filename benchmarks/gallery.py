@@ -51,6 +51,9 @@ ROUTED = 12
 READ = "memory.layer0.cross"
 """Site whose keys are the memory tokens that are shown."""
 
+GLOBAL = "encoder.stage3.block5.global"
+"""Block whose attention is compared."""
+
 TIMES = HERE / "speed" / "large-bfloat16-default.json"
 TRADE_OFFS = HERE / "speed" / "demo-float32-default.json"
 
@@ -134,6 +137,19 @@ def _film_strip(recording: Recording) -> go.Figure:
         f"{evidence('demo')}",
         masks={t: {1: clip.masks[t] == 1} for t in range(FRAMES)},
     )
+
+
+def compared(out: Path) -> go.Figure:
+    """Lay the stock run of a made clip beside the one at profile `paper`."""
+    clip, predictor = made(ONE), build_predictor("demo")
+    stock, routed = (
+        record(
+            runs, clip.frames, {1: clip.masks[0] == 1}, out=out / name, name=ONE, statistics=READ, rows=[GLOBAL],
+            model="demo",
+        )
+        for name, runs in (("stock", predictor), ("paper", accelerate(predictor, "paper")))
+    )  # fmt: skip
+    return figures.compare(stock, routed, clip.frames, frame=FRAME)
 
 
 # What profile `paper` computes
@@ -230,6 +246,7 @@ def make(folder: Path) -> list[Path]:
     """Make all pictures."""
     with TemporaryDirectory() as work:
         drawn = attention(recorded(Path(work) / "made.recording")) | routing(tracked()) | speed()
+        drawn["compare"] = compared(Path(work))
         return [
             _slim(figures.save(figure, Path(work) / f"{name}.png"), folder / f"{name}.png")
             for name, figure in drawn.items()

@@ -6,6 +6,7 @@ from .benchmark import draw_times as draw_times
 from .benchmark import draw_trade_off as draw_trade_off
 from .benchmark import times_of as times_of
 from .benchmark import trade_offs_of as trade_offs_of
+from .comparison import compare as compare
 from .concentration import draw_concentration as draw_concentration
 from .explorer.widget import explore as explore
 from .export import save as save
@@ -41,6 +42,7 @@ __all__ = [
     "Tile",
     "Tracker",
     "TradeOff",
+    "compare",
     "draw_ablation",
     "draw_breadth",
     "draw_concentration",

@@ -69,6 +69,8 @@ def draw_encoder_and_decoder(
 def lift(mass: ArrayLike, mask: ArrayLike) -> float:
     """Attention mass on an object over its share of the area; 1 is chance, NaN for an empty mask.
 
+    Cells that took no part are NaN, and count neither as mass nor as area.
+
     >>> lift([[0.5, 0.5], [0.0, 0.0]], [[1, 1], [0, 0]])
     2.0
     """
@@ -77,7 +79,8 @@ def lift(mass: ArrayLike, mask: ArrayLike) -> float:
     h, w = shares.shape
     # each token counts by the part of its area that the object covers
     fine = stretch(inside, h * 8, w * 8).reshape(h, 8, w, 8).mean(axis=(1, 3))
-    return float((shares * fine).sum() / fine.sum()) if fine.any() else float("nan")
+    fine = np.where(np.isnan(shares), 0, fine)
+    return float(np.nansum(shares * fine) / fine.sum()) if fine.any() else float("nan")
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,8 @@ def save(figure: go.Figure, path: Path | str, *, scale: float = 2) -> Path:
         Another suffix, no such folder, or no browser for a picture.
     """
     path = Path(path)
+    check_name(path)
     suffix = path.suffix.lower()
-    if suffix != ".html" and suffix not in PICTURES:
-        raise InputError(
-            f"{path.name} given; expected a name that ends in .html, .png, .svg or .pdf; change its suffix"
-        )
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} is no folder; expected one to write into; make it first")
     if suffix == ".html":
         page: str = figure.to_html(include_plotlyjs=True, auto_play=False, config=PLAIN)
         content = page.encode()
@@ -58,9 +53,29 @@ def save(figure: go.Figure, path: Path | str, *, scale: float = 2) -> Path:
     return path
 
 
+def check_name(path: Path) -> None:
+    """Refuse a name that `save` can't write to.
+
+    Raises
+    ------
+    InputError
+        It has another suffix, or there is no such folder.
+    """
+    suffix = path.suffix.lower()
+    if suffix != ".html" and suffix not in PICTURES:
+        raise InputError(
+            f"{path.name} given; expected a name that ends in .html, .png, .svg or .pdf; change its suffix"
+        )
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is no folder; expected one to write into; make it first")
+
+
 def _picture(figure: go.Figure, kind: str, scale: float) -> bytes:
     try:
-        content: bytes = figure.to_image(format=kind, scale=scale)
+        still = go.Figure(
+            figure.data, figure.layout
+        )  # a player's frames would all be sent to the browser
+        content: bytes = still.to_image(format=kind, scale=scale)
     except RuntimeError as error:  # what plotly makes of kaleido's complaint
         if "chrome" not in str(error).lower():
             raise

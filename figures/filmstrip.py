@@ -79,7 +79,7 @@ def draw_memory_filmstrip(
     rows = []
     for time in times:
         told = [table.get((time, age)) for age in ages]
-        even = float(np.mean([np.asarray(item.mass, float).mean() for item in told if item]))
+        even = float(np.mean([np.nanmean(np.asarray(item.mass, float)) for item in told if item]))
         rows.append([_tile(item, video, masks or {}, even) if item else None for item in told])
     return draw_tiles(
         rows,

@@ -171,6 +171,8 @@ def heat_colours() -> NDArray[np.uint8]:
 def even_shares(mass: ArrayLike, even: float | None = None) -> NDArray[np.float64]:
     """Return attention mass ``[h, w]`` as multiples of the even share: 1 everywhere if attention is spread evenly.
 
+    What took no part is NaN, and stays so.
+
     Parameters
     ----------
     even
@@ -180,12 +182,13 @@ def even_shares(mass: ArrayLike, even: float | None = None) -> NDArray[np.float6
     [[2.0, 2.0], [0.0, 0.0]]
     """
     values = np.asarray(mass, float)
-    if values.ndim != 2 or values.min() < 0 or not np.isfinite(values).all():
+    there = values[~np.isnan(values)]
+    if values.ndim != 2 or not there.size or there.min() < 0 or not np.isfinite(there).all():
         raise InputError(
             f"attention mass of shape {values.shape} given; expected [h, w], finite and not negative; "
             "pass one map on the token grid"
         )
-    spread = float(values.mean()) if even is None else even
+    spread = float(there.mean()) if even is None else even
     return values / spread if spread > 0 else values
 
 

@@ -122,7 +122,7 @@ def draw_window_player(
         ],
     )
     write(figure, notes[shown], 0, 1, yshift=4)
-    figure.update_layout(sliders=[_slider(numbers, shown)], updatemenus=[_buttons(theme)])
+    figure.update_layout(sliders=[frame_slider(numbers, shown)], updatemenus=[play_buttons(theme)])
     finish(
         figure, title, caption, theme,
         width=width + 40, height=height + 206, below=100, top=92, left=20, right=20,
@@ -145,7 +145,8 @@ def _note(number: int, item: RoutedFrame) -> str:
     return f"frame {number}: {int(windows.sum())} of {windows.size} windows, {item.reason}"
 
 
-def _slider(numbers: Sequence[int], shown: int) -> dict[str, object]:
+def frame_slider(numbers: Sequence[int], shown: int) -> dict[str, object]:
+    """A slider over a figure's frames, each labelled with its number; their names count from 0."""
     at_once = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
     return {
         "steps": [
@@ -166,7 +167,8 @@ def _slider(numbers: Sequence[int], shown: int) -> dict[str, object]:
     }
 
 
-def _buttons(theme: ThemeName) -> dict[str, object]:
+def play_buttons(theme: ThemeName) -> dict[str, object]:
+    """Play and stop."""
     play = {
         "frame": {"duration": 120, "redraw": True},
         "fromcurrent": True,

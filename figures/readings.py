@@ -19,13 +19,20 @@ from probes.errors import InputError, some_of
 from probes.estimates import Estimate as Estimate
 from probes.estimates import over_clips as over_clips
 from probes.estimates import ratio_over_clips as ratio_over_clips
-from probes.records import ClipRecord, Recording
+from probes.records import ClipRecord, Header, Recording
 
 
 def mean(values: NDArray[np.floating]) -> float:
     """Mean of what is a number; NaN where nothing is."""
     numbers = values[~np.isnan(values)]
     return float(numbers.astype(float).mean()) if numbers.size else float("nan")
+
+
+def mean_over(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean over the first axis of what is a number, ``[...]``; NaN where nothing is."""
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0).sum(axis=0, dtype=float)
+    return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
 
 
 def breadths(recording: Recording) -> list[Breadth]:
@@ -140,15 +147,25 @@ def pixel_map(
             f"pixel ({xy[0]}, {xy[1]}) was asked for; clip {name} is {info.width} x {info.height} pixels; choose "
             "one inside"
         )
-    g = header.model.grid
-    at = np.array([xy[1] / info.height, xy[0] / info.width]) * g - 0.5
-    queries = np.array(header.settings.row_queries)
-    nearest = int(np.hypot(queries // g - at[0], queries % g - at[1]).argmin())
-    return np.asarray(_encoder_rows(clip, site, frame)[nearest], float)
+    nearest = nearest_query(header, (xy[0] / info.width, xy[1] / info.height))
+    found = np.asarray(_encoder_rows(clip, site, frame)[nearest], float)
+    if np.isnan(found).all():
+        raise InputError(
+            f"pixel ({xy[0]}, {xy[1]}) was asked for; its token was not computed on frame {frame} of {name}, recorded "
+            "under a profile; choose another pixel, or a dense frame"
+        )
+    return found
+
+
+def nearest_query(header: Header, at: tuple[float, float]) -> int:
+    """Which of a recording's `row_queries` lies nearest to a place, given as shares of width and height."""
+    g, queries = header.model.grid, np.array(header.settings.row_queries)
+    x, y = at[0] * g - 0.5, at[1] * g - 0.5
+    return int(np.hypot(queries // g - y, queries % g - x).argmin())
 
 
 def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> NDArray[np.float64]:
-    """What an object's own pixels attend to at an encoder site: mean of the stored rows inside its mask.
+    """What an object's own pixels attend to at an encoder site: mean of the stored rows inside its mask, NaN where none is.
 
     Parameters
     ----------
@@ -170,7 +187,7 @@ def object_map(clip: ClipRecord, queries: Sequence[int], site: str, i: int) -> N
             f"{100 * mask.mean():.2g} % of the picture; expected one that covers a query token that is stored, as "
             f"{len(queries)} of {side**2} are; choose another frame or object{more}"
         )
-    return np.asarray(rows[inside].mean(axis=0), float)
+    return mean_over(rows[inside])
 
 
 def _encoder_rows(clip: ClipRecord, site: str, frame: int) -> NDArray[np.float32]:
@@ -275,7 +292,7 @@ def recollections(
     found = []
     for time in times:
         i = clip.row(time, object_id)
-        mass = clip.attention_rows(site, i).mean(axis=0)
+        mass = mean_over(clip.attention_rows(site, i))
         prompts = max(1, int((clip.prompt_frames[i] >= 0).sum()))
         for slot, (remembered, age) in enumerate(
             zip(clip.memory_frame[i].tolist(), clip.ages()[i].tolist(), strict=True)
@@ -307,9 +324,9 @@ def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
     Raises
     ------
     InputError
-        No row has memory of a single prompted frame.
+        No row has memory of a single prompted frame that was read whole.
     """
-    samples: list[NDArray[np.float32]] = []
+    samples: list[NDArray[np.float64]] = []
     most = 0
     for _, clip in recording:
         there = clip.memory_frame >= 0
@@ -319,12 +336,12 @@ def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
             if held > most:
                 most, samples = held, []
             if held == most:
-                rows = clip.attention_rows(site, int(i))[:, there[i]]
-                samples.append(rows.mean(axis=0).ravel())
+                rows = mean_over(clip.attention_rows(site, int(i))[:, there[i]])
+                samples.extend([] if np.isnan(rows).any() else [rows.ravel()])
     if not samples:
         raise InputError(
-            f"no frame of {recording.path} has a memory with one prompted frame; expected a clip with one prompt and "
-            "frames after it; record such a one"
+            f"no frame of {recording.path} has a full memory with one prompted frame that was read whole; expected a clip "
+            "with one prompt and frames after it, tracked by the stock predictor; record such a one"
         )
     return np.array(samples, float)
 

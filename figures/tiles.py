@@ -93,7 +93,7 @@ def draw_tiles(
         vertical_spacing=gap_y / plots_height if len(rows) > 1 else 0,
     )
     heats = [even_shares(t.mass, t.even) for t in tiles if t.mass is not None]
-    peak = max((float(heat.max()) for heat in heats), default=1.0)
+    peak = max((float(np.nanmax(heat)) for heat in heats), default=1.0)
     ids = sorted({identity for tile in tiles for identity in tile.masks})
     for r, row in enumerate(rows, 1):
         for c, tile in enumerate(row, 1):

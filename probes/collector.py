@@ -13,13 +13,15 @@ from probes.entries import (
     Seen,
     best_mask,
     decoded,
+    even_mass,
     mass_maps,
+    memory_read,
     raw_rows,
     recalled,
     row_forms,
     statistics_table,
 )
-from probes.maps import site_of
+from probes.maps import keys_there, site_of
 from probes.mass import attention_weights, token_coverage
 from probes.measure import CallStatistics, measure, received, slot_shares
 from probes.observing import AttentionCall, Told
@@ -29,7 +31,7 @@ from probes.video import thumbnail
 
 
 class Collector:
-    """Gathers one clip's record from a run of the stock predictor.
+    """Gathers one clip's record from a run of a predictor, stock or accelerated.
 
     Parameters
     ----------
@@ -52,7 +54,7 @@ class Collector:
         self.consistency = MemoryConsistency()
         self.frames: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
-        self.stored: dict[str, list[tuple[Array, Array]]] = {s: [] for s in settings.row_sites}
+        self.stored: dict[str, list[tuple[Array, ...]]] = {s: [] for s in settings.row_sites}
         self._pending: dict[tuple[int | None, int], Seen] = {}
         self._coverage: dict[int, dict[int, Tensor]] = {}
 
@@ -79,17 +81,19 @@ class Collector:
                 compared, shares = self.consistency.add(call, found), slot_shares(found, call)
                 for b, entry in enumerate(entries):
                     entry.memory[site.name], entry.shares[site.name] = compared[b], shares[b]
+                    entry.readers = call.queries
         if site.kind == "window" and site.stage == 3 and site.grid == self.grid:
             mass = received(call)[0] if found is None else found.mass
-            entries[0].stage3.append(mass[0].mean(0))
+            entries[0].stage3[site.name] = even_mass(mass[0], keys_there(call))
         if site.name in self.settings.row_sites:
             for b, entry in enumerate(entries):
                 entry.rows[site.name] = raw_rows(call, b, self.settings, self.output_tokens)
 
     def note_heads(self, told: Told) -> None:
-        """Keep what the mask decoder gave for an object last."""
-        for i in told.moment.objects:
-            self._pending.setdefault((told.moment.frame, i), Seen()).heads = told.what
+        """Keep what the mask decoder gave for each object last."""
+        for b, i in enumerate(told.moment.objects):
+            own = tuple(made[b : b + 1] for made in told.what)
+            self._pending.setdefault((told.moment.frame, i), Seen()).heads = own
 
     # ------------------------------------------------------------------ when a frame is done
 
@@ -121,6 +125,8 @@ class Collector:
                     **recalled(entry, self.layer_of, len(self.settings.keep_shares)),
                 }
             )
+            if self.settings.profile is not None:
+                self.rows[-1] |= memory_read(entry, self.layer_of, self.grid**2)
             for site in self.settings.row_sites:
                 if self.sites[site].part != "encoder":
                     self._store(site, entry)
@@ -141,7 +147,8 @@ class Collector:
 
     def _store(self, site: str, entry: Seen) -> None:
         levels, scale = row_forms(self.sites[site], self.settings, self.output_tokens)
-        empty = np.zeros(levels, np.uint8), np.zeros(scale, np.float32)
+        unread = np.packbits(np.zeros(levels[1:], bool))
+        empty = np.zeros(levels, np.uint8), np.zeros(scale, np.float32), unread
         self.stored[site].append(entry.rows.get(site, empty))
 
     def _table(self, entry: Seen, of: Literal["encoder", "object"], mask: Tensor, i: int) -> Array:
@@ -162,6 +169,8 @@ class Collector:
         }
         for site in list(self.stored):
             parts = self.stored.pop(site)
-            merged[f"rows/{site}"] = np.stack([levels for levels, _ in parts])
-            merged[f"row_scale/{site}"] = np.stack([scale for _, scale in parts])
+            groups = ("rows", "row_scale", "row_read")
+            for group, arrays in zip(groups, zip(*parts, strict=True), strict=True):
+                if group != "row_read" or self.settings.profile is not None:
+                    merged[f"{group}/{site}"] = np.stack(arrays)
         return merged

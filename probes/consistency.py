@@ -136,8 +136,8 @@ class Recollection:
         `SIMILARITIES` between first recollection and now.
     recall, oracle_recall
         Mass recall for each of `KEEP_SHARES`, by the first recollection's tokens and by tokens chosen now. These and
-        `similarity` are NaN for a frame that was tracked in the other direction: in this one it was never the newest,
-        when tokens are chosen.
+        `similarity` are NaN for a frame that was read in part, then or now, and for one that was tracked in the other
+        direction: in this one it was never the newest, when tokens are chosen.
     """
 
     entry: MemoryFrame
@@ -149,8 +149,8 @@ class Recollection:
 class MemoryConsistency:
     """Follows each memory frame's saliency from its first recollection on, per object and layer.
 
-    Feed it `AttentionCall`s of ``memory.*.cross`` of a run that reads all keys. Saliency is key mass from
-    all query rows, mean over heads: no sample stands between one age and the next.
+    Feed it `AttentionCall`s of ``memory.*.cross``. Saliency is key mass from all query rows that read memory, mean
+    over heads: no sample stands between one age and the next. A frame that was read in part has none.
     """
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class MemoryConsistency:
 
     def add(self, call: AttentionCall, measured: CallStatistics) -> list[list[Recollection]]:
         """Compare a call, by its statistics: for each of its objects, one entry per memory frame."""
-        assert measured.by_frame is not None, "an accelerated run has not read the keys"
+        assert measured.by_frame is not None, "it is of memory cross-attention"
         found = []
         objects = zip(call.moment.objects, call.moment.layouts, measured.by_frame, strict=True)
         for object_id, layout, by_frame in objects:
@@ -181,7 +181,7 @@ class MemoryConsistency:
 
 
 def _compare(entry: MemoryFrame, first: Tensor | None, now: Tensor) -> Recollection:
-    if first is None:
+    if first is None or bool((first + now).isnan().any()):
         nothing = now.new_full((len(KEEP_SHARES),), math.nan)
         return Recollection(entry, now.new_full((len(SIMILARITIES),), math.nan), nothing, nothing)
     similarity = torch.stack(

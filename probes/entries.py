@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from probes.consistency import Recollection
-from probes.maps import site_of
+from probes.maps import computed_queries, in_dense_order, keys_there, site_of
 from probes.mass import attention_weights, foreground_lift, token_coverage
 from probes.measure import CallStatistics
 from probes.observing import AttentionCall
@@ -34,34 +34,44 @@ class Seen:
     saliency
         Token-to-image attention of the last run of the decoder, one map a site.
     stage3
-        Key mass of each windowed block of encoder stage 3, ``[tokens]``.
+        Key mass of each windowed block of encoder stage 3, ``[tokens]``, as `even_mass`.
     memory, shares
         By site: how each memory frame compares with its first recollection, and the mass of each slot.
+    readers
+        Tokens of the frame that read memory; None for all.
     rows
-        By site: raw rows and their maxima.
+        By site: raw rows, their maxima, and which of their cells hold a key that took part.
     heads
         What the mask decoder's heads gave.
     """
 
     statistics: dict[str, tuple[CallStatistics, int]] = field(default_factory=dict)
     saliency: list[Tensor] = field(default_factory=list)
-    stage3: list[Tensor] = field(default_factory=list)
+    stage3: dict[str, Tensor] = field(default_factory=dict)
     memory: dict[str, list[Recollection]] = field(default_factory=dict)
     shares: dict[str, Tensor] = field(default_factory=dict)
-    rows: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    readers: Tensor | None = None
+    rows: dict[str, tuple[Array, Array, Array]] = field(default_factory=dict)
     heads: tuple[Tensor, ...] | None = None
 
 
+def even_mass(mass: Tensor, there: Tensor | None) -> Tensor:
+    """Key mass ``[h, keys]``, mean over heads, as multiples of the even share of the keys that took part; NaN for others."""
+    if there is None:
+        return mass.mean(0) * mass.shape[-1]
+    return (mass.mean(0) * there.sum()).masked_fill(~there, math.nan)
+
+
 def mass_maps(seen: Seen, map_sites: Sequence[str], grid: int) -> dict[str, Array]:
-    """Key mass of the encoder on the token grid, times the number of tokens; NaN where it was not seen."""
+    """`even_mass` of the encoder on the token grid; NaN where it was not seen."""
     maps = np.full((len(map_sites), grid, grid), np.nan, np.float16)
     for i, site in enumerate(map_sites):
         if site in seen.statistics:
-            mass = seen.statistics[site][0].mass[0].mean(0) * grid**2
-            maps[i] = mass.view(grid, grid).cpu().numpy()
+            found = seen.statistics[site][0]
+            maps[i] = even_mass(found.mass[0], found.there).view(grid, grid).cpu().numpy()
     windowed = np.full((grid, grid), np.nan, np.float16)
     if seen.stage3:
-        windowed = (torch.stack(seen.stage3).mean(0) * grid**2).view(grid, grid).cpu().numpy()
+        windowed = torch.stack([*seen.stage3.values()]).nanmean(0).view(grid, grid).cpu().numpy()
     return {"encoder_mass": maps, "stage3_mass": windowed.astype(np.float16)}
 
 
@@ -89,23 +99,34 @@ def statistics_table(
         found, b = seen.statistics[site.name]
         b = min(b, len(found.mass) - 1)  # a call that objects share has one row
         values = [found.means[s][b] for s in STATISTICS if s != "lift"]
-        lift = _lift(site, found.mass[b], mask, seen, remembered)
+        lift = _lift(site, found.mass[b], found.there, mask, seen, remembered)
         table[i, : site.heads] = torch.stack([*values, lift], -1).cpu().numpy()
     return table
 
 
 def _lift(
-    site: AttentionSite, mass: Tensor, mask: Tensor, seen: Seen, remembered: Mapping[int, Tensor]
+    site: AttentionSite,
+    mass: Tensor,
+    there: Tensor | None,
+    mask: Tensor,
+    seen: Seen,
+    remembered: Mapping[int, Tensor],
 ) -> Tensor:
-    """Foreground lift of key mass ``[h, keys]``; memory keys against the masks of their own frames."""
+    """Foreground lift of key mass ``[h, keys]`` among those there; memory keys against the masks of their own frames."""
+    foreground = None
     if site.kind == "cross":
         known = [remembered.get(one.entry.frame) for one in seen.memory.get(site.name, [])]
         if known and all(part is not None for part in known):
             foreground = torch.cat([part for part in known if part is not None])
-            return foreground_lift(mass[:, : len(foreground)], foreground.to(mass.device))
     elif mass.shape[-1] == site.grid**2:
-        return foreground_lift(mass, token_coverage(mask, site.grid).to(mass.device))
-    return mass.new_full(mass.shape[:1], math.nan)
+        foreground = token_coverage(mask, site.grid)
+    if foreground is None:
+        return mass.new_full(mass.shape[:1], math.nan)
+    mass, foreground = mass[:, : len(foreground)], foreground.to(mass.device)
+    if there is not None:
+        taking = there[: len(foreground)]
+        mass, foreground = mass[:, taking], foreground[taking]
+    return foreground_lift(mass, foreground)
 
 
 def best_mask(seen: Seen, out: Mapping[str, Any], prompted: bool) -> Tensor:
@@ -163,15 +184,47 @@ def recalled(seen: Seen, layer_of: Mapping[str, int], shares: int) -> dict[str, 
         found["slot_share"][layer] = seen.shares[name].cpu().numpy()
         prompts = [e.entry for e in entries if e.entry.position == 0]
         found["prompt_frames"] = sorted(entry.frame for entry in prompts)
-        nearest = min((entry.age for entry in prompts), default=None)
-        for recollection in entries:
+        for recollection in (entries[f] for f in _shown(entries)):
             memory = recollection.entry
-            if memory.position == 0 and memory.age != nearest:
-                continue
             held[memory.position] = memory.frame
             for key in ("recall", "oracle_recall", "similarity"):
                 found[key][layer, memory.position] = getattr(recollection, key).cpu().numpy()
     return found
+
+
+def memory_read(seen: Seen, layer_of: Mapping[str, int], tokens: int) -> dict[str, Array]:
+    """Which tokens of an object's memory an accelerated run read on a frame, and which tokens of the frame read them.
+
+    Parameters
+    ----------
+    seen, layer_of
+        As for `recalled`.
+    tokens
+        Of a frame.
+
+    Returns
+    -------
+    dict
+        `ClipRecord.keys_read` and `ClipRecord.queries_read` of one row.
+    """
+    keys = np.zeros((len(layer_of), len(SLOTS) - 1, tokens), bool)
+    queries = np.zeros(tokens, bool)
+    for name, entries in seen.memory.items():
+        there = seen.statistics[name][0].there
+        queries[slice(None) if seen.readers is None else seen.readers.cpu().numpy()] = True
+        of_frames = np.ones((len(entries), tokens), bool)
+        if there is not None:
+            of_frames = there[: of_frames.size].view(of_frames.shape).cpu().numpy()
+        for f in _shown(entries):
+            keys[layer_of[name], entries[f].entry.position] = of_frames[f]
+    return {"keys_read": np.packbits(keys, axis=-1), "queries_read": np.packbits(queries)}
+
+
+def _shown(entries: Sequence[Recollection]) -> list[int]:
+    """Which memory frames stand for their slots: all but the conditioning frames that are not the nearest one."""
+    prompts = [e.entry.age for e in entries if e.entry.position == 0]
+    nearest = min(prompts, default=None)
+    return [f for f, e in enumerate(entries) if e.entry.position != 0 or e.entry.age == nearest]
 
 
 def row_forms(
@@ -190,24 +243,42 @@ def row_forms(
 
 def raw_rows(
     call: AttentionCall, b: int, settings: Settings, output_tokens: int
-) -> tuple[Array, Array]:
-    """Attention rows of some queries of one object, mean over heads, as 8-bit levels and maxima."""
-    site = site_of(call)
-    r, cell = settings.row_grid, site.grid // settings.row_grid
+) -> tuple[Array, Array, Array]:
+    """Attention rows of some queries of one object, mean over heads: 8-bit levels, maxima, and cells that were read.
+
+    Maxima are NaN of queries that were not computed; cells are packed bits.
+    """
+    site, device = site_of(call), call.q.device
     shape, _ = row_forms(site, settings, output_tokens)
-    if site.kind == "token_to_image":
-        q = call.q[b, :, :output_tokens]
-    else:
-        q = call.q[b][:, torch.tensor(settings.row_queries, device=call.q.device)]
-    p = attention_weights(q, call.k[b]).mean(0)  # [Q, Nk]
-    cells = p.new_zeros(shape)
-    if site.kind == "cross":
-        layout = call.moment.layouts[b]
-        frames = p[:, : layout.frame_keys].view(len(p), -1, r, cell, r, cell).sum((3, 5))
-        for i, entry in enumerate(layout.frames):
-            cells[:, entry.position] += frames[:, i]
-    else:
-        cells += p.view(len(p), r, cell, r, cell).sum((2, 4))
+    wanted = range(output_tokens) if site.kind == "token_to_image" else settings.row_queries
+    at = torch.tensor(wanted, device=device)
+    asked = computed_queries(call)
+    if asked is not None:
+        place = torch.full((site.grid**2,), -1, device=device)
+        place[asked] = torch.arange(len(asked), device=device)
+        at = place[at]
+    p = attention_weights(call.q[b][:, at.clamp(min=0)], call.k[b]).mean(0)  # [Q, Nk]
+    cells = _in_cells(call, b, in_dense_order(call, p, b), shape)
     scale = cells.flatten(1).amax(1)
     levels = (cells / scale.clamp(min=1e-30).view(-1, *(1,) * (cells.ndim - 1))).sqrt() * 255
-    return levels.round().byte().cpu().numpy(), scale.cpu().numpy()
+    there = keys_there(call, b)
+    read = torch.ones_like(p[:1]) if there is None else there[None].float()
+    some = _in_cells(call, b, read, (1, *shape[1:]))[0] > 0
+    return (
+        levels.round().byte().cpu().numpy(),
+        scale.masked_fill(at < 0, math.nan).cpu().numpy(),
+        np.packbits(some.cpu().numpy()),
+    )
+
+
+def _in_cells(call: AttentionCall, b: int, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Sum rows ``[Q, keys]`` inside each of r x r cells, of memory in the slots of its frames."""
+    site, r = site_of(call), shape[-1]
+    cell = site.grid // r
+    if site.kind != "cross":
+        return p.view(len(p), r, cell, r, cell).sum((2, 4))
+    cells, layout = p.new_zeros(shape), call.moment.layouts[b]
+    frames = p[:, : layout.frame_keys].view(len(p), -1, r, cell, r, cell).sum((3, 5))
+    for i, entry in enumerate(layout.frames):
+        cells[:, entry.position] += frames[:, i]
+    return cells

@@ -106,6 +106,23 @@ def queries_there(call: AttentionCall) -> Tensor | None:
     return call.there.view(-1, side, pool, side, pool).any(4).any(2).flatten(1)
 
 
+def keys_there(call: AttentionCall, row: int = 0) -> Tensor | None:
+    """Which keys of the dense run took part, bool ``[keys]`` in their natural order, windowed blocks' on the grid; None: all."""
+    if call.keys is None and call.there is None:
+        return None
+    site, device = site_of(call), call.k.device
+    if site.kind != "window":
+        return in_dense_order(
+            call, torch.ones(call.k.shape[2], dtype=torch.bool, device=device), row
+        )
+    slots = window_slots(site.grid, site.window).to(device)
+    slots = slots if call.keys is None else slots[call.keys]
+    slots = slots.flatten() if call.there is None else slots[call.there.flatten(1)]
+    found = torch.zeros(site.grid**2, dtype=torch.bool, device=device)
+    found[slots[slots >= 0]] = True
+    return found
+
+
 def in_dense_order(call: AttentionCall, values: Tensor, row: int = 0) -> Tensor:
     """Lay out one value a key of a memory or global call, ``[..., Nk]``, like the dense run's keys; 0 where not read."""
     if call.keys is None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.maps import computed_queries, in_dense_order, queries_there, site_of
+from probes.layout import MemoryLayout
+from probes.maps import computed_queries, in_dense_order, keys_there, queries_there, site_of
 from probes.mass import (
     descending,
     effective_support,
@@ -58,7 +59,10 @@ class CallStatistics:
         Query rows that `means` were measured from, per object.
     by_frame
         Conditional key mass of each memory frame, float32 ``[O, h, frames, tokens]``: mean over all rows of
-        the softmax over that frame's own keys. None where the call is not a dense memory cross-attention.
+        the softmax over that frame's own keys; NaN for a frame that was read in part. None where the call is no
+        memory cross-attention.
+    there
+        Which keys took part, bool ``[keys]``; None for all.
     """
 
     site: str
@@ -68,6 +72,7 @@ class CallStatistics:
     mass: Tensor
     rows: int
     by_frame: Tensor | None = None
+    there: Tensor | None = None
 
 
 def measure(call: AttentionCall, rows: int | None = QUERY_ROWS, seed: int = 0) -> CallStatistics:
@@ -126,14 +131,23 @@ def measure(call: AttentionCall, rows: int | None = QUERY_ROWS, seed: int = 0) -
     counts = weight.sum((1, 2))  # [groups]
     if query_at is None:
         sums["distance_px"] += math.nan
-    mass, by_frame = received(call)
+    (mass, by_frame), there = received(call), keys_there(call)
     if site.part == "encoder":
         total = counts.sum()
         means = {name: (value.sum(0) / total)[None] for name, value in sums.items()}
-        return CallStatistics(call.site, call.moment.frame, (), means, mass, int(total))
+        return CallStatistics(
+            call.site, call.moment.frame, (), means, mass, int(total), there=there
+        )
     means = {name: value / counts[:, None] for name, value in sums.items()}
     return CallStatistics(
-        call.site, call.moment.frame, call.moment.objects, means, mass, int(counts[0]), by_frame
+        call.site,
+        call.moment.frame,
+        call.moment.objects,
+        means,
+        mass,
+        int(counts[0]),
+        by_frame,
+        there,
     )
 
 
@@ -146,16 +160,32 @@ def received(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         `CallStatistics.mass` and `CallStatistics.by_frame`.
     """
     site = site_of(call)
-    if site.kind == "cross" and call.keys is None:
+    if site.kind == "cross":
         # a stock run has one object, an accelerated one tells object by object
         (layout,) = call.moment.layouts
-        return key_mass_by_frame(call.q, call.k, len(layout.frames), layout.tokens)
+        if call.keys is None:
+            return key_mass_by_frame(call.q, call.k, len(layout.frames), layout.tokens)
+        return _received_in_part(call, call.keys, layout)
     if site.part == "encoder":
         tokens, _, _, real = _geometry(call)
         share = real.sum(1) / real.sum()  # of all real rows, in each window
         mass = key_mass(call.q, call.k, real.float(), call.there) * share[:, None, None]
         return _on_grid(mass, tokens, site.grid), None
     return in_dense_order(call, key_mass(call.q, call.k)), None
+
+
+def _received_in_part(
+    call: AttentionCall, keys: Tensor, layout: MemoryLayout
+) -> tuple[Tensor, Tensor]:
+    """`received` of memory that was read in part: what frames that were read whole get of their own is known."""
+    frame = keys // layout.tokens  # beyond the last one for pointers
+    read = torch.bincount(frame, minlength=len(layout.frames))[: len(layout.frames)]
+    whole = (read == layout.tokens).nonzero()[:, 0]
+    order = torch.where(torch.isin(frame, whole), keys, keys + layout.keys).argsort()
+    mass, own = key_mass_by_frame(call.q, call.k[:, :, order], len(whole), layout.tokens)
+    by_frame = own.new_full((*own.shape[:2], len(layout.frames), layout.tokens), math.nan)
+    dense = mass.new_zeros(*mass.shape[:2], layout.keys)
+    return dense.index_copy_(2, keys[order], mass), by_frame.index_copy_(2, whole, own)
 
 
 def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:

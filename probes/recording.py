@@ -38,7 +38,7 @@ from probes.records import (
     load_recording,
 )
 from probes.sites import attention_sites, find_sites
-from probes.tracking import Prompts, check_stock, digest_of, hash_of_frames, track_and_collect
+from probes.tracking import Prompts, digest_of, hash_of_frames, is_accelerated, track_and_collect
 from probes.video import VideoSource, has_frame, open_video
 
 ROW_GRID = 32
@@ -69,7 +69,9 @@ def record(
     say: Callable[[str], None] | None = None,
     progress: bool = False,
 ) -> Recording:
-    """Track a video with the stock predictor and record what it attends to.
+    """Track a video and record what the predictor attends to.
+
+    What an accelerated predictor leaves out is absent from the recording: `ClipRecord` says how.
 
     A clip that the recording already holds, of the same frames and prompt, is left as it is; so a loop over
     a data set goes on where it was interrupted.
@@ -77,7 +79,8 @@ def record(
     Parameters
     ----------
     predictor
-        Stock ``SAM2VideoPredictor``: calibration needs a dense run.
+        Stock ``SAM2VideoPredictor``, whose dense run calibration needs, or an accelerated one. A folder holds runs of one
+        profile.
     video
         Whatever `open_video` opens. A stream is tracked to its end, and not back from its first prompt.
     prompts
@@ -112,10 +115,9 @@ def record(
     Raises
     ------
     InputError
-        The predictor is not stock, a pattern matches nothing, `rows` match no site that has some, the prompts, the
+        It is no video predictor, a pattern matches nothing, `rows` match no site that has some, the prompts, the
         name or `row_side` can't be used, or the folder holds another recording.
     """
-    check_stock(predictor)
     source = open_video(video)
     clip = name or (Path(video).stem if isinstance(video, (str, Path)) else "clip")
     _check_name(clip)
@@ -227,7 +229,16 @@ def _settings(
         row_sites=tuple(s.name for s in shown),
         row_queries=tuple(y * grid + x for y in at for x in at) if shown else (),
         row_grid=(ROW_GRID if grid % ROW_GRID == 0 else grid) if shown else 0,
+        profile=_profile_of(predictor),
     )
+
+
+def _profile_of(predictor: Any) -> dict[str, Any] | None:
+    """The profile that an accelerated predictor follows, as its file has it."""
+    if not is_accelerated(predictor):
+        return None
+    profile: dict[str, Any] = predictor.profile.model_dump(mode="json", by_alias=True)
+    return profile
 
 
 def _tell_size(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -95,6 +95,8 @@ class Settings(_Strict):
     row_sites, row_queries, row_grid
         Sites whose raw rows were stored, query tokens of these rows on the token grid, and cells per side
         of a stored row; empty and 0 where none were.
+    profile
+        Of the accelerated predictor that ran, as its file has it; None for the stock one.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -108,6 +110,7 @@ class Settings(_Strict):
     row_sites: tuple[str, ...] = ()
     row_queries: tuple[int, ...] = ()
     row_grid: int = 0
+    profile: dict[str, Any] | None = None
 
 
 class ClipInfo(_Strict):
@@ -144,6 +147,9 @@ class Header(_Strict):
 class ClipRecord:
     """What was observed on one clip. Rows are in the order of tracking; NaN and -1 mean "does not exist".
 
+    What an accelerated predictor left out does not exist: statistics are over queries and keys that took part, and maps
+    are NaN elsewhere.
+
     Attributes
     ----------
     frame
@@ -151,7 +157,7 @@ class ClipRecord:
     thumbnail
         float32 ``[T, 3, 16, 16]`` in units of full scale.
     encoder_mass
-        float16 ``[T, map_sites, g, g]``: key mass times N (1 is uniform), mean over heads.
+        float16 ``[T, map_sites, g, g]``: key mass times the number of keys that took part (1 is uniform), mean over heads.
     stage3_mass
         float16 ``[T, g, g]``: the same, mean over the windowed blocks of encoder stage 3.
     encoder_statistics
@@ -185,6 +191,12 @@ class ClipRecord:
         Jaccard of the top-10 % sets; each between first recollection and now.
     rows, row_scale
         By site, raw attention rows as uint8 and their maxima as float32; see `attention_rows`.
+    keys_read, queries_read
+        uint8 ``[n, L, P, g * g / 8]`` and ``[n, g * g / 8]``: which tokens of each memory slot were read, in slot 0 of
+        the nearest conditioning frame, and which tokens of the frame read them, as packed bits (`kept` has the shares).
+        None of a stock run, which reads all.
+    row_read
+        By site, which cells of the raw rows hold a key that took part, as packed bits; empty of a stock run.
     """
 
     frame: Array
@@ -209,6 +221,9 @@ class ClipRecord:
     similarity: Array
     rows: dict[str, Array]
     row_scale: dict[str, Array]
+    keys_read: Array | None = None
+    queries_read: Array | None = None
+    row_read: dict[str, Array] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         ids = sorted(set(self.row_object.tolist()))
@@ -244,15 +259,27 @@ class ClipRecord:
         apart = np.abs(self.row_frame[:, None] - self.memory_frame)
         return np.where(self.memory_frame < 0, -1, apart).astype(np.int32)
 
+    def kept(self) -> Array:
+        """Share of the tokens in each memory slot that was read, float32 ``[n, L, P]``; NaN where the slot is empty."""
+        shares = np.ones(self.similarity.shape[:-1], np.float32)
+        if self.keys_read is not None:
+            bits = np.unpackbits(self.keys_read, axis=-1, count=self.decoder_saliency[0].size)
+            shares = bits.mean(axis=-1, dtype=np.float32)
+        return np.where(self.memory_frame[:, None] < 0, np.float32(np.nan), shares)
+
     def attention_rows(self, site: str, index: int) -> Array:
         """Raw rows of a site on a frame (encoder: index into `frame`) or row (else), float32.
 
         Encoder ``[Q, r, r]``, memory ``[Q, P, r, r]``, decoder ``[output tokens, r, r]``: mean over heads,
-        summed inside each of r x r cells.
+        summed inside each of r x r cells. NaN where the query or all keys of a cell took no part.
         """
         levels = self.rows[site][index].astype(np.float32) / 255
         scale = self.row_scale[site][index]
-        return levels**2 * scale.reshape(*scale.shape, *(1,) * (levels.ndim - scale.ndim))
+        found = levels**2 * scale.reshape(*scale.shape, *(1,) * (levels.ndim - scale.ndim))
+        if site in self.row_read:
+            bits = np.unpackbits(self.row_read[site][index], count=found[0].size)
+            found = np.where(bits.reshape(found.shape[1:]), found, np.float32(np.nan))
+        return found
 
 
 def array_forms(header: Header, arrays: dict[str, Array]) -> dict[str, tuple[np.dtype, tuple]]:
@@ -289,7 +316,11 @@ def array_forms(header: Header, arrays: dict[str, Array]) -> dict[str, tuple[np.
         "oracle_recall": recall,
         "similarity": ("float16", (n, layers, slots, 4)),
     }
-    assert set(forms) == {f.name for f in fields(ClipRecord)} - {"rows", "row_scale"}
+    named = {f.name for f in fields(ClipRecord)} - {"rows", "row_scale", "row_read"}
+    assert set(forms) == named - {"keys_read", "queries_read"}
+    if settings.profile is not None:
+        forms["keys_read"] = ("uint8", (n, layers, slots, -(-g * g // 8)))
+        forms["queries_read"] = ("uint8", (n, -(-g * g // 8)))
     return {name: (np.dtype(dtype), shape) for name, (dtype, shape) in forms.items()}
 
 
@@ -469,7 +500,7 @@ def read_shard(path: Path, header: Header, info: ClipInfo) -> ClipRecord:
     unknown = [name for name in arrays if name not in (*expected, *of_sites, *UNREAD)]
     if unknown:
         raise InputError(f"{damaged}: it holds unknown arrays {unknown}; record the clip again")
-    parts: dict[str, Any] = {"rows": {}, "row_scale": {}} | {
+    parts: dict[str, Any] = {"rows": {}, "row_scale": {}, "row_read": {}} | {
         name: arrays[name] for name in expected
     }
     for name in of_sites:

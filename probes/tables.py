@@ -118,6 +118,14 @@ def _parts(clip: Any, settings: Any, slots: Sequence[str]) -> Iterator[Part]:
         "statistic": "share",
         "value": np.where(there, clip.slot_share[..., None], np.nan),
     }
+    if clip.keys_read is not None:
+        yield {
+            **at,
+            "age": ages[:, None, :, None],
+            "slot": _over(slots[:-1], 2),
+            "statistic": "kept",
+            "value": clip.kept()[..., None],
+        }
     kept = [f"{share:g}" for share in settings.keep_shares]
     for names, values in (
         (SIMILARITIES, clip.similarity),

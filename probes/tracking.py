@@ -1,4 +1,4 @@
-"""Run the stock predictor over a video: begin it, prompt it, track it forward and back while a collector listens."""
+"""Run a predictor over a video: begin it, prompt it, track it forward and back while a collector listens."""
 
 from __future__ import annotations
 
@@ -52,17 +52,20 @@ def check_stock(predictor: Any) -> None:
     """
     if is_accelerated(predictor):
         raise InputError(
-            "an accelerated predictor was given; recordings are of dense runs, and ablation starts from one; pass "
-            "the stock predictor that it was made from"
+            "an accelerated predictor was given; ablation starts from a dense run; pass the stock predictor that it was "
+            "made from"
         )
 
 
 def begin_video(predictor: Any, source: VideoSource) -> dict[str, Any]:
-    """Begin a video on the stock predictor like its ``init_state``, with frames decoded when they are needed."""
+    """Begin a video like the predictor's ``init_state``, with frames decoded when they are needed; corrections will stay."""
     device = predictor.device
     frames = ModelFrames(source, predictor.image_size, device)
     size = source.height, source.width
-    return new_state(frames, frames.num_frames, size, device, device, frames_on_cpu=False)
+    state = new_state(frames, frames.num_frames, size, device, device, frames_on_cpu=False)
+    if is_accelerated(predictor):
+        predictor.session(state).corrections = "keep"
+    return state
 
 
 def begin_kept(predictor: Any, source: VideoSource) -> dict[str, Any]:

@@ -163,7 +163,9 @@ def _pictures(
     tracked = clip.frame.tolist()
     if frames is None:
         tall = info.height / info.width
-        shown = dict(zip(tracked, (_thumbnail(t, tall) for t in clip.thumbnail), strict=True))
+        shown = dict(
+            zip(tracked, (thumbnail_picture(t, tall) for t in clip.thumbnail), strict=True)
+        )
     else:
         recorded = frames_of_clip(info, tracked, frames)
         shown = {index: shrink(frame, 640) for index, frame in zip(tracked, recorded, strict=True)}
@@ -176,7 +178,7 @@ def _pictures(
     return data_uris_within(drawn, PICTURES_BUDGET)
 
 
-def _thumbnail(values: NDArray[np.float32], tall: float) -> NDArray[np.uint8]:
+def thumbnail_picture(values: NDArray[np.float32], tall: float) -> NDArray[np.uint8]:
     """A thumbnail ``[3, 16, 16]`` as a picture 320 pixels wide; its contrast is stretched."""
     low, high = float(values.min()), float(values.max())
     levels = (values - low) / max(high - low, 1e-6) * 255

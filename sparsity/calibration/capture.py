@@ -276,6 +276,11 @@ def _check_same(path: Path, info: ClipInfo, recorded: ClipRecord, clip: Clip) ->
 
 def _trace(clip: ClipRecord, info: ClipInfo, header: Header) -> Trace:
     t, o, model = len(clip.frame), len(info.objects), header.model
+    if (profile := header.settings.profile) is not None:
+        raise InputError(
+            f"clip {info.name} was recorded under profile {profile['name']}; expected a run of the stock predictor, as "
+            "calibration starts from dense frames; record it so"
+        )
     if bool(clip.reverse.any()) or len(clip.row_frame) != t * o:
         raise InputError(
             f"clip {info.name} was recorded backwards, or with objects that come later; expected all objects on its "

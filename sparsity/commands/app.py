@@ -18,6 +18,7 @@ import typer
 from probes.errors import InputError, LeftOut
 from sparsity.commands.bench import bench
 from sparsity.commands.calibrate import calibrate
+from sparsity.commands.compare import compare
 from sparsity.commands.demo import demo
 from sparsity.commands.evaluate import evaluate
 from sparsity.commands.explore import explore
@@ -41,6 +42,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     pick: "clip.mp4 --out prompts.json",
     recheck: "mine.json --videos new --prompts masks --out mine-again.json",
     explore: "clip.recording --video clip.mp4 --out page.html",
+    compare: "stock.recording fast.recording --video clip.mp4 --out page.html",
     probe: "clip.mp4 --box 40,60,200,220 --out clip.recording",
     bench: "--model demo --out bench.json",
     sites: 'sam2.1-tiny --sites "memory.*"',

@@ -53,6 +53,12 @@ def probe(
     query_rows: Annotated[
         int, typer.Option("--query-rows", min=1, help="query rows measured, at least")
     ] = QUERY_ROWS,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", help="record an accelerated run, not the stock one; as segment's"
+        ),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option("--table", help="all numbers as one table too, FILE.parquet (extra: tables)"),
@@ -65,14 +71,15 @@ def probe(
     scheduler: Scheduler = None,
     strict: Strict = False,
 ) -> None:
-    """Record attention, masks and memory recall of a dense run, for figures and calibration.
+    """Record attention, masks and memory recall of a run, for figures and (of the stock predictor) calibration.
 
     Of many clips it goes on with those that the recording does not hold yet when it is started again.
     """
     from probes.recording import record
     from probes.tables import check_tables, write_table
     from probes.video import open_video
-    from sparsity.work.model import shared_stock
+    from sparsity.profile import load_profile
+    from sparsity.work.model import predictor_under, shared_stock
     from sparsity.work.record import record_clips
     from sparsity.work.spread import Spread
 
@@ -81,13 +88,13 @@ def probe(
     spread = Spread(jobs, scheduler, gpu=choice.may_take_a_gpu)
     given = prompt_of(prompt, points, box, prompt_frame)
     many = clips_of(video, given, clips, spread, strict)
-    predictor = shared_stock(choice)
+    followed = None if profile is None else load_profile(profile)
     settings: dict[str, Any] = {
         "statistics": sites or "*",
         "rows": rows or (),
         "row_side": row_side,
         "query_rows": query_rows,
-        "autocast": choice.number_format(predictor.device.type) == "bfloat16",
+        "autocast": choice.number_format(shared_stock(choice).device.type) == "bfloat16",
         "model": choice.name + ("" if choice.trained else " with random weights"),
     }
     if many is not None:
@@ -98,6 +105,7 @@ def probe(
             only=names_in(clips),
             spread=spread,
             max_frames=max_frames,
+            profile=followed,
             **settings,
         )
     else:
@@ -105,10 +113,11 @@ def probe(
         name = place.name if place.is_dir() else place.stem
         # files may be named in other encodings
         readable = os.fsencode(name).decode(errors="replace")
-        recording = record(
-            predictor, source, given.check(source, strict), out=out, name=readable,
-            max_frames=max_frames, progress=True, **settings,
-        )  # fmt: skip
+        with predictor_under(choice, followed) as predictor:
+            recording = record(
+                predictor, source, given.check(source, strict), out=out, name=readable,
+                max_frames=max_frames, progress=True, **settings,
+            )  # fmt: skip
     frames = sum(info.frames for info in recording.header.clips)
     size = sum(path.stat().st_size for path in recording.path.iterdir()) / 2**20
     if table is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from probes.errors import InputError
 from probes.models import build_predictor, fingerprint
 from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.profile import Profile
 from sparsity.work.spread import Work
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -110,6 +112,23 @@ def shared_stock(choice: ModelChoice) -> SAM2VideoPredictor:
 def shared_predictor(choice: ModelChoice) -> EfficientSAM2VideoPredictor:
     """Accelerate the model of a choice once a process; `use` it with the profile that is wanted."""
     return accelerate(shared_stock(choice), "dense")
+
+
+@contextmanager
+def predictor_under(choice: ModelChoice, profile: Profile | None) -> Iterator[SAM2VideoPredictor]:
+    """Give the model of a choice while it follows a profile; the stock predictor where there is none.
+
+    Raises
+    ------
+    InputError
+        The profile was made for another model.
+    """
+    if profile is None:
+        yield shared_stock(choice)
+        return
+    predictor = shared_predictor(choice)
+    with predictor.use(profile):
+        yield predictor
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,13 @@ from probes.video import notes_of
 from sparsity.clips.sources import ClipSource
 from sparsity.profile import Profile
 from sparsity.work.formats import format_of
-from sparsity.work.model import ModelChoice, SameModel, shared_predictor, shared_stock
+from sparsity.work.model import (
+    ModelChoice,
+    SameModel,
+    predictor_under,
+    shared_predictor,
+    shared_stock,
+)
 from sparsity.work.segment import run_segment
 from sparsity.work.spread import Spread, Summary, map_clips, result_name
 from sparsity.work.store import check_folder, forget
@@ -95,6 +101,8 @@ class RecordClip:
         Folder for the recordings ``NAME.recording``.
     settings
         Of `probes.recording.record`, those of a whole recording.
+    profile
+        That is followed; None for the stock predictor.
     """
 
     source: ClipSource
@@ -102,6 +110,7 @@ class RecordClip:
     parts: Path
     settings: dict[str, Any]
     max_frames: int | None
+    profile: Profile | None = None
 
     def __call__(self, name: str) -> dict[str, Any]:
         out = self.parts / f"{name}.recording"
@@ -113,10 +122,11 @@ class RecordClip:
     def into(self, out: Path, name: str) -> list[str]:
         """Record a clip into a recording, if it isn't there; return what is left out of it."""
         clip = self.source.open(name, labelled=False)
-        record(
-            shared_stock(self.choice), clip.video, clip.prompts, out=out, name=name,
-            max_frames=self.max_frames, **self.settings,
-        )  # fmt: skip
+        with predictor_under(self.choice, self.profile) as predictor:
+            record(
+                predictor, clip.video, clip.prompts, out=out, name=name,
+                max_frames=self.max_frames, **self.settings,
+            )  # fmt: skip
         return list(notes_of(clip.video))
 
 
@@ -128,12 +138,15 @@ def record_clips(
     only: list[str] | None = None,
     spread: Spread | None = None,
     max_frames: int | None = None,
+    profile: Profile | None = None,
     **settings: Any,
 ) -> Recording:
     """Record all clips or some into one recording; those that it holds already are left as they are.
 
     Parameters
     ----------
+    profile
+        That is followed; None for the stock predictor.
     settings
         `statistics`, `rows`, `row_side`, `query_rows`, `autocast` and `model` of `probes.recording.record`.
 
@@ -143,13 +156,16 @@ def record_clips(
         Something given can't be used, or a clip failed; the others are done then.
     """
     names = source.names(only=only)
-    work = RecordClip(source, choice, _beside(out), settings, max_frames)
-    held = recorded_clips(shared_stock(choice), out, **settings)
+    work = RecordClip(source, choice, _beside(out), settings, max_frames, profile)
+    with predictor_under(choice, profile) as predictor:
+        held = recorded_clips(predictor, out, **settings)
     for name in (name for name in names if name in held):
         work.into(out, name)  # refuses what differs
     left = [name for name in names if name not in held]
     model = _model(choice)
     stamp = {**model, "settings": settings, "max_frames": max_frames}
+    if profile is not None:
+        stamp["profile"] = profile.model_dump(mode="json", by_alias=True)
     contents = {name: source.listing(name) for name in left}
     by_one = SameModel(work, choice, model["model"])
     summary = map_clips(by_one, left, work.parts, stamp, spread or Spread(), contents)

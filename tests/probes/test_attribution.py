@@ -170,5 +170,5 @@ def test_bad_input_is_refused(
             memory_groups(demo_stock, tracked, FRAME, 1, 2000)
     with pytest.raises(InputError, match="memory layers"):
         memory_tokens_removed(demo_stock, tracked, FRAME, 1, groups, layers=[4])
-    with pytest.raises(InputError, match="ablation starts from one"):
+    with pytest.raises(InputError, match="ablation starts from a dense run"):
         memory_tokens_removed(accelerate(demo_stock, "paper"), tracked, FRAME, 1, groups)

@@ -382,11 +382,3 @@ def test_arrays_that_nobody_reads_any_more_are_passed_over(
             older.clip("ellipse")
     else:
         assert np.array_equal(older.clip("ellipse").score, made.clip("ellipse").score)
-
-
-def test_only_dense_runs_are_recorded(
-    tmp_path: Path, small_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
-) -> None:
-    with pytest.raises(InputError, match="recordings are of dense runs"):
-        record(accelerate(small_stock, "paper"), clip_frames, {1: clip_mask}, out=tmp_path / "r")
-    assert not (tmp_path / "r").exists()

@@ -60,6 +60,36 @@ def test_a_clip_is_recorded(
     assert recording.clip(recording.names[0]).frame.tolist() == [0, 1, 2]
 
 
+def test_a_run_under_a_profile_is_recorded(tmp_path: Path, clip_folder: Path, prompt: str) -> None:
+    words = [
+        *PROBE,
+        str(clip_folder),
+        "--prompt",
+        prompt,
+        "--max-frames",
+        "3",
+        "--sites",
+        "memory.*",
+    ]
+    for profile in ("exact", "paper"):
+        out = tmp_path / profile
+        assert run([*words, "--profile", profile, "--out", str(out)]) == 0
+        recorded = load_recording(out).header.settings.profile
+        assert recorded is not None and recorded["name"] == profile
+    assert run([*words, "--out", str(tmp_path / "paper")]) == 2  # is of another profile
+    assert (
+        run([*words, "--profile", "demo", "--out", str(tmp_path / "demo")]) == 2
+    )  # made at another size
+    assert not (tmp_path / "demo").exists()
+
+
+def test_clips_under_a_profile_are_recorded(tmp_path: Path, data_set: Path) -> None:
+    words = [*PROBE, str(data_set), "--sites", "memory.*", "--profile", "paper"]
+    assert run([*words, "--out", str(tmp_path / "set.recording")]) == 0
+    recording = load_recording(tmp_path / "set.recording")
+    assert recording.names == ["one", "two"] and recording["two"].keys_read is not None
+
+
 def test_rows_are_measured_from_as_many_queries_as_python_takes(
     tmp_path: Path, clip_folder: Path, prompt: str
 ) -> None:
