@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from probes.errors import InputError
 from probes.measure import received
-from probes.observing import AttentionCall, Step, listen, observe
+from probes.observing import listen, observe
+from probes.seam import AttentionCall, Step
 from probes.sites import attention_sites
 from probes.tracking import check_stock
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probes.errors import InputError, some_of
 from probes.mass import attention_weights, key_mass, row_blocks, window_slots
-from probes.observing import AttentionCall
+from probes.seam import AttentionCall
 from probes.sites import AttentionSite
 
 OUTPUT_TOKENS = 6

@@ -29,8 +29,8 @@ from probes.mass import (
     top_mass,
     window_slots,
 )
-from probes.observing import AttentionCall
 from probes.records import QUERY_ROWS, SLOTS
+from probes.seam import AttentionCall
 
 FULL_ROW = 512
 """Keys of a row that counts whole: where rows are shorter, proportionally more of them are drawn."""
