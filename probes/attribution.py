@@ -6,22 +6,19 @@ tokens `memory_tokens_removed` makes one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from captum.attr import FeatureAblation
 from scipy.stats import spearmanr
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from probes.errors import InputError
 from probes.measure import received
-from probes.observing import listen, observe
-from probes.seam import AttentionCall, Step
-from probes.sites import attention_sites
+from probes.observing import edit, observe
+from probes.seam import AttentionCall
 from probes.tracking import check_stock
 
 Run = Callable[[Tensor], Tensor]
@@ -252,7 +249,7 @@ def memory_tokens_removed(
         A layer does not exist, or as `memory_groups`.
     """
     check_stock(predictor)
-    every = range(len(groups.of_token))
+    every, tokens = range(len(groups.of_token)), groups.of_token.shape[1]
     chosen = list(every) if layers is None else list(layers)
     if not chosen or not set(chosen) <= set(every):
         raise InputError(
@@ -266,8 +263,13 @@ def memory_tokens_removed(
             f"memory.layer{layer}.cross": kept[groups.of_token[layer]].nonzero()[:, 0]
             for layer in chosen
         }
-        fewer = _FewerKeys(predictor, left, groups.of_token.shape[1])
-        with listen(predictor, step=fewer.note), fewer:
+
+        def fewer(call: AttentionCall) -> AttentionCall:
+            chosen = left[call.site].to(call.k.device)
+            pointers = torch.arange(tokens, call.k.shape[2], device=call.k.device)
+            return call.keep(torch.cat([chosen, pointers]))
+
+        with edit(predictor, fewer, list(left)):
             return _mask_logits(predictor, state, frame, object_id)
 
     return run
@@ -299,29 +301,3 @@ def _mask_logits(predictor: Any, state: dict[str, Any], frame: int, object_id: i
     )
     found: Tensor = logits[0, 0]
     return found
-
-
-class _FewerKeys(TorchFunctionMode):
-    """Lets some sites of memory attention read only the frame tokens `left` to them, and what comes after all `tokens`."""
-
-    def __init__(self, predictor: Any, left: dict[str, Tensor], tokens: int) -> None:
-        super().__init__()
-        self.sites = [site.name for site in attention_sites(predictor, "memory")]
-        self.left, self.tokens = left, tokens
-        self.coming: Iterator[str] | None = None
-
-    def note(self, step: Step) -> None:
-        """Count a step's attention calls from its first on."""
-        if step.name == "memory attention":
-            self.coming = iter(self.sites) if step.begins else None
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention and self.coming is not None:
-            left = self.left.get(next(self.coming))
-            if left is not None:
-                q, k, v = args
-                at = torch.cat([left, torch.arange(self.tokens, k.shape[2])]).to(k.device)
-                args = (q, k.index_select(2, at), v.index_select(2, at))
-        return func(*args, **(kwargs or {}))

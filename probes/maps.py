@@ -22,6 +22,22 @@ def site_of(call: AttentionCall) -> AttentionSite:
     return call.where
 
 
+def softmax_site(call: AttentionCall) -> AttentionSite:
+    """The same, of a call whose weights follow from q and k.
+
+    Raises
+    ------
+    InputError
+        An edit has set them.
+    """
+    if call.weights is not None:
+        raise InputError(
+            f"the weights of {call.site} were set by an edit; expected a call whose weights are the softmax of q and k; read "
+            "call.weights itself, or observe without the edit"
+        )
+    return site_of(call)
+
+
 def attention_rows(
     call: AttentionCall, queries: Tensor | list[int] | None = None, *, row: int = 0
 ) -> Tensor:
@@ -48,7 +64,7 @@ def attention_rows(
     InputError
         A query does not exist or was not computed.
     """
-    site = site_of(call)
+    site = softmax_site(call)
     total = call.q.shape[2] if site.part == "decoder" else _query_side(site) ** 2
     wanted = torch.arange(total) if queries is None else torch.as_tensor(queries).reshape(-1)
     if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < total:
@@ -104,6 +120,22 @@ def queries_there(call: AttentionCall) -> Tensor | None:
     pool = site_of(call).pool
     side = site_of(call).window // pool
     return call.there.view(-1, side, pool, side, pool).any(4).any(2).flatten(1)
+
+
+def key_tokens(call: AttentionCall) -> Tensor:
+    """Token of the site's grid that each key of a call is, int64 ``[groups, Nk]``; -1 for padding, pointers and the decoder's
+    own tokens. Groups are windows, or 1."""
+    site, device = site_of(call), call.k.device
+    if site.kind == "window":
+        slots = window_slots(site.grid, site.window).to(device)
+        return slots if call.keys is None else slots[call.keys]
+    ids = torch.arange(call.k.shape[2], device=device) if call.keys is None else call.keys
+    if site.kind == "cross":
+        layout = call.moment.layouts[0]
+        ids = torch.where(ids < layout.frame_keys, ids % layout.tokens, -1)
+    elif site.part == "decoder" and site.kind != "token_to_image":
+        ids = torch.full_like(ids, -1)
+    return ids[None]
 
 
 def in_dense_order(call: AttentionCall, values: Tensor, row: int = 0) -> Tensor:
@@ -267,7 +299,7 @@ def _one_map(
     memory_age: int | None,
     head: int | None,
 ) -> Tensor:
-    site = site_of(call)
+    site = softmax_site(call)
     if query_xy is not None and key_xy is not None:
         raise InputError("query_xy and key_xy were both given; expected one of them; drop one")
     on_image = site.part != "decoder"

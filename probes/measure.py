@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.maps import computed_queries, in_dense_order, queries_there, site_of
+from probes.maps import (
+    computed_queries,
+    in_dense_order,
+    key_tokens,
+    queries_there,
+    site_of,
+    softmax_site,
+)
 from probes.mass import (
     descending,
     effective_support,
@@ -83,7 +90,7 @@ def measure(call: AttentionCall, rows: int | None = QUERY_ROWS, seed: int = 0) -
     seed
         Of the sample.
     """
-    site = site_of(call)
+    site = softmax_site(call)
     groups, heads, n, c = call.q.shape
     if rows is None or call.there is not None:
         wanted = groups * n
@@ -145,7 +152,7 @@ def received(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     tuple
         `CallStatistics.mass` and `CallStatistics.by_frame`.
     """
-    site = site_of(call)
+    site = softmax_site(call)
     if site.kind == "cross" and call.keys is None:
         # a stock run has one object, an accelerated one tells object by object
         (layout,) = call.moment.layouts
@@ -173,19 +180,17 @@ def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None
     everything = torch.arange(keys, device=device).expand(groups, keys)
     real = torch.ones(groups, call.q.shape[2], dtype=torch.bool, device=device)
     if site.kind == "window":
-        slots = window_slots(site.grid, site.window)
         side = site.window // site.pool
         pooled = window_slots(site.grid // site.pool, side)
         if call.keys is not None:
-            chosen = call.keys.cpu()
-            slots, pooled = slots[chosen], pooled[chosen]
+            pooled = pooled[call.keys.cpu()]
         real = pooled.to(device) >= 0
         taking = queries_there(call)
         if taking is not None:
             real &= taking
         at = grid_positions(side, float(site.stride * site.pool)).to(device)
         key_at = grid_positions(site.window, float(site.stride)).to(device)
-        return slots.to(device), at, key_at, real
+        return key_tokens(call), at, key_at, real
     if site.kind == "global" or site.part == "memory":
         at = grid_positions(site.grid, float(site.stride)).to(device)
         asked = computed_queries(call)
