@@ -138,6 +138,15 @@ def key_tokens(call: AttentionCall) -> Tensor:
     return ids[None]
 
 
+def on_grid(mass: Tensor, tokens: Tensor, grid: int) -> Tensor:
+    """Lay key mass ``[groups, h, Nk]`` on the token grid, ``[1, h, grid**2]``; padding is dropped."""
+    heads = mass.shape[1]
+    flat = mass.new_zeros(heads, grid * grid + 1)
+    place = torch.where(tokens < 0, grid * grid, tokens).reshape(-1)
+    flat.index_add_(1, place, mass.transpose(0, 1).reshape(heads, -1))
+    return flat[None, :, :-1]
+
+
 def in_dense_order(call: AttentionCall, values: Tensor, row: int = 0) -> Tensor:
     """Lay out one value a key of a memory or global call, ``[..., Nk]``, like the dense run's keys; 0 where not read."""
     if call.keys is None:

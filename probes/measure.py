@@ -16,6 +16,7 @@ from probes.maps import (
     computed_queries,
     in_dense_order,
     key_tokens,
+    on_grid,
     queries_there,
     site_of,
     softmax_site,
@@ -161,7 +162,7 @@ def received(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         tokens, _, _, real = _geometry(call)
         share = real.sum(1) / real.sum()  # of all real rows, in each window
         mass = key_mass(call.q, call.k, real.float(), call.there) * share[:, None, None]
-        return _on_grid(mass, tokens, site.grid), None
+        return on_grid(mass, tokens, site.grid), None
     return in_dense_order(call, key_mass(call.q, call.k)), None
 
 
@@ -202,15 +203,6 @@ def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None
             return everything, asking, at[of_frames % layout.tokens], real
         return ids.expand(groups, keys), asking, at[ids], real
     return everything, None, None, real
-
-
-def _on_grid(mass: Tensor, tokens: Tensor, grid: int) -> Tensor:
-    """Lay key mass ``[groups, h, Nk]`` on the token grid, ``[1, h, grid**2]``; padding is dropped."""
-    heads = mass.shape[1]
-    flat = mass.new_zeros(heads, grid * grid + 1)
-    place = torch.where(tokens < 0, grid * grid, tokens).reshape(-1)
-    flat.index_add_(1, place, mass.transpose(0, 1).reshape(heads, -1))
-    return flat[None, :, :-1]
 
 
 def slot_shares(statistics: CallStatistics, call: AttentionCall) -> Tensor:
