@@ -20,8 +20,9 @@ UNITS = {
     "distance_px": "attention distance / px",
     "padding": "mass on padding",
     "lift": "lift / times chance",
+    "moved": "share of the way to another mask",
 }
-"""By statistic of a recording: what the axis says."""
+"""By statistic of a recording, or effect of an edit: what the axis says."""
 
 
 def draw_statistic(

@@ -4,6 +4,7 @@ from .models import MODEL_NAMES as MODEL_NAMES
 from .models import build_predictor as build_predictor
 from .models import fingerprint as fingerprint
 from .models import name_of as name_of
+from .observing import edit as edit
 from .observing import observe as observe
 from .prompts import Prompt as Prompt
 from .prompts import read_prompts as read_prompts
@@ -19,6 +20,7 @@ __all__ = [
     "attention_map",
     "attention_sites",
     "build_predictor",
+    "edit",
     "fingerprint",
     "load_recording",
     "name_of",

@@ -24,8 +24,8 @@ from probes.entries import (
 from probes.maps import keys_there, site_of
 from probes.mass import attention_weights, token_coverage
 from probes.measure import CallStatistics, measure, received, slot_shares
-from probes.observing import AttentionCall, Told
 from probes.records import Array, Settings
+from probes.seam import AttentionCall, Told
 from probes.sites import attention_sites
 from probes.video import thumbnail
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from probes.layout import MemoryFrame
 from probes.mass import keep_count
 from probes.measure import CallStatistics
-from probes.observing import AttentionCall
 from probes.records import KEEP_SHARES, Array, ClipRecord, Settings
+from probes.seam import AttentionCall
 
 SIMILARITIES = ("cosine", "chance", "pearson", "jaccard")
 """Order of `Recollection.similarity`."""

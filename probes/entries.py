@@ -15,8 +15,8 @@ from probes.consistency import Recollection
 from probes.maps import computed_queries, in_dense_order, keys_there, site_of
 from probes.mass import attention_weights, foreground_lift, token_coverage
 from probes.measure import CallStatistics
-from probes.observing import AttentionCall
 from probes.records import SLOTS, STATISTICS, Array, Settings
+from probes.seam import AttentionCall
 from probes.sites import AttentionSite
 
 CANDIDATES = 3

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probes.errors import InputError, some_of
 from probes.mass import attention_weights, key_mass, row_blocks, window_slots
-from probes.observing import AttentionCall
+from probes.seam import AttentionCall
 from probes.sites import AttentionSite
 
 OUTPUT_TOKENS = 6
@@ -20,6 +20,22 @@ def site_of(call: AttentionCall) -> AttentionSite:
     """The site of a call that passed through `observe`."""
     assert call.where is not None, "observe fills it in"
     return call.where
+
+
+def softmax_site(call: AttentionCall) -> AttentionSite:
+    """The same, of a call whose weights follow from q and k.
+
+    Raises
+    ------
+    InputError
+        An edit has set them.
+    """
+    if call.weights is not None:
+        raise InputError(
+            f"the weights of {call.site} were set by an edit; expected a call whose weights are the softmax of q and k; read "
+            "call.weights itself, or observe without the edit"
+        )
+    return site_of(call)
 
 
 def attention_rows(
@@ -48,7 +64,7 @@ def attention_rows(
     InputError
         A query does not exist or was not computed.
     """
-    site = site_of(call)
+    site = softmax_site(call)
     total = call.q.shape[2] if site.part == "decoder" else _query_side(site) ** 2
     wanted = torch.arange(total) if queries is None else torch.as_tensor(queries).reshape(-1)
     if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < total:
@@ -115,12 +131,36 @@ def keys_there(call: AttentionCall, row: int = 0) -> Tensor | None:
         return in_dense_order(
             call, torch.ones(call.k.shape[2], dtype=torch.bool, device=device), row
         )
-    slots = window_slots(site.grid, site.window).to(device)
-    slots = slots if call.keys is None else slots[call.keys]
+    slots = key_tokens(call)
     slots = slots.flatten() if call.there is None else slots[call.there.flatten(1)]
     found = torch.zeros(site.grid**2, dtype=torch.bool, device=device)
     found[slots[slots >= 0]] = True
     return found
+
+
+def key_tokens(call: AttentionCall) -> Tensor:
+    """Token of the site's grid that each key of a call is, int64 ``[groups, Nk]``; -1 for padding, pointers and the decoder's
+    own tokens. Groups are windows, or 1."""
+    site, device = site_of(call), call.k.device
+    if site.kind == "window":
+        slots = window_slots(site.grid, site.window).to(device)
+        return slots if call.keys is None else slots[call.keys]
+    ids = torch.arange(call.k.shape[2], device=device) if call.keys is None else call.keys
+    if site.kind == "cross":
+        layout = call.moment.layouts[0]
+        ids = torch.where(ids < layout.frame_keys, ids % layout.tokens, -1)
+    elif site.part == "decoder" and site.kind != "token_to_image":
+        ids = torch.full_like(ids, -1)
+    return ids[None]
+
+
+def on_grid(mass: Tensor, tokens: Tensor, grid: int) -> Tensor:
+    """Lay key mass ``[groups, h, Nk]`` on the token grid, ``[1, h, grid**2]``; padding is dropped."""
+    heads = mass.shape[1]
+    flat = mass.new_zeros(heads, grid * grid + 1)
+    place = torch.where(tokens < 0, grid * grid, tokens).reshape(-1)
+    flat.index_add_(1, place, mass.transpose(0, 1).reshape(heads, -1))
+    return flat[None, :, :-1]
 
 
 def in_dense_order(call: AttentionCall, values: Tensor, row: int = 0) -> Tensor:
@@ -284,7 +324,7 @@ def _one_map(
     memory_age: int | None,
     head: int | None,
 ) -> Tensor:
-    site = site_of(call)
+    site = softmax_site(call)
     if query_xy is not None and key_xy is not None:
         raise InputError("query_xy and key_xy were both given; expected one of them; drop one")
     on_image = site.part != "decoder"

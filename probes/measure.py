@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from probes.layout import MemoryLayout
-from probes.maps import computed_queries, in_dense_order, keys_there, queries_there, site_of
+from probes.maps import (
+    computed_queries,
+    in_dense_order,
+    key_tokens,
+    keys_there,
+    on_grid,
+    queries_there,
+    site_of,
+    softmax_site,
+)
 from probes.mass import (
     descending,
     effective_support,
@@ -30,8 +39,8 @@ from probes.mass import (
     top_mass,
     window_slots,
 )
-from probes.observing import AttentionCall
 from probes.records import QUERY_ROWS, SLOTS
+from probes.seam import AttentionCall
 
 FULL_ROW = 512
 """Keys of a row that counts whole: where rows are shorter, proportionally more of them are drawn."""
@@ -88,7 +97,7 @@ def measure(call: AttentionCall, rows: int | None = QUERY_ROWS, seed: int = 0) -
     seed
         Of the sample.
     """
-    site = site_of(call)
+    site = softmax_site(call)
     groups, heads, n, c = call.q.shape
     if rows is None or call.there is not None:
         wanted = groups * n
@@ -159,7 +168,7 @@ def received(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     tuple
         `CallStatistics.mass` and `CallStatistics.by_frame`.
     """
-    site = site_of(call)
+    site = softmax_site(call)
     if site.kind == "cross":
         # a stock run has one object, an accelerated one tells object by object
         (layout,) = call.moment.layouts
@@ -170,7 +179,7 @@ def received(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         tokens, _, _, real = _geometry(call)
         share = real.sum(1) / real.sum()  # of all real rows, in each window
         mass = key_mass(call.q, call.k, real.float(), call.there) * share[:, None, None]
-        return _on_grid(mass, tokens, site.grid), None
+        return on_grid(mass, tokens, site.grid), None
     return in_dense_order(call, key_mass(call.q, call.k)), None
 
 
@@ -203,19 +212,17 @@ def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None
     everything = torch.arange(keys, device=device).expand(groups, keys)
     real = torch.ones(groups, call.q.shape[2], dtype=torch.bool, device=device)
     if site.kind == "window":
-        slots = window_slots(site.grid, site.window)
         side = site.window // site.pool
         pooled = window_slots(site.grid // site.pool, side)
         if call.keys is not None:
-            chosen = call.keys.cpu()
-            slots, pooled = slots[chosen], pooled[chosen]
+            pooled = pooled[call.keys.cpu()]
         real = pooled.to(device) >= 0
         taking = queries_there(call)
         if taking is not None:
             real &= taking
         at = grid_positions(side, float(site.stride * site.pool)).to(device)
         key_at = grid_positions(site.window, float(site.stride)).to(device)
-        return slots.to(device), at, key_at, real
+        return key_tokens(call), at, key_at, real
     if site.kind == "global" or site.part == "memory":
         at = grid_positions(site.grid, float(site.stride)).to(device)
         asked = computed_queries(call)
@@ -227,15 +234,6 @@ def _geometry(call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None
             return everything, asking, at[of_frames % layout.tokens], real
         return ids.expand(groups, keys), asking, at[ids], real
     return everything, None, None, real
-
-
-def _on_grid(mass: Tensor, tokens: Tensor, grid: int) -> Tensor:
-    """Lay key mass ``[groups, h, Nk]`` on the token grid, ``[1, h, grid**2]``; padding is dropped."""
-    heads = mass.shape[1]
-    flat = mass.new_zeros(heads, grid * grid + 1)
-    place = torch.where(tokens < 0, grid * grid, tokens).reshape(-1)
-    flat.index_add_(1, place, mass.transpose(0, 1).reshape(heads, -1))
-    return flat[None, :, :-1]
 
 
 def slot_shares(statistics: CallStatistics, call: AttentionCall) -> Tensor:

@@ -3,7 +3,8 @@
 sam2 calls attention in three places, all through ``F.scaled_dot_product_attention``. While observed, each
 attention module has an instance ``forward`` that enters a `TorchFunctionMode` for the length of the
 original call and sees the one call inside. What the accelerated predictor computes by itself it tells its
-own seam. Either way the same `AttentionCall` arrives, and nothing is left behind.
+own seam (`probes.seam`). Either way the same `AttentionCall` arrives, and nothing is left behind. Who observes changes
+nothing; who wants to change something says `edit`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from inspect import signature
-from threading import get_ident, local
+from threading import get_ident
+from types import MethodType
 from typing import Any
 
 import torch
@@ -21,9 +23,11 @@ import torch.nn.functional as F
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from probes.errors import InputError
+from probes.errors import InputError, tell_left_out
 from probes.layout import MemoryLayout, memory_layout, stored_result
+from probes.seam import ATTENTION, AttentionCall, Change, Editor, Moment, Seam, Step, Told
 from probes.sites import AttentionSite, attention_sites, find_sites
 
 STEPS = {
@@ -35,191 +39,8 @@ STEPS = {
 """Methods of sam2's predictor that a tracked frame goes through, none inside another, and what each is called."""
 
 
-@dataclass(frozen=True)
-class Moment:
-    """When an attention call happens.
-
-    Attributes
-    ----------
-    frame
-        Index of the frame; None where it is not known (features asked for outside tracking).
-    objects
-        Ids of the objects that the call's batch rows belong to, in order; empty for encoder calls. A call
-        that all objects share (the first memory self-attention) has one row and names them all.
-    reverse
-        Whether tracking runs backwards.
-    layouts
-        What each key of memory cross-attention is, one layout per object; empty outside memory attention.
-    """
-
-    frame: int | None = None
-    objects: tuple[int, ...] = ()
-    reverse: bool = False
-    layouts: tuple[MemoryLayout, ...] = ()
-
-    def of_row(self, row: int) -> Moment:
-        """The same moment for one object of several."""
-        return replace(
-            self, objects=self.objects[row : row + 1], layouts=self.layouts[row : row + 1]
-        )
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """One attention call, after rotary phases, query pooling and head split.
-
-    Attributes
-    ----------
-    site
-        Dotted name, see `probes.sites`.
-    q, k, v
-        ``[B, h, Nq, c]``, ``[B, h, Nk, c]``, ``[B, h, Nk, cv]``; not to be changed. In windowed blocks B
-        counts windows.
-    moment
-        When it happens.
-    keys
-        int64: what took part, where that is not everything in its natural order. Memory and global
-        blocks: ``[Nk]``, which of the dense run's keys. Windowed blocks: ``[B]``, which windows.
-    queries
-        int64 ``[Nq]``: which of the dense run's queries a memory or global call made; None for all of them, in
-        global blocks for those that `keys` names.
-    there
-        bool ``[B, 1, 1, Nk]``: keys of trimmed windows that take part, as keys and as queries; the others are masked.
-        None where all do.
-    where
-        The site itself with its geometry; None for a call that did not pass through `observe`.
-    size
-        Height and width of the video in pixels, where known.
-    """
-
-    site: str
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    moment: Moment
-    keys: Tensor | None = None
-    queries: Tensor | None = None
-    there: Tensor | None = None
-    where: AttentionSite | None = None
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a step of the predictor made, and when."""
-
-    moment: Moment
-    what: Any
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of `STEPS` begins, or has ended."""
-
-    name: str
-    begins: bool
-
-
-class Now(local):
-    """What is under way in each thread.
-
-    Attributes
-    ----------
-    moment
-        When the calls happen that are now under way.
-    size
-        Height and width in pixels of the video they belong to.
-    strips
-        Calls that are to be joined, by site.
-    """
-
-    moment = Moment()
-    size: tuple[int, int] | None = None
-    strips: dict[str, list[tuple[Tensor, Tensor, Tensor]]] | None = None
-
-
-class Seam:
-    """Where what happens inside a predictor passes by; not listened to, it costs one look into a dict a call.
-
-    Attributes
-    ----------
-    listeners
-        Who is told, by the kind of what happens, see `listen`; kinds that nobody listens to are absent.
-    now
-        What is under way in this thread.
-    threads
-        Those in which one of the predictor's own steps is under way; predictors may share modules.
-    """
-
-    def __init__(self) -> None:
-        self.listeners: dict[str, tuple[Callable[[Any], None], ...]] = {}
-        self.now = Now()
-        self.threads: set[int] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes over: who listens, not what is under way."""
-        return {"listeners": self.listeners}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, now=Now(), threads=set())
-
-    def tell(self, kind: str, what: Any) -> None:
-        """Hand what happened to all that listen to its kind."""
-        for listener in self.listeners.get(kind, ()):
-            listener(what)
-
-    def tell_attention(
-        self,
-        site: str,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        keys: Tensor | None = None,
-        row: int | None = None,
-        queries: Tensor | None = None,
-        there: Tensor | None = None,
-    ) -> None:
-        """Tell of a call, without gradients; `row` says which of the moment's objects it belongs to."""
-        now = self.now
-        if now.strips is not None:
-            now.strips.setdefault(site, []).append((q, k, v))
-            return
-        moment = now.moment if row is None else now.moment.of_row(row)
-        tensors = q.detach(), k.detach(), v.detach()
-        call = AttentionCall(site, *tensors, moment, keys, queries, there, size=now.size)
-        self.tell("attention", call)
-
-    @contextmanager
-    def at(self, moment: Moment) -> Iterator[None]:
-        """Say when the calls of the context happen."""
-        before, self.now.moment = self.now.moment, moment
-        try:
-            yield
-        finally:
-            self.now.moment = before
-
-    @contextmanager
-    def joined(self, windows: Tensor | None) -> Iterator[None]:
-        """Join calls of one site, made strip by strip, to one call along the batch, told when the context ends.
-
-        `windows` says which windows the strips together hold, int64; None for all.
-        """
-        if "attention" not in self.listeners:
-            yield
-            return
-        self.now.strips = {}
-        try:
-            yield
-            strips = self.now.strips
-        finally:
-            self.now.strips = None
-        for site, parts in strips.items():
-            q, k, v = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-            self.tell_attention(site, q, k, v, windows)
-
-
 @contextmanager
-def listen(predictor: SAM2VideoPredictor, **callbacks: Callable[[Any], None]) -> Iterator[None]:
+def listen(predictor: SAM2VideoPredictor, **callbacks: Callable[[Any], Any]) -> Iterator[None]:
     """Hand what happens inside a predictor to callbacks, each under the kind of what it hears, while the context lasts.
 
     Results don't change by a bit. Contexts nest, and all that listen are told. Tensors are the model's own: reduce
@@ -229,6 +50,7 @@ def listen(predictor: SAM2VideoPredictor, **callbacks: Callable[[Any], None]) ->
     kind            what the callback is given
     ==============  ==================================================================================
     ``attention``   an `AttentionCall`; `observe` listens to those of some sites alone
+    ``gradients``   the same, its tensors with their gradients
     ``encoded``     `Told` of a frame's features, as sam2's ``_get_image_feature`` returns them
     ``decoded``     `Told` of masks and scores, as sam2's ``_forward_sam_heads`` returns them
     ``tracked``     `Told` of one object's result on a frame, the dict that sam2 keeps
@@ -242,7 +64,7 @@ def listen(predictor: SAM2VideoPredictor, **callbacks: Callable[[Any], None]) ->
     InputError
         The predictor is no video predictor, or attention is asked for and it is compiled.
     """
-    _check(predictor, attention="attention" in callbacks)
+    _check(predictor, attention=not ATTENTION.isdisjoint(callbacks))
     seam: Seam = predictor.__dict__.get("seam") or predictor.__dict__.get(OBSERVED) or Seam()
     before = dict(seam.listeners)
     for kind, callback in callbacks.items():
@@ -266,12 +88,15 @@ def observe(
     predictor: SAM2VideoPredictor,
     callback: Callable[[AttentionCall], None],
     sites: str | Sequence[str] = "memory.*",
+    *,
+    gradients: bool = False,
 ) -> Iterator[None]:
     """Hand every attention call of some sites to a callback, as long as the context lasts.
 
     Results don't change by a bit. Contexts nest, and all observers are told. Tensors of a call are the
     model's own: reduce them at once or clone them. Calls of the same modules from elsewhere, as by an image predictor or
-    by another video predictor between this one's steps, are told without a frame.
+    by another video predictor between this one's steps, are told without a frame. Where a call is edited (`edit`), what
+    is told is what the edits left of it, whichever context was entered first.
 
     Parameters
     ----------
@@ -282,11 +107,18 @@ def observe(
     sites
         Pattern or patterns of site names (`fnmatch`), such as ``"memory.*"``, ``"decoder.final.*"`` or
         ``"*.global"``.
+    gradients
+        Tell q, k and v as they stand in the graph, for ``torch.autograd.grad`` and ``retain_grad``. sam2's methods then
+        run without the inference mode they are declared with, for as long as the context lasts: on a stock predictor,
+        and a video that was begun inside. Memory grows with each frame, as gradients reach back through the memory bank.
+        `probes.attribution` has one frame's.
 
     Raises
     ------
     InputError
-        A pattern matches no site, the predictor is compiled, or it is no video predictor.
+        A pattern matches no site, the predictor is compiled, or it is no video predictor. With `gradients`: it is
+        accelerated; or, from inside the run, the caller is under inference mode or without gradients, or the video was
+        begun so.
     RuntimeError
         From inside the run: an attention module did not call attention exactly once, or the memory does
         not hold what its layout says. Either means that sam2 is another one than was expected.
@@ -295,11 +127,94 @@ def observe(
     wanted = {site.name: site for site in find_sites(predictor, sites)}
 
     def told(call: AttentionCall) -> None:
+        if gradients and not torch.is_grad_enabled():  # never is under inference mode
+            raise InputError(
+                f"{call.site} ran without gradients, but gradients were asked for; expected a run outside of "
+                "torch.inference_mode and torch.no_grad; leave them"
+            )
         if call.site in wanted:
             callback(replace(call, where=wanted[call.site]))
 
-    with listen(predictor, attention=told):
+    with ExitStack() as stack:
+        if gradients:
+            stack.enter_context(_without_inference_mode(predictor))
+        stack.enter_context(listen(predictor, **{"gradients" if gradients else "attention": told}))
         yield
+
+
+@contextmanager
+def edit(
+    predictor: SAM2VideoPredictor, function: Change, sites: str | Sequence[str] = "memory.*"
+) -> Iterator[Editor]:
+    """Change what attention does at some sites, as long as the context lasts.
+
+    The function is given every call of these sites before it is computed, and returns what is computed instead:
+    ``call.change(q=…)`` (k, v, weights, output), ``call.keep(keys)``, or None to leave it. `probes.edits` has ready ones.
+
+    Contexts nest: each is given what those before it left, and whoever observes is told of what all of them left. After
+    the context the predictor is what it was, also after an exception. What a video's state remembers of the frames that
+    were tracked (memories, object pointers; with a profile that reuses windows, what these gave) was made under the edit
+    and stays; features of a frame in sam2's cache are made anew inside the context, and those from before put back.
+
+    An accelerated predictor takes paths on which every call passes by: no CUDA graphs, one video at a time, and where
+    stages 1 and 2 of the encoder are edited, these run whole. Saliency that routing and retrieval go by is measured
+    from q and k as they were. Windows and keys that a profile leaves out are not in the call (`AttentionCall.keys`).
+
+    Parameters
+    ----------
+    predictor
+        A stock ``SAM2VideoPredictor`` or an accelerated one; not compiled. One that shares its modules is not edited.
+    function
+        From an `AttentionCall` to the changed call, or None. Its batch rows are those of ``call.moment.objects``, one or
+        several of them. Tensors of the call are not to be changed in place.
+    sites
+        Patterns of site names, as `observe` takes them.
+
+    Yields
+    ------
+    Editor
+        Counts calls that came and calls that were changed. If none came at all, a `probes.errors.LeftOut` warning says so.
+
+    Raises
+    ------
+    InputError
+        As `observe`; a ready edit can't be had at one of the sites; or, from inside the run, the function returned what
+        can't be computed, or an edited module was called from elsewhere (another predictor that shares it, an image
+        predictor), which the edit does not hold for.
+    """
+    _check(predictor, attention=True)
+    editor = Editor(function, {site.name: site for site in find_sites(predictor, sites)})
+    if isinstance(function, Ready):
+        for site in editor.sites.values():
+            function.check(site)
+    try:
+        with listen(predictor, edit=editor):
+            yield editor
+    finally:
+        editor.end()
+    if not editor.calls:
+        named = sites if isinstance(sites, str) else ", ".join(sites)
+        tell_left_out([f"an edit of {named} was given no call: none of these sites ran"])
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An edit that looks at the sites before anything runs.
+
+    Attributes
+    ----------
+    change
+        What `edit` takes.
+    check
+        Raises `InputError` where it can't be had at a site.
+    """
+
+    change: Change
+    check: Callable[[AttentionSite], None]
+
+    def __call__(self, call: AttentionCall) -> AttentionCall | None:
+        """Change a call."""
+        return self.change(call)
 
 
 OBSERVED = "_observed"
@@ -331,7 +246,7 @@ def _check(predictor: SAM2VideoPredictor, attention: bool) -> None:
 
 def _put_in_place(predictor: SAM2VideoPredictor, seam: Seam, before: dict[str, Any]) -> None:
     """Put what tells the seam in place, where it isn't for those who listened `before`."""
-    if "attention" in seam.listeners and "attention" not in before:
+    if seam.watched and ATTENTION.isdisjoint(before):
         for site in attention_sites(predictor):
             tap = site.module.__dict__.setdefault("forward", _Tap(site))
             tap.seams.append(seam)
@@ -341,7 +256,7 @@ def _put_in_place(predictor: SAM2VideoPredictor, seam: Seam, before: dict[str, A
 
 def _take_away(predictor: SAM2VideoPredictor, seam: Seam, before: dict[str, Any]) -> None:
     """Take away what nobody listens to any more."""
-    if "attention" in before and "attention" not in seam.listeners:
+    if not ATTENTION.isdisjoint(before) and not seam.watched:
         for site in attention_sites(predictor):
             tap = site.module.__dict__["forward"]
             tap.seams.remove(seam)
@@ -352,46 +267,116 @@ def _take_away(predictor: SAM2VideoPredictor, seam: Seam, before: dict[str, Any]
             del predictor.__dict__[name]
 
 
+# ---------------------------------------------------------------------- gradients
+
+
+@contextmanager
+def _without_inference_mode(predictor: SAM2VideoPredictor) -> Iterator[None]:
+    """Let sam2's methods run without the inference mode they are declared with."""
+    if "seam" in predictor.__dict__:
+        raise InputError(
+            "an accelerated predictor was given, but its rewrites have no gradients; expected a stock predictor; pass the "
+            "one that it was made from"
+        )
+    plain_tensors(predictor)
+    kind = type(predictor)
+    declared = {
+        name: method
+        for name in dir(kind)
+        if callable(method := getattr(kind, name))
+        and hasattr(method, "__wrapped__")
+        and method.__globals__["__name__"] == "torch.utils._contextlib"
+    }
+
+    def lifted(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            state = args[0] if args else kwargs.get("inference_state")
+            if isinstance(state, dict) and any(
+                isinstance(leaf, Tensor) and leaf.is_inference() for leaf in tree_leaves(state)
+            ):
+                raise InputError(
+                    "the video was begun under inference mode, so nothing has gradients through it; expected one that was "
+                    "begun inside observe(…, gradients=True); begin it there with init_state"
+                )
+            return method.__wrapped__(self, *args, **kwargs)  # type: ignore[attr-defined]
+
+        return run
+
+    mine = {name: m for name, m in declared.items() if name not in predictor.__dict__}
+    predictor.__dict__.update({n: MethodType(lifted(m), predictor) for n, m in mine.items()})
+    try:
+        yield
+    finally:
+        for name in mine:
+            del predictor.__dict__[name]
+
+
+def plain_tensors(predictor: SAM2VideoPredictor) -> None:
+    """Replace what modules computed for themselves under inference mode, such as rotary phases, by copies for autograd.
+
+    Equal bit for bit; inference tensors can't take part in a graph.
+    """
+    for module in predictor.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.is_inference():
+                setattr(module, name, value.clone())
+
+
 # ---------------------------------------------------------------------- attention modules
 
 
 class _Tap:
-    """Stands in for the forward of one attention module and tells all seams that listen."""
+    """Stands in for the forward of one attention module: its call passes by all seams that listen."""
 
     def __init__(self, site: AttentionSite) -> None:
         self.site, self.original = site.name, site.module.forward
         self.seams: list[Seam] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        with _AttentionSeen() as seen:
-            out = self.original(*args, **kwargs)
-        if len(seen.calls) != 1:
-            raise RuntimeError(
-                f"{self.site} called attention {len(seen.calls)} times in one forward; expected once, as in "
-                "sam2 1.1.0; install that version"
-            )
         # predictors may share modules: the one at work in this thread is told, or else all that are not at work
         here = [seam for seam in self.seams if get_ident() in seam.threads]
-        for seam in here or [seam for seam in self.seams if not seam.threads]:
-            seam.tell_attention(self.site, *seen.calls[0])
+        if not here and any(self.site in one.sites for s in self.seams for one in s.editors()):
+            raise InputError(
+                f"{self.site} is edited, but was called from outside the edited predictor's own steps; expected it to be at "
+                "work alone; leave the context of edit before another predictor or code of your own uses its modules"
+            )
+        passing = _Passing(self.site, here or [seam for seam in self.seams if not seam.threads])
+        with passing:
+            out = self.original(*args, **kwargs)
+        if len(passing.calls) != 1:
+            raise RuntimeError(
+                f"{self.site} called attention {len(passing.calls)} times in one forward; expected once, as in "
+                "sam2 1.1.0; install that version"
+            )
+        for seam, call in passing.calls[0]:
+            seam.tell_attention(call)
         return out
 
 
-class _AttentionSeen(TorchFunctionMode):
-    """Notes what scaled dot product attention is given."""
+class _Passing(TorchFunctionMode):
+    """Has what scaled dot product attention is given edited, computes what comes of it, and notes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, site: str, seams: list[Seam]) -> None:
         super().__init__()
-        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.site, self.seams = site, seams
+        self.calls: list[list[tuple[Seam, AttentionCall]]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-            self.calls.append((named["query"], named["key"], named["value"]))
-        return func(*args, **kwargs)
+        kwargs = dict(kwargs or {})
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        given = [kwargs.pop(name) for name in ("query", "key", "value")[len(args) :]]
+        q, k, v, *rest = [*args, *given]
+        seen = [(seam, seam.edited(seam.call(self.site, q, k, v))) for seam in self.seams]
+        self.calls.append(seen)
+        for _, made in seen:  # one, where there is an edit
+            if made.weights is not None or made.output is not None:
+                return made.attended()
+            q, k, v = made.q, made.k, made.v
+        return func(q, k, v, *rest, **kwargs)
 
 
 # ---------------------------------------------------------------------- steps of the predictor
@@ -439,6 +424,8 @@ def _telling_methods(predictor: SAM2VideoPredictor, seam: Seam) -> dict[str, Cal
 
     @wraps(encode)
     def encode_and_tell(inference_state: Any, frame_idx: int, batch_size: int) -> Any:
+        for editor in seam.editors("encoder."):
+            editor.begin_afresh(inference_state)
         with at_work(Moment(frame_idx, (), seam.now.moment.reverse), inference_state):
             made = step(encode, inference_state, frame_idx, batch_size)
             seam.tell("encoded", Told(seam.now.moment, made))

@@ -10,7 +10,7 @@ import torch
 from sam2.modeling.sam.transformer import TwoWayTransformer
 from torch import Tensor
 
-from probes.observing import Told
+from probes.seam import Told
 from sparsity.acceleration.model.saliency import token_to_image
 from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.report import ObjectReport

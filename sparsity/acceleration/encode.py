@@ -41,9 +41,10 @@ def encode(parts: Parts, session: Session, frame: Frame) -> Entry | None:
         session.features = None
         return None
     image, found, encoder = frame.image(frame.index), session.features, parts.encoder
-    if found is None or not found.serve(frame.index, cells, encoder.version, image):
+    version = encoder.version, parts.seam.edition("encoder.")
+    if found is None or not found.serve(frame.index, cells, version, image):
         output = _encoded(parts, encoder, ((session, frame),), image[None].float())
-        found = RoutedFeatures(frame.index, cells, encoder.version, image, output)
+        found = RoutedFeatures(frame.index, cells, version, image, output)
         session.features = found
     return image[None].float(), found.output
 

@@ -19,7 +19,7 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from probes.errors import InputError
 from probes.models import fingerprint
-from probes.observing import Moment, Seam
+from probes.seam import Moment, Seam
 from probes.video import ModelFrames
 from sparsity.acceleration.model import graphs
 from sparsity.acceleration.model.changes import ENCODER
@@ -214,7 +214,7 @@ class Parts:
     @property
     def batches_pictures(self) -> bool:
         """Whether frames of several videos are encoded in one batch: by sam2's own encoder, while nobody watches attention."""
-        used, watched = self.here.used, "attention" in self.seam.listeners
+        used, watched = self.here.used, self.seam.watched
         return not watched and (used.exact or not used.carried) and has_own_encoder(self.look())
 
     @property
@@ -284,7 +284,7 @@ class Parts:
         """All that an object's result on a frame is made from, but the picture."""
         self.weights.look(self.model)
         read = made_from(self.model, outputs, index, state["num_frames"], reverse)
-        return self.here.used.profile, self.weights.generation, read
+        return self.here.used.profile, self.weights.generation, self.seam.edition(), read
 
     @contextmanager
     def encoding(self, *those: tuple[Session, Frame]) -> Iterator[None]:
@@ -311,7 +311,7 @@ class Parts:
         """
         under_way = self.here.frame is not None or len(self.here.encoding) > 1
         wanted = self.here.used.profile.graphs and under_way
-        if not wanted or "attention" in self.seam.listeners:
+        if not wanted or self.seam.watched:
             return function(given)
         device = self.model.device
         if device.type not in graphs.DEVICES or not graphs.can_record():

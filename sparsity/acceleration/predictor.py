@@ -14,7 +14,7 @@ from torch import Tensor
 from probes.errors import InputError
 from probes.frames import Pixels
 from probes.layout import memory_layout
-from probes.observing import Moment
+from probes.seam import Moment
 from probes.video import EndOfVideo, ModelFrames, new_state, open_video
 from sparsity.acceleration.camera import Camera, Masks, track_together
 from sparsity.acceleration.decode import decode, hand_out
@@ -442,7 +442,7 @@ class EfficientSAM2VideoPredictor(Shared):
         known = frame_idx in inference_state["cached_features"]
         with self.parts.encoding((session, frame)):
             found = super()._get_image_feature(inference_state, frame_idx, batch_size)
-        if not known:
+        if not known and not self.seam.editors("encoder."):  # or else they go with the edit
             publish(self.parts, session, frame)
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from probes.errors import InputError
-from probes.observing import Told
+from probes.seam import Told
 from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.session import Chosen, Frame, Session
 from sparsity.techniques import KEY

@@ -131,7 +131,7 @@ class RoutedFeatures:
     cells
         As in `sparsity.techniques.routing.Decision`.
     version
-        Of the encoder: its weights and number format.
+        Of the encoder: its weights and number format, and the edits that were in place.
     image
         ``[3, S, S]``.
     output
@@ -140,11 +140,11 @@ class RoutedFeatures:
 
     frame: int
     cells: tuple[int, ...]
-    version: Version
+    version: Hashable
     image: Tensor
     output: dict[str, Any]
 
-    def serve(self, frame: int, cells: tuple[int, ...], version: Version, image: Tensor) -> bool:
+    def serve(self, frame: int, cells: tuple[int, ...], version: Hashable, image: Tensor) -> bool:
         """Whether they may be used again: not where the client has put another picture there."""
         if (self.frame, self.version, self.cells) != (frame, version, cells):
             return False

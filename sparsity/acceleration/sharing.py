@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from probes.errors import InputError
-from probes.observing import Seam
+from probes.seam import Seam
 from sparsity.acceleration.model.modules import share
 from sparsity.acceleration.parts import Parts
 from sparsity.profile import Profile, load_profile

@@ -19,8 +19,9 @@ from torch import Tensor
 from probes.errors import InputError
 from probes.mass import keep_count
 from probes.models import fingerprint
-from probes.observing import AttentionCall, Told, listen, observe
+from probes.observing import listen, observe
 from probes.records import ClipInfo, ClipRecord, Header, ModelInfo, load_recording
+from probes.seam import AttentionCall, Told
 from probes.tracking import hash_of_frames
 from probes.video import thumbnail
 from sparsity.acceleration.model.encoder import window_grid

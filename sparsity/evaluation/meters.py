@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from probes.observing import STEPS, Step, listen
+from probes.observing import STEPS, listen
+from probes.seam import Step
 
 REST = "rest"
 """Everything else of a frame: bookkeeping, choosing windows, masks at the video's size."""

@@ -20,6 +20,7 @@ CLIPS = {
     "04_is_low_attention_low_effect": (2, 3),
     "05_calibrate_your_videos": (3, 5),
     "06_speed_and_accuracy": (2, 6),
+    "07_which_heads_carry_identity": (2, 6),
 }
 """By notebook: clips behind its number when the tests run it, and when it is stored."""
 

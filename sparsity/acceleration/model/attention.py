@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from probes.observing import Seam
+from probes.seam import Seam
 from sparsity.acceleration.model.linear import product
 from sparsity.acceleration.model.windows import WindowTokens
 
@@ -116,10 +116,13 @@ class Attention:
             )
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         there = None if where is None else where.keys
-        if "attention" in self.seam.listeners:
+        made = None
+        if self.seam.watched:
             ids = keys if where is None else where.ids
-            self.seam.tell_attention(self.site, q, k, v, keys=ids, there=there)
-        if there is None:
+            made = self.seam.pass_by(self.site, q, k, v, keys=ids, there=there)
+        if made is not None:
+            attended = made.attended()
+        elif there is None:
             attended = attend(q, k, v)
         else:
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=there)
@@ -129,9 +132,9 @@ class Attention:
         """Attention of the tokens at some places to all of ``[P, 3C]``, ``[R, C]``."""
         q, k, v = qkv.view(1, len(qkv), 3, self.heads, -1).transpose(1, 3).unbind(2)
         q = q.index_select(2, places)
-        if "attention" in self.seam.listeners:
-            self.seam.tell_attention(self.site, q, k, v, queries=places)
-        return attend(q, k, v).transpose(1, 2).reshape(len(places), -1)
+        made = self.seam.pass_by(self.site, q, k, v, queries=places) if self.seam.watched else None
+        attended = attend(q, k, v) if made is None else made.attended()
+        return attended.transpose(1, 2).reshape(len(places), -1)
 
 
 def max_pool(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
 from torch import Tensor
 
-from probes.observing import Seam
+from probes.seam import Seam
 from sparsity.acceleration.model.attention import Attention, max_pool
 from sparsity.acceleration.model.linear import Linear, Mlp, Norm
 from sparsity.acceleration.model.windows import WindowTokens

@@ -16,7 +16,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from probes.observing import Seam
+from probes.seam import Seam
 from sparsity.acceleration.model.blocks import Block, trunk_block
 from sparsity.acceleration.model.graphs import Run, plainly
 from sparsity.acceleration.model.linear import Linear

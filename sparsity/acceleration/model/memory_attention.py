@@ -22,7 +22,7 @@ from sam2.modeling.memory_attention import MemoryAttentionLayer
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from probes.observing import Seam
+from probes.seam import Seam
 from sparsity.acceleration.model.attention import CLEARLY, attend, blocked, fastest, fused
 from sparsity.acceleration.model.bank import Bank, BankTensors, Read, key_ids, read
 from sparsity.acceleration.model.graphs import Run, plainly
@@ -190,6 +190,8 @@ class SparseMemoryAttention:
         else:
             places = readers.places
             x, own = entry.index_select(1, places), phases.at(places)
+        if self.seam.editors("memory.layer0.self"):  # which may change each object's by itself
+            x = x.expand(objects, -1, -1).clone()
         recalls = [Recall(queries_share=x.shape[1] / entry.shape[1]) for _ in range(objects)]
         chosen: list[dict[int, list[Tensor]]] = [{} for _ in banks]
         for index, layer in enumerate(self.layers):
@@ -243,13 +245,20 @@ class SparseMemoryAttention:
         keys, values = layer.keys(index, what, bank, phases), what.values
         watch = Watch(tuple(bank.whole.index(f) * tokens for f in bank.measure), tokens, sample)
         project = partial(layer.projected, index, values, bank)
-        if "attention" in self.seam.listeners:
+        edited: dict[int, Tensor] = {}
+        if self.seam.watched:
             projected, site = project(), f"memory.layer{index}.cross"
             for b, row in enumerate(of):
                 q, k, v = (t[b][None, None] for t in (queries, keys, projected))
                 ids = key_ids(bank, index, b)
-                self.seam.tell_attention(site, q, k, v, ids, row=row, queries=places)
-        return layer.recall(queries, keys, values, project, watch, exact)
+                made = self.seam.pass_by(site, q, k, v, ids, row=row, queries=places)
+                if made is not None:
+                    edited[b] = layer.out(made.attended()[0, 0])
+        # also where edits have the last word: saliency is that of q and k as they were
+        out, saliency = layer.recall(queries, keys, values, project, watch, exact)
+        for b, instead in edited.items():
+            out[b] = instead
+        return out, saliency
 
     def _note(self, recalls: list[Recall], of: tuple[int, ...], bank: Bank, index: int) -> None:
         """Note how many keys a layer read of some objects' memory."""
@@ -312,9 +321,13 @@ class MemoryLayer:
         q = rotated(self.own_query(y).view(b, 1, n, -1), phases)
         k = rotated(self.own_key(y).view(b, 1, n, -1), phases)
         v = self.own_value(y).view(b, 1, n, -1)
-        if "attention" in seam.listeners:
-            seam.tell_attention(f"memory.layer{index}.self", q, k, v, places, queries=places)
-        attended = attend(q, k, v) if exact else fused(q, k, v)
+        made, site = None, f"memory.layer{index}.self"
+        if seam.watched:
+            made = seam.pass_by(site, q, k, v, places, queries=places)
+        if made is not None:
+            attended = made.attended()
+        else:
+            attended = attend(q, k, v) if exact else fused(q, k, v)
         return x.add_(self.own_out(attended.reshape(b * n, -1)).view(b, n, c))
 
     def keys(self, index: int, what: Read, bank: Bank, phases: Phases) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from probes.observing import Seam
+from probes.seam import Seam
 from sparsity.acceleration.model.blocks import trunk_block
 from sparsity.acceleration.model.linear import Linear
 from sparsity.acceleration.model.windows import WindowTokens
@@ -39,7 +39,7 @@ class EarlyStages:
     def __init__(
         self, model: SAM2Base, dtype: torch.dtype, seam: Seam, linear: type[Linear]
     ) -> None:
-        self.trunk, self.dtype = model.image_encoder.trunk, dtype
+        self.trunk, self.dtype, self.seam = model.image_encoder.trunk, dtype, seam
         count = self.trunk.stage_ends[1] + 2
         self.blocks = [trunk_block(self.trunk, i, dtype, seam, linear) for i in range(count)]
         conv = self.trunk.patch_embed.proj
@@ -84,8 +84,8 @@ class EarlyStages:
         fine = patches.new_empty(total, window**2, len(self.level0.weight))
         middle = patches.new_empty(total, half**2, len(self.level1.weight))
         entry = position.new_empty(total, quarter**2, 4 * patches.shape[-1])
-        on_cpu = image.device.type == "cpu"
-        rows = max(1, STRIP_TOKENS // (side * window * window)) if on_cpu else below
+        strips = image.device.type == "cpu" and not self._edited
+        rows = max(1, STRIP_TOKENS // (side * window * window)) if strips else below
         for first in range(0, total, rows * side):
             if places is None:
                 row = first // side
@@ -113,6 +113,11 @@ class EarlyStages:
             _to_map(fine, side, window),
             _to_map(middle, side, half),
         ]
+
+    @property
+    def _edited(self) -> bool:
+        """Whether a call is edited here, which then comes whole."""
+        return any(self.seam.editors(block.attention.site) for block in self.blocks)
 
     def _position(self, size: int, window: int) -> Tensor:
         if size not in self._positions:
