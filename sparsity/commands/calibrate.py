@@ -93,12 +93,12 @@ def calibrate(
         ),
     ] = "cached",
     base: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--base",
-            help="paper, or recommended: windows not computed reuse what they gave before, which is faster",
+            help="paper, or recommended: windows not computed reuse what they gave before; default: both are tried",
         ),
-    ] = "paper",
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option("--budget", help="time to spend, such as 20min; decides how many are tried"),
