@@ -33,7 +33,8 @@ def encode(parts: Parts, session: Session, frame: Frame) -> Entry | None:
         made = session.made(known[frame.index][1])
         if made is None or not made.exact:
             return None
-        if here.used.exact and made.version == parts.encoder_version:
+        same = made.version == parts.encoder_version and made.resize == here.used.profile.resize
+        if here.used.exact and same:
             return None
         del known[frame.index]
     if cells is None:
@@ -111,9 +112,10 @@ def encode_together(
 
 def publish(parts: Parts, session: Session, frame: Frame) -> None:
     """Note what made the features that sam2 has just put into its cache."""
-    exact = parts.here.used.exact
-    version = parts.encoder_version if exact else None
-    session.published = frame.state["cached_features"][frame.index][1], Made(exact, version)
+    used = parts.here.used
+    version = parts.encoder_version if used.exact else None
+    made = Made(used.exact, version, used.profile.resize)
+    session.published = frame.state["cached_features"][frame.index][1], made
 
 
 def _decided(parts: Parts, session: Session, state: dict[str, Any], index: int) -> Frame:

@@ -20,6 +20,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from probes.errors import InputError
 from probes.models import fingerprint
 from probes.observing import Moment, Seam
+from probes.video import ModelFrames
 from sparsity.acceleration.model import graphs
 from sparsity.acceleration.model.changes import ENCODER
 from sparsity.acceleration.model.encoder import Encoder, window_grid
@@ -246,6 +247,7 @@ class Parts:
         """Begin a frame in this thread, with an object and all that are tracked together with it."""
         here = self.here
         here.looked = self.look()
+        self.resize(state)
         try:
             keeps = state[KEY].corrections == "keep"
             objects = together(
@@ -257,6 +259,11 @@ class Parts:
                 yield frame
         finally:
             here.frame = here.looked = None
+
+    def resize(self, state: dict[str, Any]) -> None:
+        """Have a video's pictures resized as the profile says; those that the client put there stay as they are."""
+        if isinstance(state["images"], ModelFrames):
+            state["images"].resize = self.here.used.profile.resize
 
     def known(
         self, state: dict[str, Any], object_index: int, index: int, reverse: bool

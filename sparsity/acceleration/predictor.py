@@ -410,6 +410,7 @@ class EfficientSAM2VideoPredictor(Shared):
         session, frame = self.session(inference_state), self.parts.here.frame
         if frame is None or frame.index != frame_idx or frame.state is not inference_state:
             frame = Frame(inference_state, frame_idx, self.parts.grid)
+            self.parts.resize(inference_state)
         own = encode(self.parts, session, frame)
         if own is not None:
             routed = {**inference_state, "cached_features": {frame_idx: own}}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from probes.errors import InputError
 from probes.layout import MemoryLayout, memory_layout, stored_results
+from probes.video import Resize
 from sparsity.acceleration.model.memory_attention import Recall
 from sparsity.acceleration.model.weights import Version
 from sparsity.acceleration.report import FrameReport, ObjectReport, Report
@@ -111,10 +112,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Made:
-    """Says of features in sam2's cache that we made them: by exact rewrites or not, in which version of the encoder."""
+    """Says of features in sam2's cache that we made them: by exact rewrites or not, in which version of the encoder, and
+    how their picture was resized."""
 
     exact: bool
-    version: Version | None = None
+    version: Version | None
+    resize: Resize
 
 
 @dataclass(frozen=True)

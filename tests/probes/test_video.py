@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import av
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 from sam2.utils.misc import load_video_frames
 
 from probes.errors import InputError, LeftOut
 from probes.frames import KEPT_FRAMES, KEPT_OF_STREAM
-from probes.video import EndOfVideo, ModelFrames, new_state, notes_of, open_video
+from probes.video import EndOfVideo, ModelFrames, new_state, notes_of, open_video, resized
 
 FRAMES = 40
 
@@ -63,6 +65,44 @@ def test_model_frames_of_a_jpeg_folder_equal_stock(clip_folder: Path) -> None:
     for i in range(len(stock)):
         assert torch.equal(frames[i], stock[i])
     assert not torch.equal(frames[1], stock[0])
+
+
+@hypothesis.settings(deadline=None, max_examples=20)
+@hypothesis.given(
+    height=st.integers(48, 700),
+    width=st.integers(48, 1300),
+    side=st.sampled_from([128, 256, 512]),
+    noise=st.integers(0, 12),
+    seed=st.integers(0, 99),
+)
+def test_the_faster_resize_is_nearly_stocks(
+    height: int, width: int, side: int, noise: int, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (9, 16, 3), np.uint8))
+    smooth = np.asarray(coarse.resize((width, height)), np.int16)
+    noisy = smooth + generator.integers(-noise, noise + 1, smooth.shape)
+    pixels = np.clip(noisy, 0, 255).astype(np.uint8)
+    exact, near = (resized(pixels, side, how).astype(int) for how in ("pillow", "torch"))
+    assert exact.shape == near.shape == (side, side, 3)
+    off = np.abs(exact - near)
+    assert off.max() <= 2
+    assert (off > 0).mean() < 0.01 or height > width, "Pillow takes the columns of tall ones first"
+    other = resized(pixels[::-1].copy(), side, "torch").astype(int)
+    assert np.abs(exact - other).max() > 2
+
+
+def test_frames_are_resized_as_is_wanted_when_they_are_asked_for(clip_folder: Path) -> None:
+    """Those that were read, or read ahead, before another way was wanted included."""
+    ways = {how: ModelFrames(open_video(clip_folder), 96, "cpu") for how in ("pillow", "torch")}
+    ways["torch"].resize = "torch"
+    changing = ModelFrames(open_video(clip_folder), 96, "cpu")
+    for i, how in enumerate(["pillow", "torch", "torch", "pillow"]):
+        changing.resize = how
+        assert torch.equal(changing[i], ways[how][i])
+    changing.resize = "torch"
+    assert torch.equal(changing[3], ways["torch"][3])
+    assert not torch.equal(ways["pillow"][3], ways["torch"][3])
 
 
 def test_model_frames_are_decoded_when_asked_for_and_few_are_kept(clip_folder: Path) -> None:

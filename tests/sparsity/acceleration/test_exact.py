@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from probes.errors import InputError
 from sparsity import accelerate, build_efficient_sam2_video_predictor
 from sparsity.acceleration.model import linear, stages
 from sparsity.acceleration.model.attention import attend, batched, blocked, fastest, fused
 from sparsity.acceleration.model.encoder import window_grid
-from sparsity.profile import Profile
+from sparsity.profile import BUILTIN, Profile, parse_profile
 from sparsity.techniques.retrieval import Retrieval
 from sparsity.techniques.routing import Routing
 from tests.sparsity.acceleration.conftest import (
@@ -334,3 +335,22 @@ def test_weights_of_sam2s_own_modules_are_cast_once(small_demo: Any) -> None:
         assert off_by(found[t], expected[t]) <= 0.05
     assert off_by(found[4], expected[4]) <= 0.05
     assert off_by(found[4], found[3]) > 0.05
+
+
+@torch.inference_mode()
+def test_the_faster_resize_stays_with_its_profile(demo_predictor: Any, long_folder: str) -> None:
+    """One state, two profiles: what was resized and encoded under the one is made anew for the other."""
+    near = BUILTIN["exact"].model_copy(update={"name": "near", "resize": "torch"})
+    fast = accelerate(demo_predictor, near)
+    state = fast.init_state(long_folder)
+    first = fast._get_image_feature(state, 0, 1)[2][-1]
+    with fast.use("exact"):
+        again = fast._get_image_feature(state, 0, 1)[2][-1]
+        fresh = fast._get_image_feature(fast.init_state(long_folder), 0, 1)[2][-1]
+    assert torch.equal(again, fresh) and not torch.equal(again, first)
+    torch.testing.assert_close(first, fresh, rtol=0, atol=0.05 * float(fresh.abs().max()))
+    stock = demo_predictor._get_image_feature(demo_predictor.init_state(long_folder), 0, 1)[2][-1]
+    with fast.use("dense"):
+        assert torch.equal(fast._get_image_feature(state, 0, 1)[2][-1], stock)
+    with pytest.raises(InputError, match="resize 'torch' needs exact"):
+        parse_profile(near.to_json().replace('"exact": true', '"exact": false'))
