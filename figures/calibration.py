@@ -6,15 +6,17 @@ calibrations, against what was lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from figures.export import save_page
+from figures.paint import data_uri
 from figures.style import THEMES, ThemeName, finish
 from probes.errors import InputError
 
@@ -169,15 +171,56 @@ def mass_recall(report: Report, theme: ThemeName = "light", evidence: str = "") 
     return finish(figure, "How long does a choice of tokens last?", caption + evidence, theme)
 
 
-def write_report(report: Report, path: Path, evidence: str = "") -> None:
-    """Write the page: figures, the chosen profile, what limited it. Opens offline.
+def loss_over_frames(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
+    """Draw agreement lost under the chosen setting against the frame, a line a clip of the promise and their mean."""
+    look = THEMES[theme]
+    figure = go.Figure()
+    clips = report["by_frame"]
+    worst = {row["clip"] for row in report["worst"]}
+    together: dict[int, list[float]] = {}
+    for name, rows in clips.items():
+        for frame, agreed in rows:
+            together.setdefault(frame, []).append(100 - agreed)
+        figure.add_scatter(
+            x=[frame for frame, _ in rows],
+            y=[100 - agreed for _, agreed in rows],
+            mode="lines",
+            name=name if name in worst else "another clip",
+            legendgroup=None if name in worst else "others",
+            showlegend=name in worst or name == next((n for n in clips if n not in worst), None),
+            line={"color": look.alarm if name in worst else look.skipped, "width": 1},
+            hovertemplate=f"{name}, frame %{{x}}: %{{y:.1f}}<extra></extra>",
+        )
+    figure.add_scatter(
+        x=sorted(together),
+        y=[float(np.mean(together[frame])) for frame in sorted(together)],
+        mode="lines",
+        name="mean of those that last so long",
+        line={"color": look.kept, "width": 3},
+    )
+    figure.update_xaxes(title="frame")
+    figure.update_yaxes(title="points of agreement with the dense run lost", rangemode="tozero")
+    caption = (
+        f"{len(clips)} clips of the promise under the chosen setting; in the colour of alarm those that lose most. What a "
+        "frame gets wrong goes into memory, so losses grow with frames: longer videos than these are not promised anything."
+    )
+    return finish(figure, "When is it lost?", caption + evidence, theme)
+
+
+def write_report(
+    report: Report, path: Path, evidence: str = "", pictures: Sequence[NDArray[np.uint8]] = ()
+) -> None:
+    """Write the page: figures, the chosen profile, what limited it, the worst clips. Opens offline.
 
     Parameters
     ----------
+    pictures
+        RGB, of each of the report's worst clips: the frame that agrees least, densely and by the profile.
     evidence
         What these weights are evidence of; ends every caption.
     """
     draw = [frontier, losses, coverage] + ([mass_recall] if report["recall"] else [])
+    draw += [loss_over_frames] if report["by_frame"] else []
     named = ("promise", "said", "certifiable", "tested", "profile", "adapter", "base")
     fields = {name: report[name] for name in named}
     save_page(
@@ -185,6 +228,10 @@ def write_report(report: Report, path: Path, evidence: str = "") -> None:
         "calibration.html.j2",
         figures=[one(report, evidence=evidence) for one in draw],
         expected=report["profile"]["promise"],
+        worst=[
+            {**row, "picture": data_uri(picture)}
+            for row, picture in zip(report["worst"], pictures, strict=False)
+        ],
         **fields,
     )
 

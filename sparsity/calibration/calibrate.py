@@ -59,6 +59,7 @@ from sparsity.calibration.search import (
     fewest_cells,
     frontier,
 )
+from sparsity.calibration.seen import seen_of, told, worst_clips
 from sparsity.calibration.traces import Trace
 from sparsity.clips.sources import Clip
 from sparsity.evaluation.evaluate import ClipWork
@@ -247,10 +248,15 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     faster = 1.0
     if base is not None:
         faster = 1 / base.in_time(promise.expected_windows or 1.0, promise.expected_keys or 1.0)
+    runs = {name: of_clip[chosen.name] for name, of_clip in outcomes.items()} if chosen else {}
+    lost = losses_of(outcomes, [chosen.name], request.risk)[:, 0].tolist() if chosen else []
+    if runs:
+        promise = promise.model_copy(update={"seen": seen_of(looks, runs, lost)})
+        profile = profile.model_copy(update={"promise": promise})
     beside: list[float] = []
     if chosen is not None and sample.apart:
-        runs = place.runs("apart", sample.apart, [chosen])
-        beside = losses_of(runs, [chosen.name], "drift")[:, 0].tolist()
+        others = place.runs("apart", sample.apart, [chosen])
+        beside = losses_of(others, [chosen.name], "drift")[:, 0].tolist()
     bound_to = {"model": place.stamp["model"], "image_size": predictor.image_size}
     profile = profile.model_copy(update=bound_to)
     report = {
@@ -258,6 +264,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         "said": [
             *limits(request, choice, tested, promise.expected_speedup or math.inf),
             *apart(request, beside),
+            *(told(promise.seen) if promise.seen else ()),
         ],
         "certifiable": certifiable(replace(request, confidence=confidence), len(counted)),
         "promise": promise.text(),
@@ -278,6 +285,8 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         ],
         "clips": {"search": search, "promise": promised, "apart": list(sample.apart)},
         "counted": counted,
+        "by_frame": {name: run["by_frame"] for name, run in runs.items()},
+        "worst": worst_clips(runs, lost),
         "outcomes": outcomes,
         "bases": {base.name: base.as_json() for base in bases},
         "expected_speedup_in_time": round(faster, 3),

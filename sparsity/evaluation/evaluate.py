@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,28 @@ def since_dense(clip: Clip, run: Tracked, dense: Tracked) -> list[tuple[int, flo
     return found
 
 
+def by_frame(clip: Clip, run: Tracked, dense: Tracked) -> list[tuple[int, float]]:
+    """Agreement with the dense run in per cent, mean over objects, of each frame after the first."""
+    found = []
+    for frame in list(run.masks)[1:]:
+        agreed = agreement([run.masks[frame]], [dense.masks[frame]], clip.objects)
+        found.append((frame, round(float(np.mean(list(agreed.values()))), 3)))
+    return found
+
+
+def character(clip: Clip, dense: Tracked) -> dict[str, float]:
+    """What a clip is like by its dense run: size, motion and score, see `sparsity.profile.Stratum`."""
+    masks = list(dense.masks.values())
+    covered = [(m.any(0) if m.ndim == 3 else m > 0).mean() for m in masks]
+    moved = [agreement([one], [other], clip.objects) for one, other in pairwise(masks)]
+    scores = [item.score for frame in dense.report.frames for item in frame.objects.values()]
+    return {
+        "size": float(np.mean(covered)),
+        "motion": 1 - float(np.mean([list(m.values()) for m in moved])) / 100,
+        "score": float(np.mean(scores)),
+    }
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One profile on one clip.
@@ -184,6 +207,12 @@ class Outcome:
         Frames that the guard rescued, with its rule.
     since_dense
         Of each routed frame: frames since the last dense one, and agreement in per cent.
+    by_frame
+        See the function of that name.
+    cues
+        Of its report.
+    character
+        Of the clip.
     """
 
     quality: ClipQuality
@@ -191,6 +220,9 @@ class Outcome:
     seconds: float
     rescued: dict[int, str]
     since_dense: list[tuple[int, float]]
+    by_frame: list[tuple[int, float]]
+    cues: dict[str, float]
+    character: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -247,6 +279,9 @@ def evaluate_clip(
             statistics.median(run.timed),
             run.report.rescued,
             since_dense(clip, run, compared or run),
+            by_frame(clip, run, compared or run),
+            run.report.cues,
+            character(clip, compared or run),
         )
         compared = compared or run
     return found
