@@ -7,12 +7,9 @@ import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 
+from probes.errors import BeyondPromise
 from sparsity.profile import Seen
 from sparsity.techniques.routing import RESCUES
-
-
-class BeyondPromise(UserWarning):
-    """A video is not like those that a profile's promise is of."""
 
 
 @dataclass

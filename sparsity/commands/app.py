@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from probes.errors import InputError, LeftOut
+from probes.errors import BeyondPromise, InputError, LeftOut
 from sparsity.commands.bench import bench
 from sparsity.commands.calibrate import calibrate
 from sparsity.commands.demo import demo
@@ -74,7 +74,7 @@ def run(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="cannot import name '_C' from 'sam2'")
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with _left_out_in_lines():
+        with _notes_in_lines():
             status: Any = app(arguments, prog_name="efficient-sam2", standalone_mode=False)
     except InputError as error:
         return _refuse(str(error))
@@ -93,20 +93,21 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _left_out_in_lines() -> Iterator[None]:
-    """Say what is left out on stderr, a line each, once."""
+def _notes_in_lines() -> Iterator[None]:
+    """Say on stderr what is left out, and what is beyond a promise, a line each, once."""
     said = set[str]()
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if not issubclass(category, LeftOut):
+        if not issubclass(category, LeftOut | BeyondPromise):
             usual(message, category, *where, **more)
         elif str(message) not in said:
             said.add(str(message))
             print(f"efficient-sam2: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", LeftOut)
+        for kind in (LeftOut, BeyondPromise):
+            warnings.simplefilter("always", kind)
         warnings.showwarning = show
         yield
 
