@@ -18,7 +18,14 @@ from probes.pictures import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from probes.prompts import Prompt, digest_of_prompts, objects_of, read_prompts
 from probes.video import VideoSource, open_video
 from sparsity.clips.drawn import VOID, Ids
-from sparsity.clips.layouts import Annotations, Masks, clip_folders, clip_names, open_annotated
+from sparsity.clips.layouts import (
+    Annotations,
+    Masks,
+    clip_folders,
+    clip_names,
+    first_mask_alone,
+    open_annotated,
+)
 from sparsity.clips.made import CLIP_NAMES, make_clip
 from sparsity.clips.prompt import mask_files, masks_by_frame, prompts_of_masks
 
@@ -306,14 +313,15 @@ class ClipSource:
 
 
 def _annotated(dataset: Path, name: str, labelled: bool, strict: bool) -> Clip:
-    """Open a clip of a data set: an object is prompted on the first frame that shows it."""
-    video, truth, starts = open_annotated(dataset, name, labelled, strict)
+    """Open a clip of a data set: an object is prompted on the first frame that shows it; without truth where that is all."""
+    alone = labelled and first_mask_alone(dataset, name)
+    video, truth, starts = open_annotated(dataset, name, labelled and not alone, strict)
     prompts = []
     for i, frame in sorted(starts.items(), key=lambda start: start[1]):
         shown = truth[frame]
         mask = shown[truth.objects.index(i)] if truth.layered else shown == i
         prompts.append(Prompt(frame, i, mask=mask))
-    return Clip(name, video, tuple(prompts), truth, truth.layered)
+    return Clip(name, video, tuple(prompts), None if alone else truth, truth.layered and not alone)
 
 
 def video_file(videos: Path, name: str) -> Path:
