@@ -84,6 +84,11 @@ class Clip:
         )
         return self.video.num_frames
 
+    @property
+    def from_start(self) -> Clip:
+        """The same clip with the prompts of its first frame alone."""
+        return replace(self, prompts=tuple(p for p in self.prompts if p.frame == 0))
+
     def begin(self, predictor: Any, **options: Any) -> dict[str, Any]:
         """Begin the video on an accelerated predictor, with ``init_state``'s options; prompted, ready to be tracked."""
         state: dict[str, Any] = predictor.init_state(self.video, **options)
@@ -215,8 +220,8 @@ class ClipSource:
         Parameters
         ----------
         labelled
-            Whether a video's masks are the truth: there must be one for each frame, or the first alone, whose objects
-            are those that count. Otherwise each object is prompted on the first frame whose mask shows it.
+            Whether a video's masks are the truth: there must be one for each frame, or the first alone. Each object is
+            prompted on the first frame whose mask shows it.
 
         Raises
         ------
@@ -250,14 +255,14 @@ class ClipSource:
                 f"{name} has its first prompt on frame {prompts[0].frame}; expected the objects to track on the first frame; "
                 f"give them there, or leave {name} out"
             )
-        first = tuple(prompt for prompt in prompts if prompt.frame == 0)
-        if first != prompts:
-            later = [str(prompt.object) for prompt in prompts if prompt.frame]
-            what = f"prompts of objects {some_of(later)} come after its first frame"
+        uncounted = {i for i, frame in objects_of(prompts).items() if frame > video.num_frames - 3}
+        if uncounted:
+            what = f"objects {some_of(sorted(map(str, uncounted)))} come on its last two frames, where nothing counts"
             tell_left_out([f"{name}: {what}, left out"], self.strict)
-        objects = tuple(objects_of(first))
+            prompts = tuple(prompt for prompt in prompts if prompt.object not in uncounted)
+        objects = tuple(objects_of(prompts))
         truth = Annotations({t: {0: path} for t, path in pictures.items()}, objects, video)
-        return Clip(name, video, first, truth if len(truth) > 1 else None)
+        return Clip(name, video, prompts, truth if len(truth) > 1 else None)
 
     def _of_dataset(self, dataset: Path, name: str, labelled: bool) -> Clip:
         """Open a clip of a data set, with its own prompts or those given beside it."""
