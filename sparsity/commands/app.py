@@ -35,6 +35,9 @@ UsageError: Any = typer.BadParameter.__base__
 
 INTERRUPTED = 130
 
+NO_EXTENSION = "cannot import name '_C' from 'sam2'"
+"""How sam2's warning begins, on every frame, where its CUDA extension is absent."""
+
 EXAMPLES: dict[Callable[..., None], str] = {
     segment: "clip.mp4 --box 40,60,200,220 --profile exact --out result",
     calibrate: "--made 30 --max-drop 1.0 --out mine.json --report mine.html",
@@ -71,7 +74,8 @@ def run(arguments: list[str] | None = None) -> int:
     # sam2 draws a progress bar of its own and warns on every frame where its CUDA extension is absent; what Pillow warns
     # of is read, or refused in a line
     os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.filterwarnings("ignore", message="cannot import name '_C' from 'sam2'")
+    warnings.filterwarnings("ignore", message=NO_EXTENSION)
+    os.environ.setdefault("PYTHONWARNINGS", f"ignore:{NO_EXTENSION}")  # of worker processes
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with _notes_in_lines():
