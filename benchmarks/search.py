@@ -1,6 +1,6 @@
 """Does calibration find what is there? Its choice beside the cheapest setting of an exhaustive grid that holds.
 
-    python benchmarks/search.py DAVIS-train --work FOLDER [--grid-only]
+    python benchmarks/search.py DAVIS-train --work FOLDER
 
 `DAVIS-train` holds JPEGImages/480p, Annotations/480p and calibrate.txt, whose eight clips are taken: their first frames, and
 of the masks the first alone, so what is lost is agreement with the dense run. Every setting of the grid runs on every clip.
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="for what is done clip by clip")
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--grid-only", action="store_true")
+    parser.add_argument("--levels", type=float, nargs="+", default=LEVELS)
     arguments = parser.parse_args()
     names = sorted((arguments.root / "calibrate.txt").read_text(encoding="utf-8").split())
     source = first_frames(arguments.root, arguments.work, names, arguments.frames)
@@ -154,11 +154,11 @@ def main() -> None:
         "cost": {base: vars(cost_of(place, names[0], adapter, base)[0]) for base in BASES},
         "grid": run_grid(place, names),
     }
-    if not arguments.grid_only:
-        found["asked"] = [asked(place, level, found) for level in LEVELS]
-        for row in found["asked"]:
-            print(row)
-    write_text(arguments.out, json.dumps(found, indent=1))
+    found["asked"] = []
+    for level in arguments.levels:
+        found["asked"].append(asked(place, level, found))
+        print(found["asked"][-1])
+        write_text(arguments.out, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ from probes.errors import InputError
 
 Report = dict[str, Any]
 
+ROOM = 0.09, 0.06
+"""Shares of a figure's width and height that a label takes."""
+
 
 def frontier(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
     """Draw predicted cost against predicted recall of every setting that was replayed, and what was run."""
@@ -103,7 +106,12 @@ def losses(report: Report, theme: ThemeName = "light", evidence: str = "") -> go
     if report["level"] is not None:
         tested = f"Testing stops at the first setting that does not keep {report['option']}."
         line = {"color": look.alarm, "dash": "dash"}
-        figure.add_hline(y=report["level"], line=line, annotation_text=report["option"])
+        figure.add_hline(
+            y=report["level"],
+            line=line,
+            annotation_text=report["option"],
+            annotation_position="top left",
+        )
     lost = "J&F" if report["option"] == "max-drop" else "agreement with the dense run"
     figure.update_yaxes(title=f"loss, points of {lost}")
     figure.update_xaxes(title="settings in the order of testing")
@@ -121,13 +129,20 @@ def coverage(report: Report, theme: ThemeName = "light", evidence: str = "") -> 
     rows_of: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in report["coverage"]:
         rows_of.setdefault((row["unit"], row["candidates"]), []).append(row)
+    labelled = apart([(row["kept"], row["recall"]) for row in report["coverage"]])
     for ((unit, which), rows), colour in zip(rows_of.items(), look.series, strict=False):
         figure.add_scatter(
             x=[row["kept"] for row in rows],
             y=[row["recall"] for row in rows],
-            text=[f"{row['margin_px']:g} px" for row in rows],
+            text=[
+                f"{row['margin_px']:g} px" if (row["kept"], row["recall"]) in labelled else ""
+                for row in rows
+            ],
+            customdata=[row["margin_px"] for row in rows],
+            hovertemplate="%{customdata:g} px: %{x:.2f} computed, %{y:.3f} covered<extra></extra>",
             mode="lines+markers+text",
             textposition="bottom right",
+            cliponaxis=False,
             name={"best": "best mask", "all": "all candidate masks"}[which] + f", by {unit}s",
             line={"color": colour},
         )
@@ -135,9 +150,22 @@ def coverage(report: Report, theme: ThemeName = "light", evidence: str = "") -> 
     figure.update_yaxes(title="object tokens of the next frame covered")
     caption = (
         f"{len(report['clips']['search'])} clips, dense masks; numbers at the points: margin around the mask in pixels "
-        "of the model's input. From here comes the margin."
+        "of the model's input. Runs choose among them."
     )
     return finish(figure, "How far must windows reach?", caption + evidence, theme)
+
+
+def apart(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
+    """Choose points whose labels don't overprint: none within `ROOM` of the figure of one that was chosen before."""
+    spans = [max(max(axis) - min(axis), 1e-9) for axis in zip(*points, strict=True)]
+    chosen: list[tuple[float, float]] = []
+    for x, y in points:
+        near = any(
+            abs(x - u) / spans[0] < ROOM[0] and abs(y - v) / spans[1] < ROOM[1] for u, v in chosen
+        )
+        if not near:
+            chosen.append((x, y))
+    return set(chosen)
 
 
 def mass_recall(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
@@ -160,7 +188,13 @@ def mass_recall(report: Report, theme: ThemeName = "light", evidence: str = "") 
                 row=1,
                 col=i + 1,
             )
-    figure.update_xaxes(title="tokens kept", type="log")
+    shares = [0.001, 0.01, 0.1, 1.0]
+    figure.update_xaxes(
+        title="tokens kept",
+        type="log",
+        tickvals=shares,
+        ticktext=[f"{100 * s:g} %" for s in shares],
+    )
     figure.update_yaxes(title="mass recall", range=[0, 1.02], col=1)
     exposed = ", ".join(f"{share:.0%}" for share in recall.get("exposure", []))
     caption = (
