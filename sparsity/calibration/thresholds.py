@@ -2,7 +2,7 @@
 
 | threshold | statistic |
 |---|---|
-| margin, candidates, by unit: searched; replayed first by | share of the next frame's object tokens inside the windows or cells of the mask |
+| margin, candidates, by unit (searched) | share of the next frame's object tokens inside what the mask touches |
 | saliency mass | the same inside the windows that decoder saliency alone would choose |
 | score under which saliency is added | scores of frames whose next frame was not covered |
 | kept share of memory tokens of each layer, of a given mean | mass recall at the oldest age |

@@ -255,6 +255,7 @@ class ClipSource:
                 f"{name} has its first prompt on frame {prompts[0].frame}; expected the objects to track on the first frame; "
                 f"give them there, or leave {name} out"
             )
+        assert video.num_frames is not None, "frames of a folder or a file are counted"
         uncounted = {i for i, frame in objects_of(prompts).items() if frame > video.num_frames - 3}
         if uncounted:
             what = f"objects {some_of(sorted(map(str, uncounted)))} come on its last two frames, where nothing counts"
