@@ -220,7 +220,12 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     longest = max(search, key=lambda name: lengths[name])
     bases, drifted = measured(place, search, longest, traces, adapter)
     start = time.perf_counter()
-    replayed = [c for base in bases for c in base.candidates(traces, adapter)]
+    replayed = [  # without routing there is nothing that bases differ in
+        c
+        for base in bases
+        for c in base.candidates(traces, adapter)
+        if base is bases[0] or c.profile.routing is not None
+    ]
     say(f"{len(replayed)} settings replayed in {time.perf_counter() - start:.1f} s.")
     kind = request.bound or kind_for(len(counted), confidence, request.level)
     wanted = Wanted(request.level, len(counted), confidence, kind)

@@ -37,7 +37,7 @@ COVERED = 0.95
 LEAST_COVERED = 0.9
 """The same for the setting that leaves most out."""
 
-MEMORY_SHARES = (0.02, 0.035, 0.06, 0.1, 0.2, 0.4)
+MEMORY_SHARES = (0.02, 0.035, 0.06, 0.1, 0.2, 0.4, 0.7)
 """Mean kept shares of memory tokens in the grid; layers share them by their mass recall."""
 
 WORTH = 0.97

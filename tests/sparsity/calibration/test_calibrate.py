@@ -61,6 +61,8 @@ def calibrated(arguments, tmp_path_factory):
 def test_the_profile_states_what_was_found(calibrated):
     profile = load_profile(calibrated)
     report = json.loads(calibrated.with_name("mine.calibration.json").read_text())
+    alone = [row["name"] for row in report["replayed"] if row["said"].startswith("keep")]
+    assert alone and all(name.startswith("paper") for name in alone), "bases don't differ there"
     assert 1 <= len(report["tested"]) <= 2 < len(report["searched"])
     row = next(r for r in report["tested"] if r["bound"] and r["bound"]["upper"] <= 50)
     assert max(row["losses"]) == row["bound"]["upper"]
