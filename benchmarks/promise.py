@@ -32,7 +32,8 @@ from probes.files import write_text
 from sparsity.calibration import bounds
 from sparsity.calibration.bounds import Choice, approximate_bound, certain_bound, choose, tail_bound
 from sparsity.calibration.ledger import level_of
-from sparsity.calibration.search import order_of_testing, split_clips
+from sparsity.calibration.rounds import Wanted, order_of_testing
+from sparsity.calibration.search import split_clips
 
 CONFIDENCE = 0.95
 
@@ -127,7 +128,9 @@ def chosen(
     """Split, order and test drawn clips."""
     names = [str(i) for i in range(len(drawn))]
     first, second = (drawn[[int(i) for i in part]] for part in split_clips(names, 1 / 3, seed))
-    order = order_of_testing(first, CONFIDENCE, 4)
+    kind = bounds.kind_for(len(second), confidence, max_drop)
+    wanted = Wanted(max_drop, len(second), confidence, kind)
+    order = order_of_testing(first, population.costs, wanted, 4)
     return choose(second, order, population.costs, confidence, max_drop, starts=starts)
 
 

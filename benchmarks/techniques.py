@@ -17,9 +17,10 @@ from pathlib import Path
 
 from probes.files import write_text
 from sparsity.clips.layouts import listed_names
-from sparsity.evaluation.evaluate import evaluate, table
+from sparsity.evaluation.evaluate import evaluate
 from sparsity.evaluation.interleaved import ladder
 from sparsity.evaluation.results import Result, load_result
+from sparsity.evaluation.tables import table
 from sparsity.work.model import ModelChoice
 from sparsity.work.spread import Spread
 

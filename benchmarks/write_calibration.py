@@ -1,4 +1,4 @@
-"""Write the table of docs/calibration-evidence.md from benchmarks/adapters.json.
+"""Write the tables of docs/calibration-evidence.md from benchmarks/adapters.json and benchmarks/search.json.
 
     python benchmarks/write_calibration.py
 
@@ -24,6 +24,8 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     report = json.loads((HERE / "adapters.json").read_text(encoding="utf-8"))
     text = replaced(text, "adapters", adapters(report))
+    searched = json.loads((HERE / "search.json").read_text(encoding="utf-8"))
+    text = replaced(text, "search", search(searched))
     write_text(PAGE, text.rstrip("\n"))
 
 
@@ -35,6 +37,22 @@ def replaced(text: str, name: str, table: str) -> str:
     )
     assert count == 1, f"the page has no place for {name}"
     return found
+
+
+def search(report: dict[str, Any]) -> str:
+    """What calibration took beside the cheapest of the grid, as a table."""
+    lines = ["| accepted | chosen | cost | cheapest of the grid | cost | ratio |", "|---" * 6 + "|"]
+    for row in report["asked"]:
+        cells = (
+            f"{row['max_drift']:g}",
+            row["chosen"],
+            f"{row['cost']:.3f}",
+            row["cheapest"] or "none holds",
+            f"{row['cheapest_cost']:.3f}",
+            f"{row['ratio']:.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def adapters(report: dict[str, Any]) -> str:

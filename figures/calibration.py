@@ -6,19 +6,24 @@ calibrations, against what was lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from figures.export import save_page
+from figures.paint import data_uri
 from figures.style import THEMES, ThemeName, finish
 from probes.errors import InputError
 
 Report = dict[str, Any]
+
+ROOM = 0.09, 0.06
+"""Shares of a figure's width and height that a label takes."""
 
 
 def frontier(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
@@ -101,7 +106,12 @@ def losses(report: Report, theme: ThemeName = "light", evidence: str = "") -> go
     if report["level"] is not None:
         tested = f"Testing stops at the first setting that does not keep {report['option']}."
         line = {"color": look.alarm, "dash": "dash"}
-        figure.add_hline(y=report["level"], line=line, annotation_text=report["option"])
+        figure.add_hline(
+            y=report["level"],
+            line=line,
+            annotation_text=report["option"],
+            annotation_position="top left",
+        )
     lost = "J&F" if report["option"] == "max-drop" else "agreement with the dense run"
     figure.update_yaxes(title=f"loss, points of {lost}")
     figure.update_xaxes(title="settings in the order of testing")
@@ -119,13 +129,20 @@ def coverage(report: Report, theme: ThemeName = "light", evidence: str = "") -> 
     rows_of: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in report["coverage"]:
         rows_of.setdefault((row["unit"], row["candidates"]), []).append(row)
+    labelled = apart([(row["kept"], row["recall"]) for row in report["coverage"]])
     for ((unit, which), rows), colour in zip(rows_of.items(), look.series, strict=False):
         figure.add_scatter(
             x=[row["kept"] for row in rows],
             y=[row["recall"] for row in rows],
-            text=[f"{row['margin_px']:g} px" for row in rows],
+            text=[
+                f"{row['margin_px']:g} px" if (row["kept"], row["recall"]) in labelled else ""
+                for row in rows
+            ],
+            customdata=[row["margin_px"] for row in rows],
+            hovertemplate="%{customdata:g} px: %{x:.2f} computed, %{y:.3f} covered<extra></extra>",
             mode="lines+markers+text",
             textposition="bottom right",
+            cliponaxis=False,
             name={"best": "best mask", "all": "all candidate masks"}[which] + f", by {unit}s",
             line={"color": colour},
         )
@@ -133,9 +150,22 @@ def coverage(report: Report, theme: ThemeName = "light", evidence: str = "") -> 
     figure.update_yaxes(title="object tokens of the next frame covered")
     caption = (
         f"{len(report['clips']['search'])} clips, dense masks; numbers at the points: margin around the mask in pixels "
-        "of the model's input. From here comes the margin."
+        "of the model's input. Runs choose among them."
     )
     return finish(figure, "How far must windows reach?", caption + evidence, theme)
+
+
+def apart(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
+    """Choose points whose labels don't overprint: none within `ROOM` of the figure of one that was chosen before."""
+    spans = [max(max(axis) - min(axis), 1e-9) for axis in zip(*points, strict=True)]
+    chosen: list[tuple[float, float]] = []
+    for x, y in points:
+        near = any(
+            abs(x - u) / spans[0] < ROOM[0] and abs(y - v) / spans[1] < ROOM[1] for u, v in chosen
+        )
+        if not near:
+            chosen.append((x, y))
+    return set(chosen)
 
 
 def mass_recall(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
@@ -158,7 +188,13 @@ def mass_recall(report: Report, theme: ThemeName = "light", evidence: str = "") 
                 row=1,
                 col=i + 1,
             )
-    figure.update_xaxes(title="tokens kept", type="log")
+    shares = [0.001, 0.01, 0.1, 1.0]
+    figure.update_xaxes(
+        title="tokens kept",
+        type="log",
+        tickvals=shares,
+        ticktext=[f"{100 * s:g} %" for s in shares],
+    )
     figure.update_yaxes(title="mass recall", range=[0, 1.02], col=1)
     exposed = ", ".join(f"{share:.0%}" for share in recall.get("exposure", []))
     caption = (
@@ -169,15 +205,56 @@ def mass_recall(report: Report, theme: ThemeName = "light", evidence: str = "") 
     return finish(figure, "How long does a choice of tokens last?", caption + evidence, theme)
 
 
-def write_report(report: Report, path: Path, evidence: str = "") -> None:
-    """Write the page: figures, the chosen profile, what limited it. Opens offline.
+def loss_over_frames(report: Report, theme: ThemeName = "light", evidence: str = "") -> go.Figure:
+    """Draw agreement lost under the chosen setting against the frame, a line a clip of the promise and their mean."""
+    look = THEMES[theme]
+    figure = go.Figure()
+    clips = report["by_frame"]
+    worst = {row["clip"] for row in report["worst"]}
+    together: dict[int, list[float]] = {}
+    for name, rows in clips.items():
+        for frame, agreed in rows:
+            together.setdefault(frame, []).append(100 - agreed)
+        figure.add_scatter(
+            x=[frame for frame, _ in rows],
+            y=[100 - agreed for _, agreed in rows],
+            mode="lines",
+            name=name if name in worst else "another clip",
+            legendgroup=None if name in worst else "others",
+            showlegend=name in worst or name == next((n for n in clips if n not in worst), None),
+            line={"color": look.alarm if name in worst else look.skipped, "width": 1},
+            hovertemplate=f"{name}, frame %{{x}}: %{{y:.1f}}<extra></extra>",
+        )
+    figure.add_scatter(
+        x=sorted(together),
+        y=[float(np.mean(together[frame])) for frame in sorted(together)],
+        mode="lines",
+        name="mean of those that last so long",
+        line={"color": look.kept, "width": 3},
+    )
+    figure.update_xaxes(title="frame")
+    figure.update_yaxes(title="points of agreement with the dense run lost", rangemode="tozero")
+    caption = (
+        f"{len(clips)} clips of the promise under the chosen setting; in the colour of alarm those that lose most. What a "
+        "frame gets wrong goes into memory, so losses grow with frames: longer videos than these are not promised anything."
+    )
+    return finish(figure, "When is it lost?", caption + evidence, theme)
+
+
+def write_report(
+    report: Report, path: Path, evidence: str = "", pictures: Sequence[NDArray[np.uint8]] = ()
+) -> None:
+    """Write the page: figures, the chosen profile, what limited it, the worst clips. Opens offline.
 
     Parameters
     ----------
+    pictures
+        RGB, of each of the report's worst clips: the frame that agrees least, densely and by the profile.
     evidence
         What these weights are evidence of; ends every caption.
     """
     draw = [frontier, losses, coverage] + ([mass_recall] if report["recall"] else [])
+    draw += [loss_over_frames] if report["by_frame"] else []
     named = ("promise", "said", "certifiable", "tested", "profile", "adapter", "base")
     fields = {name: report[name] for name in named}
     save_page(
@@ -185,6 +262,10 @@ def write_report(report: Report, path: Path, evidence: str = "") -> None:
         "calibration.html.j2",
         figures=[one(report, evidence=evidence) for one in draw],
         expected=report["profile"]["promise"],
+        worst=[
+            {**row, "picture": data_uri(picture)}
+            for row, picture in zip(report["worst"], pictures, strict=False)
+        ],
         **fields,
     )
 

@@ -21,6 +21,10 @@ class LeftOut(UserWarning):
     """Something of what the user gave is not used; the rest is. Commands print it as one line on stderr."""
 
 
+class BeyondPromise(UserWarning):
+    """A video is not like those that a profile's promise is of: longer, or of more objects."""
+
+
 def tell_left_out(notes: Iterable[str], strict: bool = False) -> None:
     """Warn of what is left out, one `LeftOut` a note; or refuse it where nothing may be.
 

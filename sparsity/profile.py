@@ -7,8 +7,9 @@ strict: unknown keys, NaN and values out of range are refused, so that a typo ca
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -38,6 +39,64 @@ EXACT: Final = "exact: binomial"
 """Method of a promise about the share of videos alone: their mean is no promise, for there are few of them."""
 
 
+class Stratum(Settings):
+    """Videos behind a promise that are alike in one respect, and what they lost.
+
+    Attributes
+    ----------
+    of
+        ``size``, share of the picture that objects cover; ``motion``, 1 - IoU of an object's masks on frames that follow
+        each other; ``score``, object-score logit; each the clip's mean in the dense run.
+    low, high
+        Between which they lie.
+    """
+
+    of: Literal["size", "motion", "score"]
+    low: FiniteFloat
+    high: FiniteFloat
+    videos: PositiveInt
+    mean_loss: FiniteFloat
+    worst: FiniteFloat
+
+
+class Seen(Settings):
+    """What the videos behind a promise were like: it says little of others.
+
+    Attributes
+    ----------
+    frames, objects
+        Fewest and most.
+    cues
+        Smallest and largest of each figure of `sparsity.acceleration.report.Report.cues`.
+    """
+
+    frames: tuple[PositiveInt, PositiveInt]
+    objects: tuple[PositiveInt, PositiveInt]
+    cues: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
+    strata: tuple[Stratum, ...] = ()
+
+    def beyond(
+        self, frames: int, objects: int, cues: Mapping[str, float] | None = None
+    ) -> list[str]:
+        """Say in what a video is beyond them, a line each; fewer frames or objects are not, for less is lost there."""
+        said = []
+        for count, (_, most), of in (
+            (frames, self.frames, "frames"),
+            (objects, self.objects, "objects"),
+        ):
+            if count > most:
+                said.append(
+                    f"{count} {of}; the promise is of videos of at most {most}, and losses grow with {of}"
+                )
+        for name, value in (cues or {}).items():
+            low, high = self.cues.get(name, (-math.inf, math.inf))
+            if not low <= value <= high:
+                said.append(
+                    f"{name} {value:.2f}; on the videos of the promise it was {low:.2f} to {high:.2f}"
+                )
+        return said
+
+
 class Promise(Settings):
     """What the calibration found: loss in points, with the bound it holds to.
 
@@ -63,6 +122,8 @@ class Promise(Settings):
         Shares computed and read on the videos behind the promise; dense frames count as 1.
     expected_speedup
         Operations of a frame with every window and key over those of this profile's; not a time.
+    seen
+        What the videos behind it were like; None in older profiles.
     """
 
     mean_loss: FiniteFloat
@@ -79,6 +140,7 @@ class Promise(Settings):
     expected_windows: Share | None = None
     expected_keys: Share | None = None
     expected_speedup: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    seen: Seen | None = None
 
     @model_validator(mode="after")
     def _bound_above_mean(self) -> Promise:

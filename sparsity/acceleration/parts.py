@@ -81,6 +81,7 @@ class InUse:
             "profile": self.profile.name,
             "forced": self.forced,
             "quantized": self.profile.quantize,
+            "seen": None if self.profile.promise is None else self.profile.promise.seen,
         }
 
 

@@ -213,6 +213,10 @@ class EfficientSAM2VideoPredictor(Shared):
         session = self.session(inference_state)
         session.begin_pass()
         vars(session.report).update(self.parts.here.used.reported)
+        if inference_state["num_frames"] < sys.maxsize:
+            session.report.warn_beyond(
+                inference_state["num_frames"], len(inference_state["obj_ids"])
+            )
         if reverse and inference_state["num_frames"] == sys.maxsize:
             raise InputError(
                 "a stream of frames was given; reverse tracking needs a video whose frames can be revisited"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
+from probes.errors import BeyondPromise
+from sparsity.profile import Seen
 from sparsity.techniques.routing import RESCUES
 
 
@@ -99,6 +102,8 @@ class Report:
         Parts of the model that aren't sam2's own and were run as they are, and what was found there.
     quantized
         Number format of the linear layers by the profile that was last in use; None where it is the run's own.
+    seen
+        What the videos behind that profile's promise were like; None where it has none.
     """
 
     profile: str
@@ -106,6 +111,31 @@ class Report:
     frames: list[FrameReport] = field(default_factory=list)
     changed: dict[str, str] = field(default_factory=dict)
     quantized: str | None = None
+    seen: Seen | None = None
+
+    @property
+    def cues(self) -> dict[str, float]:
+        """What a run says of its video without any truth: lowest mean score of an object, and how much was computed."""
+        objects = sorted({i for frame in self.frames for i in frame.objects}, key=str)
+        scores = [_mean([*self.scores(i).values()]) for i in objects]
+        return {
+            "lowest mean score": min(scores, default=0.0),
+            "share of windows": self.windows_share,
+            "share of rescued frames": len(self.rescued) / max(1, len(self.frames)),
+        }
+
+    @property
+    def beyond(self) -> list[str]:
+        """In what the video is beyond those that the profile's promise is of, a line each; none where it has no promise."""
+        if self.seen is None or not self.frames:
+            return []
+        objects = {i for frame in self.frames for i in frame.objects}
+        return self.seen.beyond(len({f.frame for f in self.frames}), len(objects), self.cues)
+
+    def warn_beyond(self, frames: int, objects: int) -> None:
+        """Warn before a video is tracked that is longer, or holds more objects, than those of the profile's promise."""
+        for said in self.seen.beyond(frames, objects) if self.seen is not None else ():
+            warnings.warn(f"profile {self.profile}: {said}", BeyondPromise, stacklevel=3)
 
     @property
     def windows_share(self) -> float:
@@ -164,8 +194,10 @@ class Report:
             "prunable_keys_share": self.prunable_keys_share,
             "reasons": self.reasons,
             "rescued": self.rescued,
+            "beyond": self.beyond,
         }
-        document = asdict(self)
+        document = asdict(replace(self, seen=None))
+        del document["seen"]
         for frame in document["frames"]:  # ids may be numpy's, or anything that sam2 takes
             frame["objects"] = {str(i): item for i, item in frame["objects"].items()}
         return json.dumps({**document, "summary": summary}, indent=1)

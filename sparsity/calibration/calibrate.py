@@ -1,9 +1,10 @@
 """Calibrate: from videos to a profile that keeps a promise.
 
 Clips are split in two. On the first part the model is watched once densely, thresholds follow from what it
-attended to, some hundred settings are replayed without the model, and the best few are run for real. On the
-second part, which none of that has seen, these few are tested in an order that is fixed by then, and the cheapest
-that holds is taken. Every clip's figures lie in a file of its own, so an interrupted calibration goes on.
+attended to, hundreds of settings are replayed without the model, and some are run for real, in rounds: each time those that
+the runs before them promise most of. On the second part, which none of that has seen, a few are tested in an order that is
+fixed by then, and the cheapest that holds is taken. Every clip's figures lie in a file of its own, so an interrupted
+calibration goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from probes.models import fingerprint
 from sparsity.acceleration.model.encoder import window_grid
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.calibration.adapter import FITTED, Training, fit_adapter
-from sparsity.calibration.bounds import choose
+from sparsity.calibration.bounds import choose, kind_for
 from sparsity.calibration.capture import capture, matching_traces, read_trace, write_trace
 from sparsity.calibration.cost import Cost, drift_of, measure_cost
 from sparsity.calibration.ledger import ask, level_of
@@ -44,21 +45,21 @@ from sparsity.calibration.report import (
     stated,
 )
 from sparsity.calibration.request import Request
+from sparsity.calibration.rounds import Wanted, order_of_testing, rounds_of, search_in_rounds
 from sparsity.calibration.routed_frames import FIT_FRAMES, routed_frames
 from sparsity.calibration.sample import losses_of, sample_of
 from sparsity.calibration.search import (
     TESTED,
     TRIED,
+    Base,
     Candidate,
-    candidates,
     describe,
     drifting,
+    fast_enough,
     fewest_cells,
     frontier,
-    grid,
-    order_of_testing,
-    shortlist,
 )
+from sparsity.calibration.seen import seen_of, told, worst_clips
 from sparsity.calibration.traces import Trace
 from sparsity.clips.sources import Clip
 from sparsity.evaluation.evaluate import ClipWork
@@ -99,7 +100,8 @@ class Calibration:
                 f"chosen   {describe(self.profile) or 'every window and key'}",
                 f"promise  {promise.text()}",
                 f"expected windows {promise.expected_windows:.0%}, keys {promise.expected_keys:.0%}, "
-                f"{promise.expected_speedup:.2f}x fewer operations than with all of them",
+                f"{promise.expected_speedup:.2f}x fewer operations than with all of them, "
+                f"{self.report['expected_speedup_in_time']:.2f}x less time on this machine",
                 *said,
             ]
         )
@@ -201,26 +203,41 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     confidence = level_of(question, request.confidence)
     say(certifiable(replace(request, confidence=confidence), len(counted)))
 
+    tried, tested_at_most = afford(place, search, promised, lengths)
     traces = watch(place, search)
     adapter = adapter_of(place, traces)
-    tried, tested_at_most = afford(place, search, promised, lengths)
-    base = BUILTIN[request.base]
-    cost, in_time = cost_of(place, max(search, key=lambda name: lengths[name]), adapter)
-    drifted = place.runs("drift", search, [drifting(traces, adapter, base)]).values()
-    drift = drift_of([runs["drifting"]["since_dense"] for runs in drifted])
-    start = time.perf_counter()
-    settings = grid(traces, drift)
-    replayed = candidates(traces, settings, cost, drift, adapter, base)
-    say(f"{len(settings)} settings replayed in {time.perf_counter() - start:.1f} s.")
-    best = shortlist(replayed, tried, request.target_speedup)
 
     def losses(outcomes: Mapping[str, Any], settings: Sequence[Candidate]) -> NDArray[np.float64]:
         """Loss by source and setting."""
         lost = losses_of(outcomes, [c.profile.name for c in settings], request.risk)
         return sample.pooled(lost, list(outcomes))
 
-    searched = losses(place.runs("search", search, [c.profile for c in best]), best)
-    order = order_of_testing(searched, request.confidence, tested_at_most)
+    def run(settings: Sequence[Candidate]) -> NDArray[np.float64]:
+        """Losses of a round on the clips of the search."""
+        say(f"{len(settings)} settings on {len(search)} clips.")
+        return losses(place.runs("search", search, [c.profile for c in settings]), settings)
+
+    longest = max(search, key=lambda name: lengths[name])
+    bases, drifted = measured(place, search, longest, traces, adapter)
+    start = time.perf_counter()
+    replayed = [  # without routing there is nothing that bases differ in
+        c
+        for base in bases
+        for c in base.candidates(traces, adapter)
+        if base is bases[0] or c.profile.routing is not None
+    ]
+    say(f"{len(replayed)} settings replayed in {time.perf_counter() - start:.1f} s.")
+    kind = request.bound or kind_for(len(counted), confidence, request.level)
+    wanted = Wanted(request.level, len(counted), confidence, kind)
+    riskiest = [base.riskiest for base in bases]
+    best, searched = search_in_rounds(
+        fast_enough(replayed, request.target_speedup),
+        run,
+        (riskiest, losses(drifted, riskiest)),
+        wanted,
+        tried,
+    )
+    order = order_of_testing(searched, [c.cost for c in best], wanted, tested_at_most)
     tested = [best[i] for i in order]
     outcomes = place.runs("promise", promised, [c.profile for c in tested])
     held, costs = losses(outcomes, tested), [c.cost for c in tested]
@@ -228,13 +245,23 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
 
     chosen = None if choice.index is None else tested[choice.index].profile
     seen = [looks[name] for name in promised]
+    base = next((base for base in bases if chosen is not None and base.made(chosen)), None)
+    cost = None if base is None else base.cost
     profile = stated(request, chosen, choice, outcomes, traces, cost, seen, question)
     promise = profile.promise
     assert promise is not None
+    faster = 1.0
+    if base is not None:
+        faster = 1 / base.in_time(promise.expected_windows or 1.0, promise.expected_keys or 1.0)
+    runs = {name: of_clip[chosen.name] for name, of_clip in outcomes.items()} if chosen else {}
+    lost = losses_of(outcomes, [chosen.name], request.risk)[:, 0].tolist() if chosen else []
+    if runs:
+        promise = promise.model_copy(update={"seen": seen_of(looks, runs, lost)})
+        profile = profile.model_copy(update={"promise": promise})
     beside: list[float] = []
     if chosen is not None and sample.apart:
-        runs = place.runs("apart", sample.apart, [chosen])
-        beside = losses_of(runs, [chosen.name], "drift")[:, 0].tolist()
+        others = place.runs("apart", sample.apart, [chosen])
+        beside = losses_of(others, [chosen.name], "drift")[:, 0].tolist()
     bound_to = {"model": place.stamp["model"], "image_size": predictor.image_size}
     profile = profile.model_copy(update=bound_to)
     report = {
@@ -242,13 +269,14 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         "said": [
             *limits(request, choice, tested, promise.expected_speedup or math.inf),
             *apart(request, beside),
+            *(told(promise.seen) if promise.seen else ()),
         ],
         "certifiable": certifiable(replace(request, confidence=confidence), len(counted)),
         "promise": promise.text(),
         "level": None if math.isinf(request.level) else request.level,
         "option": request.option,
         "adapter": request.adapter,
-        "base": request.base,
+        "base": " or ".join(request.bases),
         "replayed": [row(c) for c in replayed],
         "frontier": [row(c) for c in frontier(replayed)],
         "searched": [{**row(c), "losses": searched[:, i].tolist()} for i, c in enumerate(best)],
@@ -262,10 +290,11 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         ],
         "clips": {"search": search, "promise": promised, "apart": list(sample.apart)},
         "counted": counted,
+        "by_frame": {name: run["by_frame"] for name, run in runs.items()},
+        "worst": worst_clips(runs, lost),
         "outcomes": outcomes,
-        "drift": {"lost": drift.lost, "refresh": drift.refresh},
-        "cost": asdict(cost),
-        "cost_in_time": asdict(in_time),
+        "bases": {base.name: base.as_json() for base in bases},
+        "expected_speedup_in_time": round(faster, 3),
         "coverage": coverage(traces),
         "recall": recall(traces),
     }
@@ -378,9 +407,8 @@ def adapter_of(place: Workplace, traces: Sequence[Trace]) -> Adapter:
     return fit_adapter(request.adapter, predictor, frames, folder / "adapters", Training()).adapter
 
 
-def cost_of(place: Workplace, name: str, adapter: Adapter) -> tuple[Cost, Cost]:
-    """Operations and time by windows and keys, measured once on a clip."""
-    base = place.request.base
+def cost_of(place: Workplace, name: str, adapter: Adapter, base: str) -> tuple[Cost, Cost]:
+    """Operations and time by windows and keys of settings on a base, measured once on a clip."""
 
     def measure(predictor: EfficientSAM2VideoPredictor, clip: Clip) -> dict[str, Any]:
         operations, seconds = measure_cost(predictor, clip, BUILTIN[base], adapter)
@@ -392,6 +420,37 @@ def cost_of(place: Workplace, name: str, adapter: Adapter) -> tuple[Cost, Cost]:
         lambda: place.done_with(name, measure),
     )
     return Cost(**found["operations"]), Cost(**found["time"])
+
+
+def measured(
+    place: Workplace, names: Sequence[str], longest: str, traces: Sequence[Trace], adapter: Adapter
+) -> tuple[list[Base], dict[str, Any]]:
+    """Measure the bases that settings may build on; with the runs of the riskiest setting of each.
+
+    Parameters
+    ----------
+    longest
+        The clip that costs are measured on.
+    """
+    settings = {
+        base: drifting(traces, adapter, BUILTIN[base]).model_copy(
+            update={"name": f"{base}-riskiest"}
+        )
+        for base in place.request.bases
+    }
+    outcomes = place.runs("drift", names, [*settings.values()])
+    bases = []
+    for base, profile in settings.items():
+        runs = [of_clip[profile.name] for of_clip in outcomes.values()]
+        windows, keys = (
+            float(np.mean([run["quality"][of] for run in runs]))
+            for of in ("windows_kept", "keys_kept")
+        )
+        cost, in_time = cost_of(place, longest, adapter, base)
+        drift = drift_of([run["since_dense"] for run in runs])
+        riskiest = Candidate(profile, windows, keys, cost(windows, keys), 0.0)
+        bases.append(Base(base, cost, in_time, drift, riskiest))
+    return bases, outcomes
 
 
 def afford(
@@ -421,9 +480,12 @@ def afford(
     searched, held = (
         one / lengths[first] * sum(lengths[name] for name in names) for names in (search, promised)
     )
+    watched = 2 + len(
+        place.request.bases
+    )  # once whole, once more and riskily on each base for the drift
 
     def needed(tried: int, tested: int) -> float:
-        return searched * (2 + 1 + tried) + held * (1 + tested)  # 2: of the drift
+        return searched * (watched + rounds_of(tried) + tried) + held * (1 + tested)
 
     affordable = [both for both in counts if needed(*both) <= budget]
     if not affordable:

@@ -43,7 +43,7 @@ DENSE = Profile(name="watched", exact=True, graphs=True, routing=Routing())
 def capture(
     predictor: EfficientSAM2VideoPredictor, clip: Clip, profile: Profile | None = None
 ) -> Trace:
-    """Track a clip and keep its masks, scores, cues and memory statistics.
+    """Track a clip's objects of its first frame and keep their masks, scores, cues and memory statistics.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def capture(
     """
     recalled = _Recalled()
     with predictor.use(profile or DENSE, force=True):
-        state = clip.begin(predictor)
+        state = clip.from_start.begin(predictor)
         if profile is None:
             predictor.choose_windows(state, lambda frame: None)
         masks = _Masks()
@@ -242,7 +242,7 @@ def matching_traces(
                 unused.append(info.name)
                 continue
             recorded = recording.clip(info.name)
-            _check_same(path, info, recorded, source.open(info.name))
+            _check_same(path, info, recorded, source.open(info.name).from_start)
             found[info.name] = _trace(recorded, info, recording.header)
     if unused:
         print(

@@ -159,7 +159,7 @@ def _frames(
     """Windows, keys and amount of each tracked frame, from where frames may be routed."""
     amounts = []
     with predictor.use(profile, force=True):
-        state = clip.begin(predictor)
+        state = clip.from_start.begin(predictor)
         if profile.routing is not None:
             predictor.choose_windows(state, lambda frame: (0,) if frame > 1 else None)
         tracked = predictor.propagate_in_video(state, max_frame_num_to_track=FRAMES)

@@ -217,7 +217,7 @@ def stated(
     choice: Choice,
     outcomes: dict[str, Any],
     traces: Sequence[Trace],
-    cost: Cost,
+    cost: Cost | None,
     looks: Sequence[Look],
     question: int,
 ) -> Profile:
@@ -227,13 +227,15 @@ def stated(
     ----------
     outcomes
         By clip of the promise and setting, as `sparsity.evaluation.evaluate.ClipWork` returned them.
+    cost
+        Of the base that it builds on.
     looks
         At the clips of the promise.
     question
         Number of this one among those that were asked of these clips.
     """
     unit = unit_of(looks, request.risk)
-    if chosen is None:
+    if chosen is None or cost is None:
         promise = Promise(
             mean_loss=0.0, upper_bound=0.0, confidence=request.confidence,
             method="every window and key is computed", clips=len(outcomes), unit=unit,

@@ -50,7 +50,7 @@ class Request:
     adapter
         What tokens that are not computed go through, one of `sparsity.calibration.adapter.KINDS`.
     base
-        Built-in profile that says what else becomes of them, one of `sparsity.calibration.cost.BASES`.
+        Built-in profile that says what else becomes of them, one of `sparsity.calibration.cost.BASES`; None tries all of these.
     groups
         File that says which clips are of one source, and count as one; see `sparsity.calibration.sample.sources_of`.
     budget
@@ -68,9 +68,14 @@ class Request:
     recordings: tuple[Path, ...] = ()
     bound: BoundKind | None = None
     adapter: str = "cached"
-    base: str = "paper"
+    base: str | None = None
     max_drift: float | None = None
     groups: Path | None = None
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """Built-in profiles that settings build on."""
+        return BASES if self.base is None else (self.base,)
 
     @property
     def risk(self) -> Risk:
@@ -114,7 +119,7 @@ class Request:
             raise InputError(
                 f"adapter {self.adapter!r} given; expected {', '.join(KINDS)}; choose one of them"
             )
-        if self.base not in BASES:
+        if not set(self.bases) <= set(BASES):
             raise InputError(f"base {self.base!r} given; expected {' or '.join(BASES)}; choose one")
         given = {
             "max-drop": self.max_drop, "max-drift": self.max_drift, "target-speedup": self.target_speedup

@@ -208,7 +208,7 @@ def collect(
     profile = Profile(name="watched", routing=routing, adapter=Adapter(kind="cached"))
     found: list[RoutedFrame] = []
     with predictor.use(profile, force=True):
-        state = clip.begin(predictor, history="bounded")
+        state = clip.from_start.begin(predictor, history="bounded")
         with _watched(predictor, state, found):
             for _ in predictor.propagate_in_video(state, max_frame_num_to_track=most_frames):
                 pass

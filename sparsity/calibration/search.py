@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from probes.errors import InputError
 from sparsity.calibration.cost import Cost, Drift, Setting, built_on
 from sparsity.calibration.thresholds import (
+    MARGINS,
     NEVER,
     WHICH,
     Unit,
@@ -26,15 +26,18 @@ from sparsity.calibration.thresholds import (
     score_below_for,
 )
 from sparsity.calibration.traces import Trace, replay_retrieval
-from sparsity.profile import Profile
+from sparsity.profile import BUILTIN, Profile
 from sparsity.techniques.adapter import Adapter
 from sparsity.techniques.retrieval import Retrieval
 from sparsity.techniques.routing import Guard, Routing
 
-ROUTING_RECALLS = (0.9, 0.95, 0.975, 0.99, 0.995)
-"""Shares of object tokens that routing is asked to cover."""
+COVERED = 0.95
+"""Share of a frame's object tokens that is too little to leave out: what less is covered of, thresholds shall catch."""
 
-MEMORY_SHARES = (0.02, 0.035, 0.05, 0.07, 0.095)
+LEAST_COVERED = 0.9
+"""The same for the setting that leaves most out."""
+
+MEMORY_SHARES = (0.02, 0.035, 0.06, 0.1, 0.2, 0.4, 0.7)
 """Mean kept shares of memory tokens in the grid; layers share them by their mass recall."""
 
 WORTH = 0.97
@@ -43,7 +46,10 @@ WORTH = 0.97
 SAVES = 0.8
 """Cost at most of the one setting that is run where one alone can be tried."""
 
-TRIED, TESTED = 6, 4
+LADDER = 4
+"""Settings of the first round, which replays choose."""
+
+TRIED, TESTED = 13, 6
 """Settings that are run for real on the clips of the search, and on those of the promise."""
 
 
@@ -78,19 +84,19 @@ def units_of(traces: Sequence[Trace]) -> tuple[Unit, ...]:
 def fewest_cells(traces: Sequence[Trace]) -> Routing:
     """The routing of the grid that leaves most out: what drift is measured and adapters are fitted with."""
     unit = units_of(traces)[-1]
-    return mask_only(margin_for(traces, "best", ROUTING_RECALLS[0], unit), "best", unit)
+    return mask_only(margin_for(traces, "best", LEAST_COVERED, unit), "best", unit)
 
 
 def drifting(traces: Sequence[Trace], adapter: Adapter, base: Profile) -> Profile:
     """The setting whose drift is measured: the fewest cells of the grid, few keys, no whole frames by the clock."""
     remembered = all(trace.memory is not None for trace in traces)
-    retrieval = Retrieval(keep=keep_for(traces, MEMORY_SHARES[-1])) if remembered else None
+    retrieval = Retrieval(keep=keep_for(traces, MEMORY_SHARES[0])) if remembered else None
     setting = Setting(fewest_cells(traces), retrieval=retrieval)
     return built_on(base, "drifting", setting, adapter)
 
 
 def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
-    """List settings whose thresholds come from the traces' statistics: one for each unit and wanted recall.
+    """List settings: every unit, mask and margin, with thresholds that come from the traces' statistics.
 
     Routing never goes without the guard's rules for scene cuts and lost objects, which cost nothing on frames where
     they don't act; the one for mask jumps acts on most frames of fast clips, so it is tried on and off.
@@ -98,17 +104,18 @@ def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
     routed: list[tuple[Routing | None, Guard]] = [(None, Guard())]
     cut = scene_cut_for(traces)
     refreshes = [None] if drift.refresh is None else [None, 2 * drift.refresh, drift.refresh]
-    mass = {recall: saliency_mass_for(traces, recall) for recall in ROUTING_RECALLS}
-    for unit, which, recall in product(units_of(traces), WHICH, ROUTING_RECALLS):
-        alone = mask_only(margin_for(traces, which, recall, unit), which, unit)
-        score = score_below_for(traces, alone, recall)
-        jump = mask_jump_for(traces, alone, recall)
-        widened = alone.model_copy(update={"score_below": score, "saliency_mass": mass[recall]})
+    mass = saliency_mass_for(traces, COVERED)
+    for unit, which, margin in product(units_of(traces), WHICH, MARGINS):
+        alone = mask_only(margin, which, unit)
+        score = score_below_for(traces, alone, COVERED)
+        jump = mask_jump_for(traces, alone, COVERED)
+        widened = alone.model_copy(update={"score_below": score, "saliency_mass": mass})
         guards = [
             Guard(mask_jump=rule, scene_cut=cut, score_below=0.0, refresh_every=refresh)
             for rule, refresh in product((jump, None), refreshes)
         ]
-        routed += [(routing, guard) for routing in (alone, widened) for guard in guards]
+        routings = (alone,) if score == NEVER else (alone, widened)
+        routed += [(routing, guard) for routing in routings for guard in guards]
     pruned: list[Retrieval | None] = [None]
     if all(trace.memory is not None for trace in traces):
         pruned += [Retrieval(keep=keep_for(traces, share)) for share in MEMORY_SHARES]
@@ -137,7 +144,7 @@ def candidates(
     }
     found = []
     for n, s in enumerate(settings):
-        profile, guard = built_on(base, f"candidate-{n}", s, adapter), s.guard
+        profile, guard = built_on(base, f"{base.name}-{n}", s, adapter), s.guard
         keys, recall = pruned[s.retrieval]
         windows = 1.0
         if profile.routing is not None:
@@ -164,18 +171,46 @@ def frontier(found: Sequence[Candidate]) -> list[Candidate]:
     return best
 
 
-def shortlist(
-    found: Sequence[Candidate], count: int, speedup: float | None = None
-) -> list[Candidate]:
-    """Take `count` candidates to be run for real: spread along their frontier, or the surest of those that are fast.
+@dataclass(frozen=True)
+class Base:
+    """A built-in profile that settings build on, and what is measured of it before any is tried.
 
-    Where there is more than one to take, windows and cells have a frontier each: what a window loses when it is trimmed
-    a dense run's masks can't tell.
-
-    Parameters
+    Attributes
     ----------
-    speedup
-        How much cheaper than a frame with every window and key they must be.
+    cost, in_time
+        Of a frame, in operations and in time on this machine.
+    drift
+        What is lost since the last dense frame.
+    riskiest
+        The setting that `drift` was measured with.
+    """
+
+    name: str
+    cost: Cost
+    in_time: Cost
+    drift: Drift
+    riskiest: Candidate
+
+    def candidates(self, traces: Sequence[Trace], adapter: Adapter) -> list[Candidate]:
+        """Replay the settings that build on it."""
+        settings = grid(traces, self.drift)
+        return candidates(traces, settings, self.cost, self.drift, adapter, BUILTIN[self.name])
+
+    def made(self, profile: Profile) -> bool:
+        """Whether a candidate's profile builds on it."""
+        return profile.name.rpartition("-")[0] == self.name
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what was measured as JSON can hold it."""
+        return {
+            "cost": asdict(self.cost),
+            "cost_in_time": asdict(self.in_time),
+            "drift": {"lost": self.drift.lost, "refresh": self.drift.refresh},
+        }
+
+
+def fast_enough(found: Sequence[Candidate], speedup: float | None) -> list[Candidate]:
+    """Return the candidates that are so much cheaper than a frame with every window and key; all without a wish.
 
     Raises
     ------
@@ -188,14 +223,25 @@ def shortlist(
             f"target-speedup {speedup:g} given; on these clips the cheapest setting is "
             f"{1 / min(c.cost for c in found):.2f}x; ask for less"
         )
-    units: dict[str, list[Candidate]] = {}
-    for one in fast:
-        unit = one.profile.routing.unit if one.profile.routing and count > 1 else "window"
-        units.setdefault(unit, []).append(one)
+    return fast
+
+
+def shortlist(found: Sequence[Candidate], count: int, surest: bool = False) -> list[Candidate]:
+    """Take `count` candidates to be run first: spread along their frontiers, or the surest of them.
+
+    Where there is more than one to take, each base and unit has a frontier of its own: what is lost by what is reused, and
+    where windows are trimmed, a dense run's masks can't tell.
+    """
+    kinds: dict[tuple[str, bool], list[Candidate]] = {}
+    for one in found:
+        unit = one.profile.routing.unit if one.profile.routing else "window"
+        kind = (unit, bool(one.profile.reuse)) if count > 1 else ("window", False)
+        kinds.setdefault(kind, []).append(one)
     picked: list[Candidate] = []
-    for n, of_unit in enumerate(units.values()):
-        share, best = len(range(n, count, len(units))), frontier(of_unit)
-        picked += spread_out(best, share) if speedup is None else best[-share:]
+    for n, of_kind in enumerate(kinds.values()):
+        share, best = len(range(n, count, len(kinds))), frontier(of_kind)
+        if share:
+            picked += best[-share:] if surest else spread_out(best, share)
     return picked
 
 
@@ -213,20 +259,6 @@ def spread_out(found: Sequence[Candidate], count: int) -> list[Candidate]:
     wanted = np.linspace(costs[0], costs[-1], count)
     picked = dict.fromkeys(int(np.abs(costs - cost).argmin()) for cost in wanted)
     return [found[i] for i in picked]
-
-
-def order_of_testing(
-    search_losses: NDArray[np.float64], confidence: float, count: int
-) -> list[int]:
-    """Order settings by Student's bound from the search clips, the surest first, and keep `count`.
-
-    Parameters
-    ----------
-    search_losses
-        Points per video and setting, ``[n, m]``, of clips that the promise is not made on.
-    """
-    reach = stats.t.ppf(confidence, len(search_losses) - 1) * stats.sem(search_losses)
-    return [int(i) for i in np.argsort(search_losses.mean(0) + reach, kind="stable")[:count]]
 
 
 def split_clips(names: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:

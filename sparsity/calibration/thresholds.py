@@ -1,8 +1,8 @@
-"""Each threshold from the statistic that controls it (method section 7): no threshold is guessed.
+"""Each threshold from the statistic that controls it (method section 7), or searched over: none is guessed.
 
 | threshold | statistic |
 |---|---|
-| margin, candidates, by unit | share of the next frame's object tokens inside the windows or cells of the mask |
+| margin, candidates, by unit (searched) | share of the next frame's object tokens inside what the mask touches |
 | saliency mass | the same inside the windows that decoder saliency alone would choose |
 | score under which saliency is added | scores of frames whose next frame was not covered |
 | kept share of memory tokens of each layer, of a given mean | mass recall at the oldest age |

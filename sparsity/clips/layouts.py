@@ -205,6 +205,16 @@ def clip_names(root: Path, only: list[str] | None = None) -> list[str]:
     return names
 
 
+def first_mask_alone(root: Path, name: str) -> bool:
+    """Whether the first frame's annotation is all that a clip has, so that there is no truth."""
+    layout = find_layout(root)
+    names = open_video(root / layout.frames / name).names
+    assert names is not None, "frames of a folder have names"
+    folder = named(root / layout.annotations, name)
+    long_enough = len(names) >= FEWEST_FRAMES
+    return long_enough and [*_annotations(folder, names, layout, labelled=False)] == [0]
+
+
 def open_annotated(
     root: Path, name: str, labelled: bool = True, strict: bool = False
 ) -> tuple[VideoSource, Annotations, dict[int, int]]:

@@ -18,7 +18,14 @@ from probes.pictures import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from probes.prompts import Prompt, digest_of_prompts, objects_of, read_prompts
 from probes.video import VideoSource, open_video
 from sparsity.clips.drawn import VOID, Ids
-from sparsity.clips.layouts import Annotations, Masks, clip_folders, clip_names, open_annotated
+from sparsity.clips.layouts import (
+    Annotations,
+    Masks,
+    clip_folders,
+    clip_names,
+    first_mask_alone,
+    open_annotated,
+)
 from sparsity.clips.made import CLIP_NAMES, make_clip
 from sparsity.clips.prompt import mask_files, masks_by_frame, prompts_of_masks
 
@@ -76,6 +83,11 @@ class Clip:
             "frames of a folder, a file or an array are counted"
         )
         return self.video.num_frames
+
+    @property
+    def from_start(self) -> Clip:
+        """The same clip with the prompts of its first frame alone."""
+        return replace(self, prompts=tuple(p for p in self.prompts if p.frame == 0))
 
     def begin(self, predictor: Any, **options: Any) -> dict[str, Any]:
         """Begin the video on an accelerated predictor, with ``init_state``'s options; prompted, ready to be tracked."""
@@ -208,8 +220,8 @@ class ClipSource:
         Parameters
         ----------
         labelled
-            Whether a video's masks are the truth: there must be one for each frame, or the first alone, whose objects
-            are those that count. Otherwise each object is prompted on the first frame whose mask shows it.
+            Whether a video's masks are the truth: there must be one for each frame, or the first alone. Each object is
+            prompted on the first frame whose mask shows it.
 
         Raises
         ------
@@ -243,14 +255,15 @@ class ClipSource:
                 f"{name} has its first prompt on frame {prompts[0].frame}; expected the objects to track on the first frame; "
                 f"give them there, or leave {name} out"
             )
-        first = tuple(prompt for prompt in prompts if prompt.frame == 0)
-        if first != prompts:
-            later = [str(prompt.object) for prompt in prompts if prompt.frame]
-            what = f"prompts of objects {some_of(later)} come after its first frame"
+        assert video.num_frames is not None, "frames of a folder or a file are counted"
+        uncounted = {i for i, frame in objects_of(prompts).items() if frame > video.num_frames - 3}
+        if uncounted:
+            what = f"objects {some_of(sorted(map(str, uncounted)))} come on its last two frames, where nothing counts"
             tell_left_out([f"{name}: {what}, left out"], self.strict)
-        objects = tuple(objects_of(first))
+            prompts = tuple(prompt for prompt in prompts if prompt.object not in uncounted)
+        objects = tuple(objects_of(prompts))
         truth = Annotations({t: {0: path} for t, path in pictures.items()}, objects, video)
-        return Clip(name, video, first, truth if len(truth) > 1 else None)
+        return Clip(name, video, prompts, truth if len(truth) > 1 else None)
 
     def _of_dataset(self, dataset: Path, name: str, labelled: bool) -> Clip:
         """Open a clip of a data set, with its own prompts or those given beside it."""
@@ -306,14 +319,15 @@ class ClipSource:
 
 
 def _annotated(dataset: Path, name: str, labelled: bool, strict: bool) -> Clip:
-    """Open a clip of a data set: an object is prompted on the first frame that shows it."""
-    video, truth, starts = open_annotated(dataset, name, labelled, strict)
+    """Open a clip of a data set: an object is prompted on the first frame that shows it; without truth where that is all."""
+    alone = labelled and first_mask_alone(dataset, name)
+    video, truth, starts = open_annotated(dataset, name, labelled and not alone, strict)
     prompts = []
     for i, frame in sorted(starts.items(), key=lambda start: start[1]):
         shown = truth[frame]
         mask = shown[truth.objects.index(i)] if truth.layered else shown == i
         prompts.append(Prompt(frame, i, mask=mask))
-    return Clip(name, video, tuple(prompts), truth, truth.layered)
+    return Clip(name, video, tuple(prompts), None if alone else truth, truth.layered and not alone)
 
 
 def video_file(videos: Path, name: str) -> Path:

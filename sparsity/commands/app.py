@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from probes.errors import InputError, LeftOut
+from probes.errors import BeyondPromise, InputError, LeftOut
 from sparsity.commands.bench import bench
 from sparsity.commands.calibrate import calibrate
 from sparsity.commands.compare import compare
@@ -35,6 +35,9 @@ UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a command line it can't parse; newer versions carry a click of their own."""
 
 INTERRUPTED = 130
+
+NO_EXTENSION = "cannot import name '_C' from 'sam2'"
+"""How sam2's warning begins, on every frame, where its CUDA extension is absent."""
 
 EXAMPLES: dict[Callable[..., None], str] = {
     segment: "clip.mp4 --box 40,60,200,220 --profile exact --out result",
@@ -73,10 +76,11 @@ def run(arguments: list[str] | None = None) -> int:
     # sam2 draws a progress bar of its own and warns on every frame where its CUDA extension is absent; what Pillow warns
     # of is read, or refused in a line
     os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.filterwarnings("ignore", message="cannot import name '_C' from 'sam2'")
+    warnings.filterwarnings("ignore", message=NO_EXTENSION)
+    os.environ.setdefault("PYTHONWARNINGS", f"ignore:{NO_EXTENSION}")  # of worker processes
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with _left_out_in_lines():
+        with _notes_in_lines():
             status: Any = app(arguments, prog_name="efficient-sam2", standalone_mode=False)
     except InputError as error:
         return _refuse(str(error))
@@ -95,20 +99,21 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _left_out_in_lines() -> Iterator[None]:
-    """Say what is left out on stderr, a line each, once."""
+def _notes_in_lines() -> Iterator[None]:
+    """Say on stderr what is left out, and what is beyond a promise, a line each, once."""
     said = set[str]()
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if not issubclass(category, LeftOut):
+        if not issubclass(category, LeftOut | BeyondPromise):
             usual(message, category, *where, **more)
         elif str(message) not in said:
             said.add(str(message))
             print(f"efficient-sam2: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", LeftOut)
+        for kind in (LeftOut, BeyondPromise):
+            warnings.simplefilter("always", kind)
         warnings.showwarning = show
         yield
 

@@ -93,12 +93,12 @@ def calibrate(
         ),
     ] = "cached",
     base: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--base",
-            help="paper, or recommended: windows not computed reuse what they gave before, which is faster",
+            help="paper, or recommended: windows not computed reuse what they gave before; default: both are tried",
         ),
-    ] = "paper",
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option("--budget", help="time to spend, such as 20min; decides how many are tried"),
@@ -120,6 +120,7 @@ def calibrate(
     from figures.style import evidence
     from sparsity.calibration.calibrate import calibrate as run
     from sparsity.calibration.request import Request
+    from sparsity.calibration.seen import pictures_of
     from sparsity.clips.sources import ClipSource
     from sparsity.profile import save_profile
     from sparsity.work.spread import Spread
@@ -154,7 +155,9 @@ def calibrate(
     write_text(details, json.dumps(found.report, separators=(",", ":")))
     with nullcontext() if report is None else whole(report) as part:
         if part is not None:
-            write_report(found.report, part, evidence(choice.model if choice.trained else "random"))
+            said = evidence(choice.model if choice.trained else "random")
+            pictures = pictures_of(source, choice, found.profile, found.report["worst"])
+            write_report(found.report, part, said, pictures)
         save_profile(found.profile, out)
     print(found.text())
 

@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Track annotated clips densely and with profiles; J, F and the loss against dense, with intervals."""
     from sparsity.evaluation.evaluate import evaluate as run
-    from sparsity.evaluation.evaluate import table
+    from sparsity.evaluation.tables import table
     from sparsity.work.spread import Spread
 
     spread = Spread(jobs, scheduler, gpu=choice.may_take_a_gpu)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ from sparsity.evaluation.results import (
     Data,
     Environment,
     Model,
-    Quality,
     Result,
     Run,
     load_result,
@@ -51,8 +51,8 @@ from sparsity.work.store import check_new_file
 DENSE = "dense"
 """Name of the run that the others are compared with."""
 
-HEADS = f"{'J&F':>6}{'J':>6}{'F':>6}"
-"""Heads of the columns of `three_means`, once."""
+NO_TRUTH = "none: the dense run's masks"
+"""What clips with first masks alone are held against."""
 
 WARM_UP = 2
 """Frames at the start of a clip whose time doesn't count: the prompt, and the first tracked one."""
@@ -169,6 +169,28 @@ def since_dense(clip: Clip, run: Tracked, dense: Tracked) -> list[tuple[int, flo
     return found
 
 
+def by_frame(clip: Clip, run: Tracked, dense: Tracked) -> list[tuple[int, float]]:
+    """Agreement with the dense run in per cent, mean over objects, of each frame after the first."""
+    found = []
+    for frame in list(run.masks)[1:]:
+        agreed = agreement([run.masks[frame]], [dense.masks[frame]], clip.objects)
+        found.append((frame, round(float(np.mean(list(agreed.values()))), 3)))
+    return found
+
+
+def character(clip: Clip, dense: Tracked) -> dict[str, float]:
+    """What a clip is like by its dense run: size, motion and score, see `sparsity.profile.Stratum`."""
+    masks = list(dense.masks.values())
+    covered = [(m.any(0) if m.ndim == 3 else m > 0).mean() for m in masks]
+    moved = [agreement([one], [other], clip.objects) for one, other in pairwise(masks)]
+    scores = [item.score for frame in dense.report.frames for item in frame.objects.values()]
+    return {
+        "size": float(np.mean(covered)),
+        "motion": 1 - float(np.mean([list(m.values()) for m in moved])) / 100,
+        "score": float(np.mean(scores)),
+    }
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One profile on one clip.
@@ -184,6 +206,12 @@ class Outcome:
         Frames that the guard rescued, with its rule.
     since_dense
         Of each routed frame: frames since the last dense one, and agreement in per cent.
+    by_frame
+        See the function of that name.
+    cues
+        Of its report.
+    character
+        Of the clip.
     """
 
     quality: ClipQuality
@@ -191,6 +219,9 @@ class Outcome:
     seconds: float
     rescued: dict[int, str]
     since_dense: list[tuple[int, float]]
+    by_frame: list[tuple[int, float]]
+    cues: dict[str, float]
+    character: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -247,6 +278,9 @@ def evaluate_clip(
             statistics.median(run.timed),
             run.report.rescued,
             since_dense(clip, run, compared or run),
+            by_frame(clip, run, compared or run),
+            run.report.cues,
+            character(clip, compared or run),
         )
         compared = compared or run
     return found
@@ -324,7 +358,14 @@ def evaluate(
     check_new_file(out, force=True)
     source = ClipSource(dataset=root, prompts=prompts)
     names = source.names(only=only)
-    frames = sum(source.open(name).num_frames for name in names)
+    opened = [source.open(name) for name in names]
+    frames = sum(clip.num_frames for clip in opened)
+    bare = [clip.name for clip in opened if clip.truth is None]
+    if 0 < len(bare) < len(names):
+        raise InputError(
+            f"{len(bare)} of {len(names)} clips have a first mask alone, such as {bare[0]}; expected masks of all frames of all "
+            "clips, or first masks alone of all, for agreement with the dense run is no J&F; evaluate them apart with --clips"
+        )
     rules = rules_of(root)
     wanted = _different([load_profile(p) for p in profiles])
     predictor = shared_predictor(choice)
@@ -345,7 +386,8 @@ def evaluate(
         settings={
             "prompt": "mask" if prompts is None else f"{prompts.name}/NAME.json",
             "skipped": ["first", "last"],
-            **({"rules": rules.name} if rules.name else {}),
+            **({"rules": rules.name} if rules.name and not bare else {}),
+            **({"truth": NO_TRUTH} if bare else {}),
             "dtype": number_format,
             "profiles": [p.model_dump(mode="json", by_alias=True) for p in wanted],
         },
@@ -435,59 +477,3 @@ def _same(out: Path, model: Model, data: Data, source: ClipSource) -> Result:
                 "choose another --out, or --force to make it again"
             )
     return result
-
-
-def table(result: Result) -> str:
-    """Return the runs as text, one a line."""
-    width = max(12, *(len(run.name) + 2 for run in result.runs))
-    lines = [
-        f"{'':{width}}{'over objects':>18}{'over clips':>18}",
-        f"{'':{width}}{2 * HEADS}{'agree':>7}{'loss':>7}{'95 %':>15}{'windows':>9}{'keys':>6}",
-    ]
-    for run in result.runs:
-        q = run.quality
-        if q is None:
-            lines.append(f"{run.name:{width}}{run.why}")
-            continue
-        agree = "" if q.agreement is None else f"{q.agreement:.1f}"
-        loss = "" if q.loss is None else f"{q.loss:+.1f}"
-        ends = q.intervals.get("j_and_f" if q.loss is None else "loss")
-        between = between_ends(ends)
-        lines.append(
-            f"{run.name:{width}}{three_means(q)}{agree:>7}{loss:>7}{between:>15}"
-            f"{run.windows_kept:9.0%}{run.keys_kept:6.0%}"
-        )
-    clips, objects = len(result.data.clips), max(run.objects for run in result.runs)
-    lines.append(
-        f"{clips} clips, {objects} objects; over objects: as DAVIS and YouTube-VOS count; over clips: also agreement, "
-        "loss and its interval (dense: of J&F), 95 %"
-    )
-    figures = {run.name: run.quality.figures for run in result.runs if run.quality is not None}
-    lines += figure_lines(result.data.settings.get("rules"), figures, width)
-    if not result.model.trained:
-        lines.append("The weights are RANDOM: these figures say nothing about quality.")
-    return "\n".join(lines)
-
-
-def figure_lines(
-    rules: str | None, figures: Mapping[str, Mapping[str, float]], width: int
-) -> list[str]:
-    """Return the further figures of a data set's own rules, a line a run, under their names; none where there are none."""
-    heads = list(dict.fromkeys(head for found in figures.values() for head in found))
-    cells = {head: max(7, len(head) + 2) for head in heads}
-    lines = [f"{rules or '':{width}}{''.join(f'{head:>{cells[head]}}' for head in heads)}"]
-    for name, found in figures.items():
-        shown = {head: f"{found[head]:.1f}" if head in found else "" for head in heads}
-        lines.append(f"{name:{width}}{''.join(f'{shown[h]:>{cells[h]}}' for h in heads)}")
-    return lines if heads else []
-
-
-def between_ends(ends: tuple[float, float] | None) -> str:
-    """Return an interval over clips as a cell, which says so where they are too few for one."""
-    return "too few" if ends is None else f"{ends[0]:.1f} … {ends[1]:.1f}"
-
-
-def three_means(quality: Quality) -> str:
-    """Return J&F, J and F over objects, then over clips, six letters each."""
-    both = (quality.over_objects, quality)
-    return "".join(f"{q.j_and_f:6.1f}{q.j:6.1f}{q.f:6.1f}" for q in both)

@@ -26,7 +26,6 @@ from sparsity.clips.boxes import BoxClip, box_folders, boxes_of, open_box_clip, 
 from sparsity.clips.layouts import Masks, find_layout
 from sparsity.clips.predicted import predicted
 from sparsity.clips.sources import Clip, ClipSource
-from sparsity.evaluation.evaluate import HEADS, between_ends, figure_lines, three_means
 from sparsity.evaluation.quality import box_quality, clip_quality, overall
 from sparsity.evaluation.results import ClipQuality, Data, Scored, Scores
 from sparsity.evaluation.rules import (
@@ -39,6 +38,7 @@ from sparsity.evaluation.rules import (
     success,
     with_figures,
 )
+from sparsity.evaluation.tables import HEADS, between_ends, figure_lines, three_means
 from sparsity.work.spread import Spread, map_clips
 from sparsity.work.store import check_new_file
 

@@ -32,6 +32,7 @@ class Outcome:
     rescued: dict[str, str]
     left_out: list[str]
     overlay: bool
+    beyond: list[str]
 
     def summary(self) -> str:
         """Return it in a few lines."""
@@ -48,6 +49,7 @@ class Outcome:
                 f"time     {spent.pop('all'):.0f} ms a frame by the wall ({parts}, overlapping)",
                 f"windows computed {self.windows_share:.0%}, memory keys read {self.keys_share:.0%}",
                 f"guard    encoded densely: {', '.join(lines) or 'no frame'}",
+                *(f"beyond   {said}" for said in self.beyond),
             )
         )
 
@@ -130,4 +132,5 @@ class RunFolder:
             summary["rescued"],
             report["left_out"],
             self.overlay.is_file(),
+            summary["beyond"],
         )

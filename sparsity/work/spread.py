@@ -293,6 +293,9 @@ class _Task:
 
                 worker = get_worker()
                 worker.log_event(self.topic, clip)
+                if self.local:
+                    # tqdm's own is a semaphore between processes, left behind where a worker is stopped
+                    tqdm.set_lock(threading.RLock())
                 if self.local and torch.cuda.is_available():
                     torch.cuda.set_device(int(worker.name) % torch.cuda.device_count())
             if self.threads is not None:

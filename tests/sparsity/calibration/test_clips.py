@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from probes.errors import InputError
+from sparsity.calibration.capture import capture
 from sparsity.calibration.report import Look, look, unit_of
 from sparsity.clips.sources import ClipSource, video_file
-from tests.sparsity.calibration.conftest import NAMES
+from sparsity.evaluation.evaluate import evaluate_clip
+from sparsity.profile import BUILTIN
+from tests.sparsity.calibration.conftest import NAMES, made
 
 
 def test_clips_without_a_prompt_or_with_an_empty_one_are_refused(folders, tmp_path):
@@ -159,3 +163,24 @@ def test_a_picture_that_is_cut_off_is_found_in_the_look(folders, tmp_path):
     picture.write_bytes(picture.read_bytes()[: picture.stat().st_size // 2])
     with pytest.raises(InputError, match=r"00003\.jpg"):
         look(source, ["smooth", "fast"])
+
+
+def test_an_object_that_comes_later_is_run_from_there_and_thresholds_are_of_the_first_ones(
+    demo_predictor,
+):
+    whole = made("distractors")
+    first, second = whole.objects[:2]
+    late = tuple(
+        replace(p, frame=4, mask=np.asarray(whole.truth[4]) == second) if p.object == second else p
+        for p in whole.prompts
+        if p.object in (first, second)
+    )
+    clip = replace(whole, prompts=late)
+    alone = replace(whole, prompts=late[:1])
+    assert clip.starts == {first: 0, second: 4}
+    assert capture(demo_predictor, clip).digest == capture(demo_predictor, alone).digest
+    found = evaluate_clip(demo_predictor, clip, [BUILTIN["paper"]], dense=BUILTIN["exact"])
+    objects = found["paper"].quality.objects
+    assert set(objects) == {str(first), str(second)} and objects[str(second)].j > 0
+    both = capture(demo_predictor, replace(whole, prompts=whole.prompts[:2]))
+    assert both.digest != capture(demo_predictor, alone).digest

@@ -12,6 +12,7 @@ from sparsity.calibration.bounds import certain_bound, choose
 from sparsity.calibration.calibrate import Workplace, afford
 from sparsity.calibration.report import certifiable, check_reach, limits
 from sparsity.calibration.request import Request
+from sparsity.calibration.rounds import rounds_of
 from sparsity.calibration.search import Candidate
 from sparsity.clips.sources import ClipSource
 from sparsity.profile import BUILTIN
@@ -106,12 +107,11 @@ def test_a_long_clip_takes_more_of_a_budget(name, searched, tmp_path):
         return afford(measured(tmp_path, budget=budget), ["a", "b"], ["c", "d", "e"], lengths)
 
     tried, tested = 4, 2
-    whole = 2 * (2 + 1 + tried) + 3 * (
-        1 + tested
-    )  # each of the search is tracked twice for the drift
+    # each of the search is tracked once whole, three times for the drift of both bases, and once whole a round
+    whole = 2 * (4 + rounds_of(tried) + tried) + 3 * (1 + tested)
     assert allowed(whole, ALIKE) == (tried, tested) != allowed(whole - 1, ALIKE)
     lengths = ALIKE | {name: 7 * ALIKE[name]}
-    more = 6 * (2 + 1 + tried if searched else 1 + tested)
+    more = 6 * (4 + rounds_of(tried) + tried if searched else 1 + tested)
     assert allowed(whole, lengths) != allowed(whole + more, lengths) == (tried, tested)
 
 
@@ -142,11 +142,11 @@ def test_where_a_bound_fails_the_one_that_asks_for_less_is_named(bound, named):
 
 
 def test_a_budget_that_allows_nothing_is_said_at_once(tmp_path, capsys):
-    """A clip a second: the search tracks two clips four times, the promise three clips twice."""
+    """A clip a second: the search tracks two clips six times, the promise three clips twice."""
     parts = ["a", "b"], ["c", "d", "e"], ALIKE
-    assert afford(measured(tmp_path, budget=13.0), *parts) == (1, 1)
-    assert "too short: one setting alone takes some 14 s" in capsys.readouterr().err
-    assert afford(measured(tmp_path, budget=14.0), *parts) == (1, 1)
+    assert afford(measured(tmp_path, budget=17.0), *parts) == (1, 1)
+    assert "too short: one setting alone takes some 18 s" in capsys.readouterr().err
+    assert afford(measured(tmp_path, budget=18.0), *parts) == (1, 1)
     assert "allows 1 settings" in capsys.readouterr().err
 
 

@@ -19,6 +19,7 @@ from sparsity.calibration.search import (
     Candidate,
     candidates,
     describe,
+    fast_enough,
     fewest_cells,
     frontier,
     grid,
@@ -237,10 +238,10 @@ def test_both_units_are_run_where_several_settings_are():
     assert frontier(every) == cells == shortlist(cells, 3)
     assert shortlist(every, 4) == [windows[0], windows[-1], cells[0], cells[-1]]
     assert shortlist(every, 1) == cells[-1:]
-    assert shortlist(every, 3, 1 / 0.75) == [*windows[:2], cells[-1]]
-    assert shortlist(every, 3, 1 / 0.55) == cells[:1]
+    assert shortlist(fast_enough(every, 1 / 0.75), 3, surest=True) == [*windows[:2], cells[-1]]
+    assert shortlist(fast_enough(every, 1 / 0.55), 3, surest=True) == cells[:1]
     with pytest.raises(InputError, match=r"target-speedup 3 given; .* cheapest setting is 2.00x;"):
-        shortlist(every, 3, 3.0)
+        fast_enough(every, 3.0)
 
 
 def test_cuts_do_not_raise_the_threshold_that_finds_them(traces):

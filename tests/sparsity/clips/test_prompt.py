@@ -230,16 +230,20 @@ def test_objects_that_come_later_are_prompted_where_they_are_seen_first(
     write_masks(tmp_path / "clip", masks)
     source = ClipSource(frames.parent, tmp_path)
     assert source.open("clip", labelled=False).starts == {1: 0, 2: 3}
-    with pytest.warns(
-        LeftOut, match="clip: prompts of objects 2 come after its first frame, left out"
-    ):
-        assert source.open("clip").starts == {1: 0}
-    with pytest.raises(InputError, match="objects 2 come after .* nothing is left out"):
-        ClipSource(frames.parent, tmp_path, strict=True).open("clip")
+    clip = source.open("clip")
+    assert clip.starts == {1: 0, 2: 3} and clip.from_start.starts == {1: 0}
+    assert clip.truth is not None and set(np.unique(clip.truth[4])) == {0, 1, 2}
     (tmp_path / "clip" / "00004.png").unlink()
     assert source.open("clip", labelled=False).starts == {1: 0, 2: 3}
     with pytest.raises(InputError, match="5 masks given for the 6 frames of clip"):
         source.open("clip")
+    # where no frame of an object counts
+    last = {f"{t:05d}": ids_of(t, late=t >= 4) for t in range(FRAMES)}
+    write_masks(tmp_path / "last" / "clip", last)
+    with pytest.warns(LeftOut, match="clip: objects 2 come on its last two frames, .* left out"):
+        assert ClipSource(frames.parent, tmp_path / "last").open("clip").starts == {1: 0}
+    with pytest.raises(InputError, match="objects 2 come on its last .* nothing is left out"):
+        ClipSource(frames.parent, tmp_path / "last", strict=True).open("clip")
 
 
 def test_names_of_videos_and_masks_match_however_accents_are_written(

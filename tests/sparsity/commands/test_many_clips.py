@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +82,29 @@ def test_workers_write_the_same_masks(
     assert run(["segment", str(root), *model, "--out", str(out), "--jobs", "2"]) == 0
     assert capsys.readouterr().out == "3 clips done\n"
     assert masks(out) == masks(segmented)
+
+
+@pytest.mark.process
+def test_an_interrupt_leaves_one_line_and_nothing_behind(
+    root: Path, model: list[str], tmp_path: Path
+) -> None:
+    """Workers leave no semaphore, and sam2's warning of its extension is not told by each of them."""
+    many = tmp_path / "many"
+    for n in range(8):
+        write_clip(many, f"clip{n:02d}", n)
+    out = tmp_path / "result.json"
+    asked = ["evaluate", str(many), *model, "--profile", "paper", "--jobs", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "sparsity.commands.app", *asked]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as started:
+        while started.poll() is None and not list(tmp_path.glob("result.json.clips/*.json")):
+            time.sleep(0.05)
+        os.killpg(started.pid, signal.SIGINT)
+        said = started.communicate()[1]
+    assert started.returncode == 130 and "interrupted; the same command goes on" in said
+    assert "leaked" not in said and "_C" not in said
+    assert run([*asked[:-4], "--out", str(out)]) == 0, "it goes on here"
 
 
 def test_a_broken_clip_costs_itself_and_is_made_up_for(

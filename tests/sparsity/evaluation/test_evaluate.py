@@ -21,10 +21,11 @@ from sparsity.clips.made import make_clip
 from sparsity.clips.masks import write_mask
 from sparsity.clips.sources import Clip, ClipSource
 from sparsity.commands import app as cli
-from sparsity.evaluation.evaluate import HEADS, evaluate, evaluate_clip, table, three_means, track
+from sparsity.evaluation.evaluate import evaluate, evaluate_clip, track
 from sparsity.evaluation.quality import agreement, clip_quality, overall, score_masks
 from sparsity.evaluation.results import load_result
-from sparsity.profile import BUILTIN, Profile
+from sparsity.evaluation.tables import HEADS, table, three_means
+from sparsity.profile import BUILTIN, EXACT, Profile, Promise, save_profile
 from sparsity.techniques.retrieval import Retrieval
 from sparsity.techniques.routing import Routing
 from sparsity.work.model import ModelChoice
@@ -305,3 +306,68 @@ def test_a_result_of_another_form_is_refused(tmp_path):
         load_result(tmp_path / "r.json")
     with pytest.raises(InputError, match="can't be read"):
         load_result(tmp_path / "nothing.json")
+
+
+@pytest.fixture
+def first_masks(root: Path, tmp_path: Path) -> Path:
+    """The same clips with their first masks alone."""
+    shutil.copytree(root, tmp_path / "bare")
+    for name in CLIPS:
+        for mask in sorted((tmp_path / "bare/Annotations/480p" / name).iterdir())[1:]:
+            mask.unlink()
+    return tmp_path / "bare"
+
+
+def promising(risk: str, path: Path) -> Path:
+    """A profile that promises five points of one risk."""
+    promise = Promise(
+        mean_loss=1.0,
+        upper_bound=5.0,
+        confidence=0.95,
+        method=EXACT,
+        clips=5,
+        share=0.45,
+        over=5.0,
+        risk=risk,
+    )
+    save_profile(HARSH.model_copy(update={"promise": promise, "name": f"of {risk}"}), path)
+    return path
+
+
+def test_what_was_promised_stands_beside_what_is_seen(
+    root: Path, first_masks: Path, tmp_path: Path
+):
+    profiles = [promising(risk, tmp_path / f"{risk}.json") for risk in ("loss", "drift")]
+    only = [next(iter(CLIPS))]
+    result = evaluate(root, SMALL, tmp_path / "whole.json", profiles=profiles, only=only)
+    told = table(result)
+    assert "of loss promises at 95%, at most 45% of videos like these lose more than 5.00" in told
+    (seen,) = [line for line in told.splitlines() if line.startswith("of loss seen")]
+    lost = result.runs[1].quality.loss
+    assert f"mean loss {lost:+.2f} over 1 clips" in seen and "First masks alone" not in told
+    bare = evaluate(first_masks, SMALL, tmp_path / "bare.json", profiles=profiles, only=only)
+    told = table(bare)
+    assert "First masks alone were given" in told and bare.data.settings["truth"].startswith("none")
+    of_loss, of_drift = (
+        next(line for line in told.splitlines() if line.startswith(f"of {risk} seen"))
+        for risk in ("loss", "drift")
+    )
+    assert "nothing of it: it is of J&F against true masks" in of_loss
+    agreed = bare.runs[2].quality.agreement
+    assert (
+        f"mean loss {100 - agreed:+.2f} over 1 clips" in of_drift
+        and "promised at most 45%" in of_drift
+    )
+    # all frames count here, and those between the first and the last with true masks
+    assert bare.runs[0].quality.j_and_f == 100 != result.runs[0].quality.j_and_f
+
+
+def test_clips_with_and_without_truth_are_not_averaged(
+    root: Path, first_masks: Path, tmp_path: Path
+):
+    name = next(iter(CLIPS))
+    shutil.rmtree(first_masks / "Annotations/480p" / name)
+    shutil.copytree(root / "Annotations/480p" / name, first_masks / "Annotations/480p" / name)
+    with pytest.raises(InputError, match="2 of 3 clips have a first mask alone") as caught:
+        evaluate(first_masks, SMALL, tmp_path / "mixed.json")
+    assert "\n" not in str(caught.value) and not (tmp_path / "mixed.json").exists()

@@ -16,9 +16,9 @@ from sparsity.clips.layouts import find_layout
 from sparsity.clips.masks import write_mask
 from sparsity.clips.sources import ClipSource
 from sparsity.evaluation.evaluate import evaluate
-from sparsity.evaluation.evaluate import table as evaluate_table
 from sparsity.evaluation.results import Scores
 from sparsity.evaluation.score import score, table
+from sparsity.evaluation.tables import table as evaluate_table
 from sparsity.profile import BUILTIN
 from sparsity.work.model import ModelChoice
 from sparsity.work.record import SegmentClip, segment_clips
