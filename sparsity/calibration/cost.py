@@ -63,6 +63,7 @@ def built_on(base: Profile, name: str, setting: Setting, adapter: Adapter) -> Pr
             "retrieval": retrieval,
             "adapter": adapter,
             "reuse": base.reuse,
+            "resize": base.resize,
         }
     )
 
