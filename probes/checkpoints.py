@@ -1,11 +1,11 @@
-"""Official SAM 2.1 checkpoints: fetched once, resumed where the line broke, verified, kept."""
+"""SAM 2.1 checkpoints, above all the official ones: fetched once, resumed where the line broke, verified, kept."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,11 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file to fetch: its name, its size in bytes and its SHA-256."""
+    """A file to fetch: its name, its size in bytes and its SHA-256, None where that isn't known."""
 
     file: str
     size: int
-    sha256: str
+    sha256: str | None
 
 
 CHECKPOINTS = {
@@ -67,6 +67,13 @@ def cache_folder() -> Path:
     return (Path(chosen) if chosen else user_cache_path("efficient-sam2")) / "checkpoints"
 
 
+def is_fetched(name: str) -> bool:
+    """Whether the checkpoint of model `name` was fetched before."""
+    wanted = CHECKPOINTS[name]
+    path = cache_folder() / wanted.file
+    return path.is_file() and path.stat().st_size == wanted.size
+
+
 def fetched(name: str) -> Path:
     """Return the checkpoint of model `name` that was fetched before.
 
@@ -75,14 +82,12 @@ def fetched(name: str) -> Path:
     InputError
         It isn't there.
     """
-    wanted = CHECKPOINTS[name]
-    path = cache_folder() / wanted.file
-    if not path.is_file() or path.stat().st_size != wanted.size:
+    if not is_fetched(name):
         raise InputError(
             f"no checkpoint of {name} is on this machine; expected one that was fetched; run "
             f"`efficient-sam2 fetch {name}`, give a checkpoint, or take random weights"
         )
-    return path
+    return cache_folder() / CHECKPOINTS[name].file
 
 
 def fetch_checkpoint(name: str, *, progress: bool = False) -> Path:
@@ -95,14 +100,21 @@ def fetch_checkpoint(name: str, *, progress: bool = False) -> Path:
     """
     if name not in CHECKPOINTS:
         raise InputError(
-            f"model {name!r} has no checkpoint to fetch; expected one of {', '.join(CHECKPOINTS)}; choose "
-            "one of them"
+            f"model {name!r} has no checkpoint to fetch; expected one of {', '.join(CHECKPOINTS)}, or a Hugging Face name "
+            "such as facebook/sam2.1-hiera-large; choose one of them"
         )
     base = os.environ.get("EFFICIENT_SAM2_CHECKPOINTS_URL", BASE_URL)
     return download(CHECKPOINTS[name], cache_folder(), base, progress=progress)
 
 
-def download(wanted: Checkpoint, folder: Path, base_url: str, *, progress: bool = False) -> Path:
+def download(
+    wanted: Checkpoint,
+    folder: Path,
+    base_url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    progress: bool = False,
+) -> Path:
     """Bring a file into `folder`; it appears there whole and verified, or not at all.
 
     Parameters
@@ -113,6 +125,8 @@ def download(wanted: Checkpoint, folder: Path, base_url: str, *, progress: bool 
         Where it goes. An unfinished one is kept there as ``NAME.part`` and taken up the next time.
     base_url
         Address to which the file's name is added.
+    headers
+        Sent along, such as a token; never shown.
     progress
         Draw a bar on stderr.
 
@@ -136,14 +150,16 @@ def download(wanted: Checkpoint, folder: Path, base_url: str, *, progress: bool 
             desc=wanted.file,
             disable=None if progress else True,
         ) as bar:
-            _download_part(address, part, wanted.size, bar.update)
+            _download_part(address, part, wanted.size, bar.update, headers or {})
         os.replace(part, output)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = pooch.retrieve(
-            url, f"sha256:{wanted.sha256}", fname=wanted.file, path=folder, downloader=bring
-        )
+        old = folder / wanted.file
+        if wanted.sha256 is None and old.is_file() and old.stat().st_size != wanted.size:
+            old.unlink()
+        known = f"sha256:{wanted.sha256}" if wanted.sha256 else None
+        found = pooch.retrieve(url, known, fname=wanted.file, path=folder, downloader=bring)
     except OSError as error:
         raise InputError(
             f"{wanted.file} can't be stored in {folder} ({error.strerror or error}); expected a folder with "
@@ -159,7 +175,9 @@ def download(wanted: Checkpoint, folder: Path, base_url: str, *, progress: bool 
     return Path(found)
 
 
-def _download_part(url: str, part: Path, size: int, seen: Callable[[int], object]) -> None:
+def _download_part(
+    url: str, part: Path, size: int, seen: Callable[[int], object], headers: Mapping[str, str]
+) -> None:
     """Extend `part` until it has `size` bytes, over as many connections as it takes."""
     import requests
 
@@ -177,7 +195,7 @@ def _download_part(url: str, part: Path, size: int, seen: Callable[[int], object
             time.sleep(PATIENCE * 2**barren)
         barren, before = barren + 1, have
         try:
-            asked = {"Range": f"bytes={have}-"} if have else {}
+            asked = {**headers, **({"Range": f"bytes={have}-"} if have else {})}
             with requests.get(url, headers=asked, stream=True, timeout=TIMEOUT) as answer:
                 if answer.status_code >= 400:
                     problem = f"{answer.status_code} {answer.reason}"
@@ -198,7 +216,7 @@ def _download_part(url: str, part: Path, size: int, seen: Callable[[int], object
         except ValueError as error:
             raise InputError(
                 f"{url} can't be fetched ({error}); expected an address that begins with https:// or http://; "
-                "correct EFFICIENT_SAM2_CHECKPOINTS_URL"
+                "correct EFFICIENT_SAM2_CHECKPOINTS_URL or HF_ENDPOINT"
             ) from None
         except requests.RequestException as error:
             problem = type(error).__name__

@@ -92,7 +92,7 @@ class Collector:
     def note_heads(self, told: Told) -> None:
         """Keep what the mask decoder gave for each object last."""
         for b, i in enumerate(told.moment.objects):
-            own = tuple(made[b : b + 1] for made in told.what)
+            own = tuple(made if made is None else made[b : b + 1] for made in told.what)
             self._pending.setdefault((told.moment.frame, i), Seen()).heads = own
 
     # ------------------------------------------------------------------ when a frame is done

@@ -1,4 +1,4 @@
-"""SAM 2 video predictors by name, by configuration and checkpoint, or with random weights.
+"""SAM 2 video predictors by name, from a folder, by configuration and checkpoint, or with random weights.
 
 The class is always sam2's own ``SAM2VideoPredictor``. Configurations are read as plain yaml, so neither
 Hydra's global state nor the working directory matters.
@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from probes.checkpoints import fetched
 from probes.errors import InputError
+from probes.hub import OFFICIAL, Found, find, is_hub_name
+from probes.lora import merge_lora
 from probes.random_weights import make_it_track
+from probes.transformers_format import settings_in
+from probes.weights import load_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -57,6 +60,7 @@ def build_predictor(
     name: str | None = None,
     *,
     checkpoint: str | Path | None = None,
+    lora: str | Path | None = None,
     weights: Literal["random"] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -70,11 +74,16 @@ def build_predictor(
     Parameters
     ----------
     name
-        One of `MODEL_NAMES`. An official model takes the checkpoint that ``efficient-sam2 fetch`` has
-        brought, ``"demo"`` the weights that come with the project. Not with `config`.
+        One of `MODEL_NAMES`: an official model takes the checkpoint that ``efficient-sam2 fetch`` has
+        brought, ``"demo"`` the weights that come with the project. Or a name on the Hugging Face hub, such as
+        ``"facebook/sam2.1-hiera-large"``, that was fetched, or a folder: with sam2's ``.pt``, transformers'
+        ``model.safetensors`` and ``config.json``, or PEFT's adapter, whose base is found by the name in it. Not with
+        `config`.
     checkpoint
-        A file with other weights: ``.pt`` in sam2's format (``{"model": state_dict}``) or
-        ``.safetensors``.
+        Other weights: a ``.pt`` of sam2, of its training too (``{"model": state_dict, …}``), a ``.safetensors`` in sam2's
+        names or transformers', or a folder with one of these.
+    lora
+        A folder with PEFT's ``adapter_config.json`` and ``adapter_model.safetensors``, to be merged into the weights.
     weights
         ``"random"`` for weights drawn with `seed` under which a prompted object is kept
         (`probes.random_weights`). Not with `checkpoint`.
@@ -94,26 +103,32 @@ def build_predictor(
     Raises
     ------
     InputError
-        The name, size, seed, configuration or checkpoint can't be used, or the installed ``sam2`` is another
+        The name, size, seed, configuration, checkpoint or adapter can't be used, or the installed ``sam2`` is another
         package than the expected one.
     """
     check_sam2()
     if not -(2**63) <= seed < 2**63:
         raise InputError(f"seed {seed} given; expected a whole number of 64 bits; choose another")
-    path = _config_file(name, config)
-    state = _weights(name, checkpoint, weights)
-    settings = _settings(path, image_size, apply_postprocessing, vos_optimized)
+    found = _elsewhere(name, checkpoint, weights)
+    path = _config_file(found.model or "sam2.1-tiny" if found else name, config)
+    changes = settings_in(found.config) if found and not found.model and found.config else {}
+    state = _weights(name, checkpoint, weights, found)
+    adapter = _adapter(lora, weights, found)
+    settings = _settings(path, changes, image_size, apply_postprocessing, vos_optimized)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _instantiate(settings, path)
     if state is not None:
         load_strictly(model, *state)
+    if adapter is not None:
+        merge_lora(model, adapter)
     model.float().to(place).eval()
     if weights == "random":
         make_it_track(model, seed)
-    if weights or (name and checkpoint is None):
-        model.probes_name = weights or name
+    official = found.model if found and name in OFFICIAL else name
+    if weights or (official in MODEL_NAMES and checkpoint is None and adapter is None):
+        model.probes_name = weights or official
     model.probes_configuration = _digest(settings)
     return model
 
@@ -139,6 +154,35 @@ def configuration_of(predictor: SAM2VideoPredictor) -> str | None:
     return getattr(predictor, "probes_configuration", None)
 
 
+def _elsewhere(
+    name: str | None, checkpoint: str | Path | None, weights: str | None
+) -> Found | None:
+    """Find what a folder or a name on the hub stands for; None for a name of `MODEL_NAMES` or an unknown one."""
+    if name in OFFICIAL and (checkpoint or weights):
+        return Found(Path(), OFFICIAL[name])
+    if name is None or name in MODEL_NAMES or not (Path(name).is_dir() or is_hub_name(name)):
+        return None
+    found = find(name)
+    if found.model is None and found.config is None:
+        raise InputError(
+            f"{name} holds {found.weights.name}, of a model that isn't known; expected config.json of transformers beside it; "
+            "give the model's name or configuration, and this as checkpoint"
+        )
+    return found
+
+
+def _adapter(lora: str | Path | None, weights: str | None, found: Found | None) -> Path | None:
+    """Folder of the adapter that is to be merged, or None."""
+    both = lora, found.lora if found else None
+    given = [Path(one) for one in both if one is not None]
+    if len(given) > 1 or (given and weights):
+        raise InputError(
+            f"lora={str(given[0])!r} with {f'another in {given[1]}' if len(given) > 1 else 'random weights'} given; expected "
+            "one adapter and the weights that it was trained on; drop one"
+        )
+    return given[0] if given else None
+
+
 def _config_file(name: str | None, config: str | Path | None) -> Path:
     """Return the yaml file of a model."""
     if (name is None) == (config is None):
@@ -158,8 +202,8 @@ def _config_file(name: str | None, config: str | Path | None) -> Path:
         return _demo_file("config.yaml")
     if name not in CONFIGS:
         raise InputError(
-            f"model {name!r} is not known; expected one of {', '.join(MODEL_NAMES)}; choose one, or give "
-            "a configuration and a checkpoint"
+            f"model {name!r} is not known; expected one of {', '.join(MODEL_NAMES)}, a folder or a Hugging Face name "
+            "such as facebook/sam2.1-hiera-large; choose one, or give a configuration and a checkpoint"
         )
     return _sam2_folder() / "configs" / "sam2.1" / CONFIGS[name]
 
@@ -176,7 +220,7 @@ def _demo_file(name: str) -> Path:
 
 
 def _weights(
-    name: str | None, checkpoint: str | Path | None, weights: str | None
+    name: str | None, checkpoint: str | Path | None, weights: str | None, found: Found | None
 ) -> tuple[dict[str, Tensor], Path] | None:
     """Return the state dict to load and its file, or None for random weights."""
     if weights is not None:
@@ -188,6 +232,15 @@ def _weights(
         return None
     if checkpoint is not None:
         path = Path(checkpoint)
+        if path.is_dir():
+            inside = find(str(path))
+            if inside.lora is not None:
+                raise InputError(
+                    f"checkpoint {path} is an adapter; expected weights; give it as lora, with the model's own weights"
+                )
+            path = inside.weights
+    elif found is not None:
+        path = found.weights
     elif name == DEMO:
         path = _demo_file("weights.safetensors")
     elif name in CONFIGS:
@@ -200,7 +253,9 @@ def _weights(
     return read_checkpoint(path), path
 
 
-def _settings(path: Path, image_size: int | None, postprocessing: bool, compiled: bool) -> Any:
+def _settings(
+    path: Path, given: dict[str, Any], image_size: int | None, postprocessing: bool, compiled: bool
+) -> Any:
     """Return the model's settings from a configuration file, with what the caller changes in them."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -208,6 +263,8 @@ def _settings(path: Path, image_size: int | None, postprocessing: bool, compiled
 
     try:
         settings = OmegaConf.load(path).model
+        for key, value in given.items():
+            OmegaConf.update(settings, key, value, force_add=True)
         trunk = settings.image_encoder.trunk
         step = 4 * int(trunk.get("window_spec", (8,))[0])
     except (OmegaConfBaseException, YAMLError, AttributeError, UnicodeDecodeError) as error:
@@ -263,53 +320,6 @@ def fingerprint(model: torch.nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return f"sha256:{digest.hexdigest()}"
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a checkpoint file."""
-    if not path.is_file():
-        raise InputError(
-            f"checkpoint {path} does not exist; expected a .pt or .safetensors file; check the path"
-        )
-    form = 'a .safetensors file or a .pt file holding {"model": state_dict}'
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch says first how to run a file's code all the same
-        said = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
-        reason = said[0].split(". ")[0][:120] if said else type(error).__name__
-        raise InputError(
-            f"checkpoint {path} can't be read ({reason}); expected {form}; fetch or copy it again"
-        ) from None
-    state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(
-            f"checkpoint {path} holds no state dict under 'model'; expected {form}; convert it"
-        )
-    return state
-
-
-def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load `state`, refusing it where a tensor is missing, extra or of another shape."""
-    wanted = model.state_dict()
-    misshapen = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-    for problem, names in (
-        ("lacks", [k for k in wanted if k not in state]),
-        ("has the unknown", [k for k in state if k not in wanted]),
-        ("has a misshapen", misshapen),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            shapes = ""
-            if names is misshapen:
-                shapes = f" ({list(state[names[0]].shape)} for {list(wanted[names[0]].shape)})"
-            raise InputError(
-                f"checkpoint {path} {problem} tensor {names[0]}{shapes}{more}; expected the weights of "
-                "exactly this model; check that model and checkpoint belong together"
-            )
-    model.load_state_dict(state)
 
 
 # Files that everything here is built on, as they are in sam2 1.1.0. Other packages (rf-sam-2, EdgeTAM)

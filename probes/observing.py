@@ -29,6 +29,7 @@ from probes.errors import InputError, tell_left_out
 from probes.layout import MemoryLayout, memory_layout, stored_result
 from probes.seam import ATTENTION, AttentionCall, Change, Editor, Moment, Seam, Step, Told
 from probes.sites import AttentionSite, attention_sites, find_sites
+from probes.transformers_model import AttentionSeen, TransformersPredictor, stand_in
 
 STEPS = {
     "_get_image_feature": "image encoder",
@@ -64,6 +65,7 @@ def listen(predictor: SAM2VideoPredictor, **callbacks: Callable[[Any], Any]) -> 
     InputError
         The predictor is no video predictor, or attention is asked for and it is compiled.
     """
+    predictor = stand_in(predictor)
     _check(predictor, attention=not ATTENTION.isdisjoint(callbacks))
     seam: Seam = predictor.__dict__.get("seam") or predictor.__dict__.get(OBSERVED) or Seam()
     before = dict(seam.listeners)
@@ -101,7 +103,7 @@ def observe(
     Parameters
     ----------
     predictor
-        A stock ``SAM2VideoPredictor`` or an accelerated one; not compiled.
+        A stock ``SAM2VideoPredictor`` or an accelerated one, or a ``Sam2VideoModel`` of transformers; not compiled.
     callback
         Called with an `AttentionCall` each time, under the run's autocast and inference mode.
     sites
@@ -123,6 +125,7 @@ def observe(
         From inside the run: an attention module did not call attention exactly once, or the memory does
         not hold what its layout says. Either means that sam2 is another one than was expected.
     """
+    predictor = stand_in(predictor)
     _check(predictor, attention=True)
     wanted = {site.name: site for site in find_sites(predictor, sites)}
 
@@ -223,11 +226,11 @@ OBSERVED = "_observed"
 
 def is_observed(predictor: SAM2VideoPredictor) -> bool:
     """Whether somebody listens to a predictor."""
-    return OBSERVED in predictor.__dict__
+    return OBSERVED in stand_in(predictor).__dict__
 
 
 def _check(predictor: SAM2VideoPredictor, attention: bool) -> None:
-    if not isinstance(predictor, SAM2VideoPredictor):
+    if not isinstance(predictor, (SAM2VideoPredictor, TransformersPredictor)):
         raise InputError(
             f"a {type(predictor).__name__} was given; observe takes a SAM 2 video predictor; build one "
             "with build_predictor"
@@ -247,11 +250,18 @@ def _check(predictor: SAM2VideoPredictor, attention: bool) -> None:
 def _put_in_place(predictor: SAM2VideoPredictor, seam: Seam, before: dict[str, Any]) -> None:
     """Put what tells the seam in place, where it isn't for those who listened `before`."""
     if seam.watched and ATTENTION.isdisjoint(before):
+        theirs = isinstance(predictor, TransformersPredictor)
         for site in attention_sites(predictor):
-            tap = site.module.__dict__.setdefault("forward", _Tap(site))
+            tap = site.module.__dict__.setdefault(
+                "forward", _Tap(site, AttentionSeen if theirs else _Passing)
+            )
             tap.seams.append(seam)
+        if theirs:
+            predictor.see_attention()
     if not before:
         predictor.__dict__.update(_telling_methods(predictor, seam), **{OBSERVED: seam})
+        if isinstance(predictor, TransformersPredictor):
+            predictor.put_in_place()
 
 
 def _take_away(predictor: SAM2VideoPredictor, seam: Seam, before: dict[str, Any]) -> None:
@@ -262,7 +272,11 @@ def _take_away(predictor: SAM2VideoPredictor, seam: Seam, before: dict[str, Any]
             tap.seams.remove(seam)
             if not tap.seams:
                 del site.module.__dict__["forward"]
+        if isinstance(predictor, TransformersPredictor):
+            predictor.leave_attention()
     if not seam.listeners:
+        if isinstance(predictor, TransformersPredictor):
+            predictor.take_away()
         for name in (OBSERVED, TRACK, *STEPS):
             del predictor.__dict__[name]
 
@@ -277,6 +291,10 @@ def _without_inference_mode(predictor: SAM2VideoPredictor) -> Iterator[None]:
         raise InputError(
             "an accelerated predictor was given, but its rewrites have no gradients; expected a stock predictor; pass the "
             "one that it was made from"
+        )
+    if isinstance(predictor, TransformersPredictor):
+        raise InputError(
+            "a Sam2VideoModel was given; expected sam2's own predictor for gradients; load its weights with build_predictor"
         )
     plain_tensors(predictor)
     kind = type(predictor)
@@ -329,8 +347,8 @@ def plain_tensors(predictor: SAM2VideoPredictor) -> None:
 class _Tap:
     """Stands in for the forward of one attention module: its call passes by all seams that listen."""
 
-    def __init__(self, site: AttentionSite) -> None:
-        self.site, self.original = site.name, site.module.forward
+    def __init__(self, site: AttentionSite, passing: Callable[[str, list[Seam]], Any]) -> None:
+        self.site, self.original, self.passing = site.name, site.module.forward, passing
         self.seams: list[Seam] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -341,7 +359,7 @@ class _Tap:
                 f"{self.site} is edited, but was called from outside the edited predictor's own steps; expected it to be at "
                 "work alone; leave the context of edit before another predictor or code of your own uses its modules"
             )
-        passing = _Passing(self.site, here or [seam for seam in self.seams if not seam.threads])
+        passing = self.passing(self.site, here or [seam for seam in self.seams if not seam.threads])
         with passing:
             out = self.original(*args, **kwargs)
         if len(passing.calls) != 1:
@@ -442,7 +460,7 @@ def _telling_methods(predictor: SAM2VideoPredictor, seam: Seam) -> dict[str, Cal
 
         def check(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
             if get_ident() == here:  # or else it is somebody else's, who shares the module
-                _check_memory(named["memory"], named["num_obj_ptr_tokens"], layout, known)
+                _check_memory(named["memory"], _pointer_tokens(named), layout, known)
 
         handle = predictor.memory_attention.register_forward_pre_hook(check, with_kwargs=True)
         try:
@@ -463,6 +481,12 @@ def _telling_methods(predictor: SAM2VideoPredictor, seam: Seam) -> dict[str, Cal
 
     telling = (encode_and_tell, prepare_and_tell, decode_and_tell, remember_and_tell)
     return {TRACK: track_and_tell, **dict(zip(STEPS, telling, strict=True))}
+
+
+def _pointer_tokens(named: dict[str, Any]) -> int:
+    """How many keys of memory attention are of object pointers, by its arguments, sam2's or transformers'."""
+    found = "num_obj_ptr_tokens" if "num_obj_ptr_tokens" in named else "num_object_pointer_tokens"
+    return int(named[found])
 
 
 def _check_memory(memory: Tensor, pointer_tokens: int, layout: MemoryLayout, results: Any) -> None:

@@ -39,6 +39,7 @@ from probes.records import (
 )
 from probes.sites import attention_sites, find_sites
 from probes.tracking import Prompts, digest_of, hash_of_frames, is_accelerated, track_and_collect
+from probes.transformers_model import TransformersPredictor, stand_in
 from probes.video import VideoSource, has_frame, open_video
 
 ROW_GRID = 32
@@ -79,8 +80,9 @@ def record(
     Parameters
     ----------
     predictor
-        Stock ``SAM2VideoPredictor``, whose dense run calibration needs, or an accelerated one. A folder holds runs of one
-        profile.
+        Stock ``SAM2VideoPredictor``, whose dense run calibration needs, or an accelerated one; a folder holds runs of one
+        profile. Or a ``Sam2VideoModel`` of transformers, on frames made as sam2 makes them; a correction there stays as
+        transformers keeps it.
     video
         Whatever `open_video` opens. A stream is tracked to its end, and not back from its first prompt.
     prompts
@@ -118,6 +120,7 @@ def record(
         It is no video predictor, a pattern matches nothing, `rows` match no site that has some, the prompts, the
         name or `row_side` can't be used, or the folder holds another recording.
     """
+    predictor = stand_in(predictor)
     source = open_video(video)
     clip = name or (Path(video).stem if isinstance(video, (str, Path)) else "clip")
     _check_name(clip)
@@ -172,6 +175,7 @@ def recorded_clips(
     InputError
         A pattern matches nothing, or the folder holds another recording or other files.
     """
+    predictor = stand_in(predictor)
     settings = _settings(predictor, statistics, rows, row_side, query_rows, seed, autocast)
     called = name_of(predictor) if model is None else model
     return [info.name for info in _open_header(predictor, settings, Path(out), called).clips]
@@ -295,7 +299,10 @@ def _open_header(predictor: Any, settings: Settings, folder: Path, name: str) ->
         raise InputError(
             f"{folder} can't be made, as {there} can't be written into; expected a new folder; choose another"
         )
-    versions = {package: version(package) for package in ("efficient-sam2", "sam2", "torch")}
+    packages = ["efficient-sam2", "sam2", "torch"]
+    if isinstance(predictor, TransformersPredictor):
+        packages.append("transformers")
+    versions = {package: version(package) for package in packages}
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Header(model=model, settings=settings, versions=versions, date=date, schema=SCHEMA)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from sam2.modeling.sam2_base import SAM2Base
 
 from probes.errors import InputError
+from probes.transformers_model import stand_in
 
 Part = Literal["encoder", "memory", "decoder"]
 Kind = Literal["window", "global", "self", "cross", "token_to_image", "image_to_token"]
@@ -79,7 +80,7 @@ def attention_sites(
     Parameters
     ----------
     model
-        Any SAM 2 model or predictor.
+        Any SAM 2 model or predictor, or a ``Sam2VideoModel`` of transformers.
     part
         Only those of ``"encoder"``, ``"memory"`` or ``"decoder"``.
     kind
@@ -97,6 +98,7 @@ def attention_sites(
                 f"{what} {given!r} was asked for; expected one of {', '.join(known)}; choose one, or give patterns of names "
                 "to observe"
             )
+    model = stand_in(model)
     found = (*_encoder(model), *_memory(model), *_decoder(model))
     return [
         site
@@ -134,7 +136,7 @@ def _encoder(model: SAM2Base) -> Iterator[AttentionSite]:
         pool = block.q_stride[0] if block.q_stride else 1
         kind: Kind = "window" if block.window_size else "global"
         yield AttentionSite(
-            f"encoder.stage{stage}.block{index}.{kind}", "encoder", kind, block.attn.num_heads,
+            f"encoder.stage{stage}.block{index}.{kind}", "encoder", kind, _heads(block.attn),
             model.image_size // stride, stride, block.window_size, pool, stage, index, module=block.attn,
         )  # fmt: skip
         stride *= pool
@@ -167,6 +169,12 @@ def _layer_site(
     grid = model.sam_image_embedding_size
     where = "final" if layer is None else f"layer{layer}"
     return AttentionSite(
-        f"{part}.{where}.{kind}", part, kind, module.num_heads, grid, model.image_size // grid,
+        f"{part}.{where}.{kind}", part, kind, _heads(module), grid, model.image_size // grid,
         layer=layer, module=module,
     )  # fmt: skip
+
+
+def _heads(module: Any) -> int:
+    """Number of heads of an attention module, of sam2 or of transformers."""
+    found = getattr(module, "num_heads", None)
+    return int(module.num_attention_heads if found is None else found)

@@ -19,6 +19,7 @@ from probes.collector import Collector
 from probes.errors import InputError, tell_left_out
 from probes.observing import listen, observe
 from probes.prompts import Prompt, check_prompts, digest_of_prompts, read_prompts
+from probes.transformers_model import TransformersPredictor
 from probes.video import EndOfVideo, ModelFrames, VideoSource, new_state
 
 Prompts = (
@@ -62,6 +63,8 @@ def begin_video(predictor: Any, source: VideoSource) -> dict[str, Any]:
     device = predictor.device
     frames = ModelFrames(source, predictor.image_size, device)
     size = source.height, source.width
+    if isinstance(predictor, TransformersPredictor):
+        return predictor.begin(frames, frames.num_frames, size)
     state = new_state(frames, frames.num_frames, size, device, device, frames_on_cpu=False)
     if is_accelerated(predictor):
         predictor.session(state).corrections = "keep"

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probes.files import whole
-from probes.models import load_strictly, read_checkpoint
+from probes.weights import load_strictly, read_checkpoint
 from training.data import Batch, Order, Phase, Pool, batches, load_pool
 from training.losses import (
     PROMPTED,

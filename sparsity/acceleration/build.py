@@ -14,6 +14,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor, SAM2VideoPredictorVOS
 from probes.errors import InputError
 from probes.models import check_sam2
 from probes.observing import is_observed
+from probes.transformers_model import is_transformers_model
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.profile import Profile, load_profile
 
@@ -59,6 +60,11 @@ def _check(predictor: Any) -> None:
             "without vos_optimized"
         )
     if not isinstance(predictor, SAM2VideoPredictor):
+        if is_transformers_model(predictor):
+            raise InputError(
+                f"transformers' {named} was given; accelerate takes sam2's predictor, which has other parts; build that with "
+                "the same weights: build_predictor and the folder or name that they are from"
+            )
         legacy = type(predictor).__module__ == "sam2.sam2_video_predictor_legacy"
         why = ", sam2's legacy one, which keeps all objects of a video in one state" * legacy
         raise InputError(

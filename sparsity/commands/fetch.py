@@ -1,4 +1,4 @@
-"""``efficient-sam2 fetch``: an official checkpoint onto this machine."""
+"""``efficient-sam2 fetch``: a checkpoint onto this machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ import typer
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(help="sam2.1-tiny, -small, -base-plus or -large")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="sam2.1-tiny, -small, -base-plus or -large, or a Hugging Face name: facebook/sam2.1-hiera-large"
+        ),
+    ],
 ) -> None:
-    """Fetch an official checkpoint once, verified; later commands find it by the model's name."""
+    """Fetch a checkpoint once, verified; later commands find it by the same name."""
     from probes.checkpoints import fetch_checkpoint
+    from probes.hub import fetch_from_hub, is_hub_name
 
-    print(fetch_checkpoint(name, progress=True))
+    bring = fetch_from_hub if is_hub_name(name) else fetch_checkpoint
+    print(bring(name, progress=True))

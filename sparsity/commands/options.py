@@ -20,7 +20,11 @@ if TYPE_CHECKING:  # they need torch, which takes seconds to import
 MODEL: dict[str, tuple[Any, Any]] = {
     "model": (
         Annotated[
-            str, typer.Option("--model", help="demo, sam2.1-tiny, -small, -base-plus or -large")
+            str,
+            typer.Option(
+                "--model",
+                help="demo, sam2.1-tiny, -small, -base-plus or -large, a Hugging Face name that was fetched, or a folder",
+            ),
         ],
         "demo",
     ),
@@ -33,7 +37,17 @@ MODEL: dict[str, tuple[Any, Any]] = {
     ),
     "checkpoint": (
         Annotated[
-            Path | None, typer.Option("--checkpoint", help="weights: sam2's .pt or .safetensors")
+            Path | None,
+            typer.Option(
+                "--checkpoint", help="weights: sam2's .pt or .safetensors, transformers' too"
+            ),
+        ],
+        None,
+    ),
+    "lora": (
+        Annotated[
+            Path | None,
+            typer.Option("--lora", help="folder of PEFT's adapter, merged into the weights"),
         ],
         None,
     ),

@@ -35,6 +35,7 @@ class ModelChoice:
     model: str = "demo"
     config: Path | None = None
     checkpoint: Path | None = None
+    lora: Path | None = None
     weights: str | None = None
     seed: int = 0
     image_size: int | None = None
@@ -69,6 +70,7 @@ class ModelChoice:
             None if self.config else self.model,
             config=self.config,
             checkpoint=self.checkpoint,
+            lora=self.lora,
             weights="random" if self.weights else None,
             seed=self.seed,
             image_size=self.image_size,

@@ -210,6 +210,18 @@ def test_what_an_encoding_lacks_is_written_in_its_letters(
     assert f"{cut}: " in demo
 
 
+def test_fetch_says_in_one_line_that_the_hub_is_out_of_reach(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert cli.run(["fetch", "someone/sam2"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "can't be reached (ConnectionError)" in said[0]
+    assert "hf_secret" not in said[0]
+
+
 def test_fetch_refuses_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["fetch", "sam3"]) == 2
     assert "sam2.1-tiny" in capsys.readouterr().err
