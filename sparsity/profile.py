@@ -173,7 +173,9 @@ class Profile(Settings):
                 "reuse needs routing to leave something out, and exact; set both or switch it off"
             )
         whole = self.routing is not None and self.routing.unit == "frame"
-        if whole and (self.carried or self.retrieval is not None and self.retrieval.readers == "routed"):
+        if whole and (
+            self.carried or self.retrieval is not None and self.retrieval.readers == "routed"
+        ):
             raise ValueError(
                 "routing.unit 'frame' leaves no window out that reuse, a cached adapter or retrieval.readers 'routed' "
                 "could serve; switch these off or choose 'window'"

@@ -61,9 +61,7 @@ def _carried(parts: Parts, latest: LastFeatures, frame: Frame) -> dict[str, Any]
     for outputs in frame.state["output_dict_per_obj"].values():
         tracked, prompted = outputs["non_cond_frame_outputs"], outputs["cond_frame_outputs"]
         step = frame.adjacent - frame.index
-        ends = [
-            prompted.get(t) or tracked.get(t) for t in (frame.adjacent, frame.adjacent + step)
-        ]
+        ends = [prompted.get(t) or tracked.get(t) for t in (frame.adjacent, frame.adjacent + step)]
         if None not in ends:
             masks.append(tuple(out["pred_masks"][0, 0] for out in ends))
     since = abs(frame.index - latest.frame)

@@ -29,15 +29,7 @@ from sparsity.acceleration.model.linear import Linear
 from sparsity.acceleration.model.memory_attention import SparseMemoryAttention
 from sparsity.acceleration.model.quantized import Int8Linear, why_not_int8
 from sparsity.acceleration.model.weights import Derived, Version
-from sparsity.acceleration.session import (
-    Frame,
-    Made,
-    Outputs,
-    Result,
-    Session,
-    made_from,
-    together,
-)
+from sparsity.acceleration.session import Frame, Made, Outputs, Result, Session, made_from, together
 from sparsity.profile import Profile
 from sparsity.techniques import KEY
 from sparsity.techniques.adapter import AdapterFunction, load_adapter
@@ -319,9 +311,7 @@ class Parts:
         most, stride = model.num_maskmem - 1, model.memory_temporal_stride_for_eval
         return remembered(outputs, index, reverse, policy, most, stride)
 
-    def layout(
-        self, outputs: Outputs, index: int, num_frames: int, reverse: bool
-    ) -> MemoryLayout:
+    def layout(self, outputs: Outputs, index: int, num_frames: int, reverse: bool) -> MemoryLayout:
         """Lay out the memory that an object reads on a frame."""
         kept = self.kept(outputs, index, reverse)
         chosen = None if kept is None else kept.frames

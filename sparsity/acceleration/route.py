@@ -74,9 +74,9 @@ def _chosen(parts: Parts, session: Session, frame: Frame) -> Decision:
     if session.chooser is not None:
         if guard.refresh_every is not None and since >= guard.refresh_every:
             return Decision(None, "refresh")
-        if carries(session.since_computed(parts.made, frame), rule):
-            return CARRIED
         chosen = session.chooser(frame.index)
+        if chosen is not None and carries(session.since_computed(parts.made, frame), rule):
+            return CARRIED
         return _given(chosen, frame.index, frame.grid, rule.unit)
     results = frame.state["output_dict_per_obj"].items()
     # an object that was added during this pass has no prompt of its own yet, and waits for the next

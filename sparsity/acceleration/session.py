@@ -265,7 +265,11 @@ class Session:
             if self.batch[0] == frame:
                 current.encoded_together = self.batch[1]
             if decision.carried and self.latest is not None:
-                current.carried_from, current.windows, current.windows_kept = self.latest.frame, [], 0
+                current.carried_from, current.windows, current.windows_kept = (
+                    self.latest.frame,
+                    [],
+                    0,
+                )
             if decision.cells is not None:
                 windows = grid.windows_of(decision.cells)
                 current.windows, current.windows_kept = list(windows), len(windows)
@@ -346,9 +350,7 @@ def together(
     return [index, *[i for i in waiting if not known(i)][: MOST_OBJECTS - 1]]
 
 
-def made_from(
-    outputs: dict[str, dict[int, Any]], layout: MemoryLayout, reverse: bool
-) -> Hashable:
+def made_from(outputs: dict[str, dict[int, Any]], layout: MemoryLayout, reverse: bool) -> Hashable:
     """Say which results of an object its result on a frame is made from; each has a number of its own."""
     numbers = []
     for out in stored_results(outputs, layout):

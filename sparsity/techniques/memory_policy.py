@@ -182,7 +182,9 @@ class Remembered:
             agreement = 1.0
             if motion is not None and mark.box is not None:
                 agreement = box_iou(motion.next, mark.box)
-            motion = motion.follow(mark.box) if motion is not None else mark.box and Motion(mark.box)
+            motion = (
+                motion.follow(mark.box) if motion is not None else mark.box and Motion(mark.box)
+            )
             good = (
                 mark.box is not None
                 and mark.score > policy.score_above
@@ -220,9 +222,7 @@ def _least(kept: list[Kept], policy: MemoryPolicy, most: int) -> Kept:
         return anchors[0] if len(anchors) > max(0, most - policy.recent) else (others or anchors)[0]
     if policy.kind == "spread":
         free = older[: max(1, len(kept) - policy.recent)]
-        pairs = {
-            (other, one.frame): alike for one in kept for other, alike in one.alike
-        }
+        pairs = {(other, one.frame): alike for one in kept for other, alike in one.alike}
         there = {one.frame for one in free}
         ranked = [
             (alike, min(pair, key=lambda t: [k.frame for k in kept].index(t)))
@@ -299,7 +299,9 @@ def mark_rows(
     return torch.cat([boxes, alone[:, None], alike], 1)
 
 
-def marks_on_host(rows: Tensor, scores: Sequence[float], ious: Sequence[Sequence[float]]) -> list[Mark]:
+def marks_on_host(
+    rows: Tensor, scores: Sequence[float], ious: Sequence[Sequence[float]]
+) -> list[Mark]:
     """Read the `mark_rows` of each object, with its object score and predicted IoUs."""
     found = []
     for row, score, known in zip(rows.tolist(), scores, ious, strict=True):
