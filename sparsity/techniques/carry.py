@@ -74,5 +74,5 @@ def _places(height: int, width: int, device: torch.device) -> Tensor:
 
 def _centre(mask: Tensor) -> Tensor:
     """Centre of a mask ``[H, W]`` in the places of `_places`; NaN of an empty one."""
-    weight = mask[None, :, :, None]
-    return (_places(*mask.shape, mask.device) * weight).sum((0, 1, 2)) / weight.sum()
+    weight, (height, width) = mask[None, :, :, None], mask.shape
+    return (_places(height, width, mask.device) * weight).sum((0, 1, 2)) / weight.sum()

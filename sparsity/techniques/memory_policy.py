@@ -36,12 +36,12 @@ class MemoryPolicy(Settings):
         Stock: the newest ones.
     ``quality``
         The newest good ones. A frame is good where the object is there (`score_above`), its mask is trusted
-        (`iou_above`) and lies where the last ones were heading (`motion_above`), as in SAMURAI (Yang et al.,
-        arXiv 2411.11922, section 4.2, motion-aware memory selection).
+        (`iou_above`) and lies where the last ones were heading (`motion_above`): the motion-aware memory selection of
+        SAMURAI (Yang et al., arXiv 2411.11922), whose choice among candidate masks by motion is not made here.
     ``distractor``
-        The newest good ones and, for at most half of memory, anchors: good frames on which another candidate mask reached
-        far beyond the chosen one, so a look-alike was near and told apart, as in DAM4SAM (Videnovic et al., arXiv
-        2411.17576, section 3.2, distractor-resolving memory).
+        The newest good ones and, in what `recent` leaves of memory, anchors: good frames on which another candidate
+        mask reached far beyond the chosen one, so a look-alike was near and told apart. The two parts of memory are
+        DAM4SAM's (Videnovic et al., arXiv 2411.17576); anchors keep their age here.
     ``spread``
         Good ones that look least alike, by the cosine of their object pointers: of the two most alike the older goes.
         Keeping points far apart is Gonzalez's (1985) farthest-point rule, here one frame at a time.
@@ -176,38 +176,34 @@ class Remembered:
             Of frames other than the newest those of this stride alone are kept, as by sam2's
             ``memory_temporal_stride_for_eval``.
         """
-        policy, motion = self.policy, self.motion
-        new = Kept(frame)
+        new, motion = Kept(frame), self.motion
         if mark is not None:
-            agreement = 1.0
-            if motion is not None and mark.box is not None:
-                agreement = box_iou(motion.next, mark.box)
-            motion = (
-                motion.follow(mark.box) if motion is not None else mark.box and Motion(mark.box)
-            )
-            good = (
-                mark.box is not None
-                and mark.score > policy.score_above
-                and mark.iou > policy.iou_above
-                and agreement > policy.motion_above
-            )
-            last = max((abs(frame - k.frame) for k in self.kept if k.anchor), default=0)
-            near = min((abs(frame - k.frame) for k in self.kept if k.anchor), default=last)
-            anchor = (
-                good
-                and policy.kind == "distractor"
-                and mark.iou > policy.anchor_iou_above
-                and mark.alone < policy.anchor_box_below
-                and (not last or near >= policy.anchor_gap)
-            )
-            alike = tuple(zip(self.frames, mark.alike, strict=False))
-            new = Kept(frame, good, anchor, alike)
+            new = self._judged(frame, mark)
+            if motion is not None:
+                motion = motion.follow(mark.box)
+            elif mark.box is not None:
+                motion = Motion(mark.box)
         kept = [*self.kept, new]
         if len(kept) > 1 and kept[-2].frame % stride:
             del kept[-2]
         while len(kept) > most:
-            kept.remove(_least(kept, policy, most))
+            kept.remove(_least(kept, self.policy, most))
         return replace(self, kept=tuple(kept), motion=motion)
+
+    def _judged(self, frame: int, mark: Mark) -> Kept:
+        """Whether the frame just tracked is good, and an anchor."""
+        policy, motion = self.policy, self.motion
+        seen = mark.box is not None and mark.score > policy.score_above
+        heads_there = (
+            motion is None
+            or mark.box is None
+            or box_iou(motion.next, mark.box) > policy.motion_above
+        )
+        good = seen and mark.iou > policy.iou_above and heads_there
+        apart = all(abs(frame - k.frame) >= policy.anchor_gap for k in self.kept if k.anchor)
+        told_apart = mark.iou > policy.anchor_iou_above and mark.alone < policy.anchor_box_below
+        anchor = policy.kind == "distractor" and good and told_apart and apart
+        return Kept(frame, good, anchor, tuple(zip(self.frames, mark.alike, strict=False)))
 
 
 def _least(kept: list[Kept], policy: MemoryPolicy, most: int) -> Kept:
@@ -219,19 +215,18 @@ def _least(kept: list[Kept], policy: MemoryPolicy, most: int) -> Kept:
     if policy.kind == "distractor":
         anchors = [one for one in older if one.anchor]
         others = [one for one in older if not one.anchor]
-        return anchors[0] if len(anchors) > max(0, most - policy.recent) else (others or anchors)[0]
+        too_many = len(anchors) > max(0, most - policy.recent)
+        return (anchors if too_many else others or anchors)[0]
     if policy.kind == "spread":
+        there = {one.frame for one in kept}
+        nearest = dict.fromkeys(there, -1.0)
+        for one in kept:
+            for frame, cosine in one.alike:
+                if frame in there:
+                    nearest[frame] = max(nearest[frame], cosine)
+                    nearest[one.frame] = max(nearest[one.frame], cosine)
         free = older[: max(1, len(kept) - policy.recent)]
-        pairs = {(other, one.frame): alike for one in kept for other, alike in one.alike}
-        there = {one.frame for one in free}
-        ranked = [
-            (alike, min(pair, key=lambda t: [k.frame for k in kept].index(t)))
-            for pair, alike in pairs.items()
-            if set(pair) <= {k.frame for k in kept} and there & set(pair)
-        ]
-        if ranked:
-            oldest = max(ranked, key=lambda r: r[0])[1]
-            return next((one for one in free if one.frame == oldest), free[0])
+        return max(free, key=lambda one: nearest[one.frame])
     return older[0]
 
 

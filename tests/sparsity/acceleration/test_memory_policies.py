@@ -174,11 +174,8 @@ def test_reverse_reads_what_was_kept_on_the_way(fast: Any, clip: Clip) -> None:
         assert read(fast, state, 4, 1) == [last, *range(4)], "what lies behind, as by stock's rule"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_corrected_frame_changes_what_follows_and_nothing_else(
-    fast: Any, clip: Clip, kind: str
-) -> None:
-    found = {}
+def test_a_corrected_frame_changes_what_follows_and_nothing_else(fast: Any, clip: Clip) -> None:
+    found, kind = {}, "quality"
     for corrections in ("keep", "computed anew"):
         with fast.use(with_policy(kind)):
             state = fast.init_state(clip.frames, corrections="keep")
@@ -204,7 +201,7 @@ def test_those_who_watch_are_told_which_frames_were_read(fast: Any, clip: Clip, 
             assert call.keys is not None or call.k.shape[2] == layout.keys
 
     plain, _ = tracked(fast, clip, with_policy("spread", base))
-    with observe(fast, note, "memory.0.cross"):
+    with observe(fast, note, "memory.layer0.cross"):
         watched, state = tracked(fast, clip, with_policy("spread", base))
     assert equal(plain, watched)
     assert told == {(t, i): read(fast, state, t, i) for t in range(1, FRAMES) for i in (1, 2)}
