@@ -42,7 +42,7 @@ class Seen:
     rows
         By site: raw rows, their maxima, and which of their cells hold a key that took part.
     heads
-        What the mask decoder's heads gave.
+        What the mask decoder's heads gave; None for what a model doesn't make.
     """
 
     statistics: dict[str, tuple[CallStatistics, int]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Seen:
     shares: dict[str, Tensor] = field(default_factory=dict)
     readers: Tensor | None = None
     rows: dict[str, tuple[Array, Array, Array]] = field(default_factory=dict)
-    heads: tuple[Tensor, ...] | None = None
+    heads: tuple[Any, ...] | None = None
 
 
 def even_mass(mass: Tensor, there: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ added, then the remembered frames from oldest to newest, then the object pointer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ def memory_layout(
     output_dict: Mapping[str, Mapping[int, Any]],
     num_frames: int,
     reverse: bool,
+    chosen: Sequence[int] | None = None,
 ) -> MemoryLayout:
     """Lay out the memory bank that SAM 2 reads when it tracks an object into a frame.
 
@@ -99,6 +100,9 @@ def memory_layout(
         Frames of the video (it caps the number of pointers).
     reverse
         Whether tracking runs backwards.
+    chosen
+        Tracked frames for the positions after the conditioning ones, the newest last, at most
+        ``num_maskmem - 1``; by default those that SAM 2's rule names.
     """
     selected, unselected = select_closest_cond_frames(
         frame, output_dict["cond_frame_outputs"], model.max_cond_frames_in_attn
@@ -106,8 +110,9 @@ def memory_layout(
     remembered = output_dict["non_cond_frame_outputs"]
     sign = -1 if reverse else 1
     frames = [MemoryFrame(t, 0, abs(frame - t), True, t == frame - sign) for t in selected]
-    for position in range(1, model.num_maskmem):
-        t = _bank_frame(model, frame, position, reverse)
+    if chosen is None:
+        chosen = [_bank_frame(model, frame, p, reverse) for p in range(1, model.num_maskmem)]
+    for position, t in enumerate(chosen, model.num_maskmem - len(chosen)):
         if t in remembered or t in unselected:
             frames.append(
                 MemoryFrame(

@@ -27,6 +27,7 @@ from probes.files import whole, write_text
 from probes.video import Resize
 from sparsity.techniques import Settings, Share
 from sparsity.techniques.adapter import Adapter
+from sparsity.techniques.memory_policy import MemoryPolicy
 from sparsity.techniques.retrieval import Retrieval
 from sparsity.techniques.reuse import CHANGE, REUSED_PARTS, ReusedPart, picture_of
 from sparsity.techniques.routing import Guard, Refresh, Routing
@@ -190,6 +191,8 @@ class Profile(Settings):
         On a GPU parts of a frame are recorded as CUDA graphs and launched as one each.
     routing, retrieval
         SWR and SMR; None switches one off.
+    memory_policy
+        Which tracked frames an object's memory holds; ``recent`` is stock. Not part of the published method.
     reuse
         Parts of the encoder that routed frames take over where they are not computed: all, or those named, which
         is how each is measured alone. Not part of the published method.
@@ -215,6 +218,7 @@ class Profile(Settings):
     reuse: bool | tuple[ReusedPart, ...] = False
     quantize: Literal["int8"] | None = None
     resize: Resize = "pillow"
+    memory_policy: MemoryPolicy = MemoryPolicy()
     guard: Guard = Guard()
     promise: Promise | None = None
     made_by: dict[str, Any] | None = None
@@ -230,9 +234,23 @@ class Profile(Settings):
             raise ValueError(
                 "reuse needs routing to leave something out, and exact; set both or switch it off"
             )
+        whole = self.routing is not None and self.routing.unit == "frame"
+        if whole and (
+            self.carried or self.retrieval is not None and self.retrieval.readers == "routed"
+        ):
+            raise ValueError(
+                "routing.unit 'frame' leaves no window out that reuse, a cached adapter or retrieval.readers 'routed' "
+                "could serve; switch these off or choose 'window'"
+            )
         if self.quantize is not None and not self.exact:
             raise ValueError(
                 "quantize needs exact, whose linear layers it replaces; set exact or set quantize to null"
+            )
+        chooses = self.memory_policy.kind != "recent"
+        if chooses and not self.exact and self.retrieval is None:
+            raise ValueError(
+                f"memory_policy {self.memory_policy.kind!r} needs exact or retrieval, whose memory attention reads what "
+                "it chooses; set one of them or choose 'recent'"
             )
         if self.resize != "pillow" and not self.exact:
             raise ValueError(
@@ -305,6 +323,7 @@ FURTHER: dict[str, Callable[[Profile], Profile]] = {
     "last block reused": lambda profile: profile.model_copy(update={"reuse": ("last_block",)}),
     "early stages reused": lambda profile: profile.model_copy(update={"reuse": ("early",)}),
     "rolling refresh": _with("routing", refresh=Refresh(one_in=6)),
+    "every second frame": _with("routing", every=2),
     "trimmed windows": _with("routing", unit="cell", margin_px=24.0),
     "cached shortcut": _with("adapter", kind="cached"),
     "int8": lambda profile: profile.model_copy(update={"quantize": "int8"}),

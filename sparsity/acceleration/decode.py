@@ -16,6 +16,7 @@ from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import Frame, Result, Session
 from sparsity.techniques import KEY
+from sparsity.techniques.memory_policy import NAME, mark_rows, marks_on_host
 from sparsity.techniques.retrieval import prunable_frames
 from sparsity.techniques.routing import cue_row, cues_on_host
 
@@ -59,9 +60,26 @@ def decode(
         told = _cue_rows(parts, frame, told)
         if "saliency" in parts.seam.listeners:
             parts.seam.tell("saliency", Told(parts.seam.now.moment, frame.saliency))
+    _mark(parts, frame, found)
     # on its way before the memory encoder runs, which the host then need not wait for
     frame.known, frame.ious = _to_host(told), _to_host(found[2])
     return found
+
+
+def _mark(parts: Parts, frame: Frame, found: tuple[Tensor, ...]) -> None:
+    """Have what a memory policy asks of the results sent to the host."""
+    frame.kept = [
+        kept
+        for outputs in frame.outputs
+        if (kept := parts.kept(outputs, frame.index, frame.reverse)) is not None
+    ]
+    if not frame.kept:
+        return
+    pointers = [
+        [out["obj_ptr"] for t in kept.frames if (out := outputs["non_cond_frame_outputs"].get(t))]
+        for outputs, kept in zip(frame.outputs, frame.kept, strict=True)
+    ]
+    frame.marks = _to_host(mark_rows(found[0], found[3][:, 0], found[5], pointers))
 
 
 def _cue_rows(parts: Parts, frame: Frame, scores: Tensor) -> Tensor:
@@ -94,7 +112,7 @@ def hand_out(
     parts: Parts, session: Session, frame: Frame, together: dict[str, Any], logits: Tensor
 ) -> list[Result]:
     """Give every object its part of a batched result, with what techniques remember of it, and enter it into the report."""
-    cues, rule = None, parts.here.used.profile.routing
+    cues, rule, model = None, parts.here.used.profile.routing, parts.model
     if frame.known is None:  # the client's own method decoded
         known = together["object_score_logits"].flatten(1).amax(1)
     else:
@@ -103,6 +121,7 @@ def hand_out(
         cues = cues_on_host(known, frame.grid)
     ious = frame.ious().tolist() if frame.ious else [[] for _ in frame.objects]
     scores = known.tolist() if cues is None else [cue.score for cue in cues]
+    marks = marks_on_host(frame.marks(), scores, ious) if frame.marks else []
     report = session.frame_report(frame.index, frame.reverse, frame.decision, frame.grid)
     found: list[Result] = []
     for b, score in enumerate(scores):
@@ -117,6 +136,10 @@ def hand_out(
         if session.corrections == "keep":
             outputs = frame.outputs[b]
             notes["from"] = parts.made_from(frame.state, outputs, frame.index, frame.reverse)
+        if marks:
+            notes[NAME] = frame.kept[b].after(
+                frame.index, marks[b], model.num_maskmem - 1, model.memory_temporal_stride_for_eval
+            )
         part = {key: _part_of(value, b) for key, value in together.items()}
         found.append(({**part, KEY: notes}, logits[b : b + 1]))
     return found
@@ -134,6 +157,7 @@ def _note_keys(said: ObjectReport, frame: Frame, b: int) -> None:
     recall, layout = frame.recalls[b], frame.layouts[b]
     prunable = prunable_frames(layout)
     said.keys_used, said.keys_total = recall.keys_used, layout.keys
+    said.memory_frames = [entry.frame for entry in layout.frames]
     said.pruned_frames, said.queries_share = recall.pruned_frames, recall.queries_share
     said.prunable_keys_total = prunable * layout.tokens
     kept = sum(recall.prunable_used) / max(1, len(recall.prunable_used))

@@ -12,7 +12,8 @@ from sparsity.acceleration.model.encoder import Encoder, Encoding
 from sparsity.acceleration.model.windows import to_device
 from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.route import route
-from sparsity.acceleration.session import Frame, Made, RoutedFeatures, Session
+from sparsity.acceleration.session import Frame, LastFeatures, RoutedFeatures, Session
+from sparsity.techniques.carry import carried_levels
 from sparsity.techniques.reuse import CHANGE, LastComputed, picture_of
 from sparsity.techniques.routing import computed_parts
 
@@ -27,7 +28,8 @@ def encode(parts: Parts, session: Session, frame: Frame) -> Entry | None:
     did under another profile or with other weights.
     """
     here, cells, known = parts.here, frame.decision.cells, frame.state["cached_features"]
-    if frame.objects and cells is None:
+    latest = session.latest if frame.decision.carried else None
+    if frame.objects and cells is None and latest is None:
         session.routing.last_dense = frame.index
     if frame.index in known:
         made = session.made(known[frame.index][1])
@@ -37,6 +39,8 @@ def encode(parts: Parts, session: Session, frame: Frame) -> Entry | None:
         if here.used.exact and same:
             return None
         del known[frame.index]
+    if latest is not None:
+        return frame.image(frame.index)[None].float(), _carried(parts, latest, frame)
     if cells is None:
         session.features = None
         return None
@@ -46,7 +50,24 @@ def encode(parts: Parts, session: Session, frame: Frame) -> Entry | None:
         output = _encoded(parts, encoder, ((session, frame),), image[None].float())
         found = RoutedFeatures(frame.index, cells, version, image, output)
         session.features = found
+        _keep_features(parts, session, frame, found.output)
     return image[None].float(), found.output
+
+
+def _carried(parts: Parts, latest: LastFeatures, frame: Frame) -> dict[str, Any]:
+    """Features of an earlier frame, moved to this one as the objects moved."""
+    rule = parts.here.used.profile.routing
+    assert rule is not None, "it carries"
+    masks = []
+    for outputs in frame.state["output_dict_per_obj"].values():
+        tracked, prompted = outputs["non_cond_frame_outputs"], outputs["cond_frame_outputs"]
+        step = frame.adjacent - frame.index
+        ends = [prompted.get(t) or tracked.get(t) for t in (frame.adjacent, frame.adjacent + step)]
+        if None not in ends:
+            masks.append(tuple(out["pred_masks"][0, 0] for out in ends))
+    since = abs(frame.index - latest.frame)
+    levels = carried_levels(latest.output["backbone_fpn"], masks, since, rule.margin_px)
+    return {**latest.output, "backbone_fpn": levels, "vision_features": levels[-1]}
 
 
 def encode_whole(parts: Parts, images: Tensor) -> dict[str, Any] | None:
@@ -94,7 +115,8 @@ def encode_together(
     those = []
     for session, state, index in videos:
         frame = _decided(parts, session, state, index)
-        if frame.decision.cells is None and index not in state["cached_features"]:
+        whole = frame.decision.cells is None and not frame.decision.carried
+        if whole and index not in state["cached_features"]:
             those.append((session, frame))
     if len(those) < 2:
         return
@@ -113,10 +135,16 @@ def encode_together(
 
 def publish(parts: Parts, session: Session, frame: Frame) -> None:
     """Note what made the features that sam2 has just put into its cache."""
-    used = parts.here.used
-    version = parts.encoder_version if used.exact else None
-    made = Made(used.exact, version, used.profile.resize)
-    session.published = frame.state["cached_features"][frame.index][1], made
+    output = frame.state["cached_features"][frame.index][1]
+    session.published = output, parts.made
+    _keep_features(parts, session, frame, output)
+
+
+def _keep_features(parts: Parts, session: Session, frame: Frame, output: dict[str, Any]) -> None:
+    """Keep a frame's features for those to which they are carried over."""
+    rule = parts.here.used.profile.routing
+    if rule is not None and rule.every > 1:
+        session.latest = LastFeatures(frame.index, output, parts.made)
 
 
 def _decided(parts: Parts, session: Session, state: dict[str, Any], index: int) -> Frame:

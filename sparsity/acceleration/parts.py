@@ -18,6 +18,7 @@ from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.sam2_base import SAM2Base
 
 from probes.errors import InputError
+from probes.layout import MemoryLayout, memory_layout
 from probes.models import fingerprint
 from probes.seam import Moment, Seam
 from probes.video import ModelFrames
@@ -28,10 +29,11 @@ from sparsity.acceleration.model.linear import Linear
 from sparsity.acceleration.model.memory_attention import SparseMemoryAttention
 from sparsity.acceleration.model.quantized import Int8Linear, why_not_int8
 from sparsity.acceleration.model.weights import Derived, Version
-from sparsity.acceleration.session import Frame, Result, Session, made_from, together
+from sparsity.acceleration.session import Frame, Made, Outputs, Result, Session, made_from, together
 from sparsity.profile import Profile
 from sparsity.techniques import KEY
 from sparsity.techniques.adapter import AdapterFunction, load_adapter
+from sparsity.techniques.memory_policy import Remembered, remembered
 from sparsity.techniques.retrieval import ALL_TOKENS, Retrieval
 from sparsity.techniques.select import WindowGrid
 
@@ -233,6 +235,13 @@ class Parts:
         return None if "image encoder" in self.look() else self.encoder.version
 
     @property
+    def made(self) -> Made:
+        """What features are made by now."""
+        used = self.here.used
+        version = self.encoder_version if used.exact or self.here.routes else None
+        return Made(used.exact, version, used.profile.resize)
+
+    @property
     def attention(self) -> SparseMemoryAttention:
         """Memory attention in the number format of this run."""
         linear = self.here.used.linear
@@ -250,6 +259,12 @@ class Parts:
         here.looked = self.look()
         self.resize(state)
         try:
+            kind = here.used.profile.memory_policy.kind
+            if kind != "recent" and not self.reads_memory:
+                raise InputError(
+                    f"memory_policy {kind!r} given, but the model's memory attention isn't sam2's own; expected that, as it "
+                    "reads what is chosen; set memory_policy.kind to 'recent'"
+                )
             keeps = state[KEY].corrections == "keep"
             objects = together(
                 state, object_index, index, self.batches_objects,
@@ -284,8 +299,24 @@ class Parts:
     ) -> Hashable:
         """All that an object's result on a frame is made from, but the picture."""
         self.weights.look(self.model)
-        read = made_from(self.model, outputs, index, state["num_frames"], reverse)
-        return self.here.used.profile, self.weights.generation, self.seam.edition(), read
+        layout = self.layout(outputs, index, state["num_frames"], reverse)
+        kept = self.kept(outputs, index, reverse)
+        read = made_from(outputs, layout, reverse)
+        return self.here.used.profile, self.weights.generation, self.seam.edition(), kept, read
+
+    def kept(self, outputs: Outputs, index: int, reverse: bool) -> Remembered | None:
+        """What an object's memory holds by the profile's policy when a frame is to be tracked; None by stock's."""
+        policy, model = self.here.used.profile.memory_policy, self.model
+        if policy.kind == "recent":
+            return None
+        most, stride = model.num_maskmem - 1, model.memory_temporal_stride_for_eval
+        return remembered(outputs, index, reverse, policy, most, stride)
+
+    def layout(self, outputs: Outputs, index: int, num_frames: int, reverse: bool) -> MemoryLayout:
+        """Lay out the memory that an object reads on a frame."""
+        kept = self.kept(outputs, index, reverse)
+        chosen = None if kept is None else kept.frames
+        return memory_layout(self.model, index, outputs, num_frames, reverse, chosen)
 
     @contextmanager
     def encoding(self, *those: tuple[Session, Frame]) -> Iterator[None]:

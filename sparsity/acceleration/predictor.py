@@ -13,7 +13,6 @@ from torch import Tensor
 
 from probes.errors import InputError
 from probes.frames import Pixels
-from probes.layout import memory_layout
 from probes.seam import Moment
 from probes.video import EndOfVideo, ModelFrames, new_state, open_video
 from sparsity.acceleration.camera import Camera, Masks, track_together
@@ -27,6 +26,7 @@ from sparsity.acceleration.session import (
     Corrections,
     Frame,
     History,
+    Outputs,
     Session,
     WindowChooser,
     alone,
@@ -265,7 +265,14 @@ class EfficientSAM2VideoPredictor(Shared):
         session.note_prompts(state, frame, reverse, self.parts.grid)
         if session.history == "bounded":
             reach = self.memory_temporal_stride_for_eval * self.num_maskmem
-            forget_results(state, frame, reverse, max(reach, self.max_obj_ptrs_in_encoder))
+            reach = max(reach, self.max_obj_ptrs_in_encoder)
+            after = frame - 1 if reverse else frame + 1
+
+            def stay(outputs: Outputs) -> tuple[int, ...]:
+                kept = self.parts.kept(outputs, after, reverse)
+                return () if kept is None else kept.frames
+
+            forget_results(state, frame, reverse, reach, stay)
 
     def camera(
         self,
@@ -479,7 +486,7 @@ class EfficientSAM2VideoPredictor(Shared):
                 output_dict, num_frames, track_in_reverse,
             )  # fmt: skip
         frame.layouts = tuple(
-            memory_layout(self, frame_idx, outputs, num_frames, track_in_reverse)
+            self.parts.layout(outputs, frame_idx, num_frames, track_in_reverse)
             for outputs in frame.outputs
         )
         now = self.seam.now

@@ -33,6 +33,8 @@ class ObjectReport:
         Retrieval frames that were read in part.
     queries_share
         Share of the frame's tokens that read memory.
+    memory_frames
+        Frames that were read, conditioning ones first, then from the oldest to the newest.
     """
 
     score: float
@@ -43,6 +45,7 @@ class ObjectReport:
     pruned_frames: int = 0
     queries_share: float = 1.0
     ious: list[float] = field(default_factory=list)
+    memory_frames: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -65,6 +68,8 @@ class FrameReport:
         Indices of the cells that were computed, where windows were trimmed to them; else None.
     encoded_together
         Frames of how many videos were encoded in one batch, this one's included; 1 for a frame that was encoded by itself.
+    carried_from
+        Frame whose features were carried over to this one, of which nothing was computed; None where its own were.
     objects
         By object id.
     """
@@ -78,6 +83,7 @@ class FrameReport:
     trimmed_to: float = 1.0
     cells: list[int] | None = None
     encoded_together: int = 1
+    carried_from: int | None = None
     objects: dict[int, ObjectReport] = field(default_factory=dict)
 
     @property

@@ -10,7 +10,15 @@ from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.session import Chosen, Frame, Session
 from sparsity.techniques import KEY
 from sparsity.techniques.reuse import picture_of
-from sparsity.techniques.routing import Decision, FrameCues, ObjectCues, decide, refreshed
+from sparsity.techniques.routing import (
+    CARRIED,
+    Decision,
+    FrameCues,
+    ObjectCues,
+    carries,
+    decide,
+    refreshed,
+)
 from sparsity.techniques.select import WindowGrid
 
 NOT_ROUTED, CHANGED = Decision(None, "not routed"), Decision(None, "changed encoder")
@@ -45,13 +53,13 @@ def routed(parts: Parts, session: Session, frame: Frame) -> Decision:
     assert rule is not None, "it routes"
     if decision.cells is None or not needed:
         return decision
-    if last is None or not last.serve(needed, frame.index, parts.encoder.version):
+    if last is None or not last.serve(needed, frame.index, parts.encoder.version, rule.every):
         return Decision(None, "nothing cached")
     if rule.refresh is None:
         return decision
     image, before = frame.image(frame.index), last.parts[picture_of(rule.unit)][0]
     known = session.routing
-    change = known.changes(before, frame.adjacent, frame.index, image, rule, grid)
+    change = known.changes(before, last.frame, frame.index, image, rule, grid)
     return refreshed(decision, change, rule, grid, known.noise_floor, frame.index)
 
 
@@ -67,6 +75,8 @@ def _chosen(parts: Parts, session: Session, frame: Frame) -> Decision:
         if guard.refresh_every is not None and since >= guard.refresh_every:
             return Decision(None, "refresh")
         chosen = session.chooser(frame.index)
+        if chosen is not None and carries(session.since_computed(parts.made, frame), rule):
+            return CARRIED
         return _given(chosen, frame.index, frame.grid, rule.unit)
     results = frame.state["output_dict_per_obj"].items()
     # an object that was added during this pass has no prompt of its own yet, and waits for the next
@@ -85,7 +95,8 @@ def _chosen(parts: Parts, session: Session, frame: Frame) -> Decision:
     change = 0.0
     if guard.scene_cut is not None and None not in cues.values():
         change = known.change_since(frame.adjacent, frame.index, frame.image)
-    return decide(FrameCues(cues, change, since), rule, guard, frame.grid)
+    computed = session.since_computed(parts.made, frame)
+    return decide(FrameCues(cues, change, since, computed), rule, guard, frame.grid)
 
 
 def _given(chosen: Chosen, frame: int, grid: WindowGrid, unit: str) -> Decision:

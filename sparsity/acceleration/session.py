@@ -8,23 +8,23 @@ anew or results are dropped.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Any, Literal, get_args
 
 import torch
-from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from probes.errors import InputError
-from probes.layout import MemoryLayout, memory_layout, stored_results
+from probes.layout import MemoryLayout, stored_results
 from probes.video import Resize
 from sparsity.acceleration.model.memory_attention import Recall
 from sparsity.acceleration.model.weights import Version
 from sparsity.acceleration.report import FrameReport, ObjectReport, Report
 from sparsity.techniques import KEY
+from sparsity.techniques.memory_policy import Remembered
 from sparsity.techniques.reuse import LastComputed
 from sparsity.techniques.routing import Decision, RoutingMemory
 from sparsity.techniques.select import WindowGrid
@@ -47,6 +47,9 @@ Corrections = Literal["stock", "keep"]
 
 WindowChooser = Callable[[int], Chosen]
 """From a frame's index to what is to be computed."""
+
+Outputs = dict[str, dict[int, Any]]
+"""An object's results: sam2's ``output_dict``."""
 
 Result = tuple[dict[str, Any], Tensor]
 """What sam2 makes of an object on a frame: the entries it keeps, and mask logits ``[1, 1, H, W]``."""
@@ -75,8 +78,11 @@ class Frame:
     candidates, best, saliency
         What the decoder says for routing: candidate masks ``[objects, M, h, w]``, the chosen ones
         ``[objects, h, w]`` (logits), and decoder saliency ``[objects, grid, grid]``.
-    known, ious
-        Give what the host has to know of the masks, and predicted IoUs ``[objects, M]``, once they have arrived.
+    known, ious, marks
+        Give what the host has to know of the masks, predicted IoUs ``[objects, M]``, and what a memory policy asks of the
+        results (`sparsity.techniques.memory_policy.mark_rows`), once they have arrived.
+    kept
+        What each object's memory holds by a policy; none by stock's.
     """
 
     state: dict[str, Any]
@@ -93,6 +99,8 @@ class Frame:
     saliency: Tensor | None = None
     known: Callable[[], Tensor] | None = None
     ious: Callable[[], Tensor] | None = None
+    kept: list[Remembered] = field(default_factory=list)
+    marks: Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
         for i in self.objects:
@@ -151,6 +159,15 @@ class RoutedFeatures:
         return image is self.image or torch.equal(image, self.image)
 
 
+@dataclass(frozen=True)
+class LastFeatures:
+    """Features of the frame that was encoded last: sam2's backbone output, and what made it."""
+
+    frame: int
+    output: dict[str, Any]
+    made: Made
+
+
 @dataclass
 class Session:
     """Our entry in a video's inference state.
@@ -167,6 +184,8 @@ class Session:
         Chooses windows instead of the profile's rule, when given.
     features
         Those of the last routed frame; a copy does without.
+    latest
+        Those of the last frame that was encoded, where a profile carries them over.
     published
         The features that we put into sam2's cache last, and what made them; what else is there is the client's.
     decision
@@ -192,6 +211,7 @@ class Session:
     last_reported: int | None = None
     chooser: WindowChooser | None = None
     features: RoutedFeatures | None = None
+    latest: LastFeatures | None = None
     published: tuple[dict[str, Any], Made] | None = None
     decision: tuple[int, bool, Decision] | None = None
     ahead: dict[int, tuple[int, bool, Result]] = field(default_factory=dict)
@@ -215,6 +235,13 @@ class Session:
         known = self.published
         return known[1] if known is not None and known[0] is features else None
 
+    def since_computed(self, made: Made, frame: Frame) -> int | None:
+        """Frames, in the direction of tracking, since features were computed that can be carried over: `made` so."""
+        if self.latest is None or self.latest.made != made:
+            return None
+        ahead = frame.index - self.latest.frame
+        return -ahead if frame.reverse else ahead
+
     def begin_pass(self) -> None:
         """Forget what belongs to an earlier propagation, which may have been abandoned midway."""
         self.ahead.clear()
@@ -237,6 +264,12 @@ class Session:
             current = FrameReport(frame, reverse, grid.count, grid.count, None, decision.reason)
             if self.batch[0] == frame:
                 current.encoded_together = self.batch[1]
+            if decision.carried and self.latest is not None:
+                current.carried_from, current.windows, current.windows_kept = (
+                    self.latest.frame,
+                    [],
+                    0,
+                )
             if decision.cells is not None:
                 windows = grid.windows_of(decision.cells)
                 current.windows, current.windows_kept = list(windows), len(windows)
@@ -317,11 +350,8 @@ def together(
     return [index, *[i for i in waiting if not known(i)][: MOST_OBJECTS - 1]]
 
 
-def made_from(
-    model: SAM2Base, outputs: dict[str, dict[int, Any]], frame: int, num_frames: int, reverse: bool
-) -> Hashable:
+def made_from(outputs: dict[str, dict[int, Any]], layout: MemoryLayout, reverse: bool) -> Hashable:
     """Say which results of an object its result on a frame is made from; each has a number of its own."""
-    layout = memory_layout(model, frame, outputs, num_frames, reverse)
     numbers = []
     for out in stored_results(outputs, layout):
         notes = out.setdefault(KEY, {})
@@ -331,10 +361,19 @@ def made_from(
     return reverse, tuple(numbers), layout
 
 
-def forget_results(state: dict[str, Any], frame: int, reverse: bool, reach: int) -> None:
-    """Drop results that lie further back than `reach`, that of memory frames and pointers of later frames."""
-    per_object = [o["non_cond_frame_outputs"] for o in state["output_dict_per_obj"].values()]
-    for results in (*per_object, *state["frames_tracked_per_obj"].values()):
-        old = [t for t in results if (t - frame if reverse else frame - t) > reach]
-        for t in old:
-            del results[t]
+def forget_results(
+    state: dict[str, Any],
+    frame: int,
+    reverse: bool,
+    reach: int,
+    kept: Callable[[Outputs], Collection[int]],
+) -> None:
+    """Drop results that lie further back than `reach`, that of memory frames and pointers of later frames, but for
+    those that an object's memory policy has `kept`."""
+    for index, outputs in state["output_dict_per_obj"].items():
+        stay = kept(outputs)
+        for results in (outputs["non_cond_frame_outputs"], state["frames_tracked_per_obj"][index]):
+            old = [t for t in results if (t - frame if reverse else frame - t) > reach]
+            for t in old:
+                if t not in stay:
+                    del results[t]

@@ -42,9 +42,9 @@ class LastComputed:
     frame: int
     parts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def serve(self, parts: frozenset[str], frame: int, version: Hashable) -> bool:
-        """Whether a frame can be encoded with these in place of what is left out."""
-        near = abs(frame - self.frame) <= 1
+    def serve(self, parts: frozenset[str], frame: int, version: Hashable, every: int = 1) -> bool:
+        """Whether a frame can be encoded with these in place of what is left out, where every so many frames are encoded."""
+        near = abs(frame - self.frame) <= every
         return near and version == self.version and parts <= set(self.parts)
 
     def carry(self, parts: frozenset[str]) -> None:

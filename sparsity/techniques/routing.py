@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from probes.video import thumbnail
@@ -49,7 +49,8 @@ class Routing(Settings):
     ----------
     unit
         ``"window"`` computes windows that masks touch whole (paper). ``"cell"`` trims them to the cells of 2 x 2
-        tokens that masks touch, `margin_px` included; not part of the published method.
+        tokens that masks touch, `margin_px` included. ``"frame"`` computes frames whole, for `every` alone. Neither is part
+        of the published method.
     saliency_mass
         Share of decoder saliency, in (0, 1], that the added windows must hold when a mask is empty or a
         score low (paper: 0.7).
@@ -61,14 +62,27 @@ class Routing(Settings):
         ``"all"`` candidate masks of the decoder choose windows (paper), or the ``"best"`` alone.
     refresh
         None leaves out what no mask asks for.
+    every
+        Features are computed on every so many frames and carried over to those between, on which memory and decoder run
+        all the same; but for frames that the guard or a prompt makes dense. Not part of the published method.
     """
 
-    unit: Literal["window", "cell"] = "window"
+    unit: Literal["window", "cell", "frame"] = "window"
     saliency_mass: Share = 0.7
     score_below: FiniteFloat = 5.0
     margin_px: Annotated[FiniteFloat, Field(ge=0)] = 8.0
     candidates: Literal["all", "best"] = "all"
     refresh: Refresh | None = None
+    every: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _whole_frames_fit(self) -> Routing:
+        if self.unit == "frame" and (self.every == 1 or self.refresh is not None):
+            raise ValueError(
+                "routing.unit 'frame' leaves no window out; set routing.every to 2 or more and routing.refresh to null, "
+                "or choose 'window'"
+            )
+        return self
 
 
 class Guard(Settings):
@@ -149,11 +163,14 @@ class FrameCues:
         Mean absolute thumbnail difference to the adjacent frame, share of full scale.
     since_dense
         Frames since the last dense one; 1 directly after it.
+    since_computed
+        Frames since features were computed that can be carried over; None where there are none.
     """
 
     objects: dict[int, ObjectCues | None]
     scene_change: float = 0.0
     since_dense: int = 1
+    since_computed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +187,15 @@ class Decision:
     def rescued(self) -> bool:
         """Whether a rule of the guard saw trouble: the frame is encoded densely and reads all of its memory."""
         return self.reason in RESCUES
+
+    @property
+    def carried(self) -> bool:
+        """Whether nothing is computed, and the features are those of an earlier frame."""
+        return self == CARRIED
+
+
+CARRIED = Decision(None, "carried over")
+"""What is decided of a frame between those whose features are computed."""
 
 
 @dataclass
@@ -322,6 +348,10 @@ def decide(cues: FrameCues, routing: Routing, guard: Guard, grid: WindowGrid) ->
     reason = _dense_reason(cues, guard)
     if reason is not None:
         return Decision(None, reason)
+    if carries(cues.since_computed, routing):
+        return CARRIED
+    if routing.unit == "frame":
+        return Decision(None, "whole")
     known = [cue for cue in cues.objects.values() if cue is not None]
     touched = torch.stack([cue.touched for cue in known]).any(0)
     of = window_of(routing.unit, grid)
@@ -378,6 +408,11 @@ def refreshed(
     whole = torch.zeros(grid.count, dtype=torch.bool)
     whole[list(added)] = True
     return Decision(_cells(computed | whole[of], routing, grid), decision.reason)
+
+
+def carries(since_computed: int | None, routing: Routing) -> bool:
+    """Whether a frame is one between those whose features are computed."""
+    return since_computed is not None and 0 < since_computed < routing.every
 
 
 def computed_parts(cells: tuple[int, ...], unit: str, grid: WindowGrid) -> Tensor:
