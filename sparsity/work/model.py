@@ -57,14 +57,7 @@ class ModelChoice:
             raise InputError(
                 f'weights {self.weights!r} given; expected "random"; name a file with --checkpoint'
             )
-        try:
-            device = torch.device(self.device) if self.device else None
-            torch.zeros(1, device=device).cpu()  # some hold no numbers, such as meta
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"device {self.device!r} can't be used ({str(error).splitlines()[0][:100]}); expected cpu "
-                "or cuda; choose one that is here"
-            ) from None
+        device = self.place()
         return build_predictor(
             None if self.config else self.model,
             config=self.config,
@@ -74,6 +67,24 @@ class ModelChoice:
             image_size=self.image_size,
             device=device,
         )
+
+    def place(self) -> torch.device | None:
+        """Return the device that is asked for; None leaves it to `probes.models.build_predictor`.
+
+        Raises
+        ------
+        InputError
+            There is none such here.
+        """
+        try:
+            device = torch.device(self.device) if self.device else None
+            torch.zeros(1, device=device).cpu()  # some hold no numbers, such as meta
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"device {self.device!r} can't be used ({str(error).splitlines()[0][:100]}); expected cpu "
+                "or cuda; choose one that is here"
+            ) from None
+        return device
 
     @property
     def name(self) -> str:
