@@ -104,19 +104,20 @@ def draw_observations(card: Card, *, theme: ThemeName = "light") -> go.Figure:
         col=3,
     )
     recall = [row.name.removeprefix("age ") for row in seen.recall]
-    add(seen.recall, 3, recall, "mass held by the 5 % chosen first", look.series[1])
+    add(seen.recall, 3, recall, "mass of the 5 %<br>chosen first", look.series[1])
     figure.add_hline(1, line={"color": look.faint, "width": 1, "dash": "dot"}, row=1, col=1)
     figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(range=[0, 1.03], col=2)
     figure.update_yaxes(range=[0, 1.03], col=3)
-    figure.update_xaxes(title="frames since first recalled", col=3)
+    figure.update_xaxes(title="frames since first recalled", type="category", col=3)
     caption = (
         f"Stock sam2 on the first {seen.frames} frames of {len(card.data.clips)} clips; means over clips with 95 % intervals. "
-        "Left: the decoder's tokens and the encoder's global blocks. Right: CS stands beside what it is by chance."
+        "Left: the decoder's tokens and the encoder's global blocks. "
+        "Right: cosine with the first recollection (CS) beside the same by chance, and what the 5 % of tokens chosen first still hold."
     )
     return finish(
         figure, "The paper's observations, here", caption + _worth(card), theme,
-        width=920, height=430, top=96, legend="above",
+        width=1100, height=400, top=80, legend="beside",
     )  # fmt: skip
 
 

@@ -226,6 +226,8 @@ class Card(Strict):
     ----------
     known
         The published data set that the clips are, whole; None for others.
+    speed_route
+        Which windows were computed when the model alone was timed.
     end_to_end_frames, end_to_end_size
         Of the made file.
     notes
@@ -242,6 +244,7 @@ class Card(Strict):
     known: str | None = None
     rows: list[CardRow]
     observations: Observations | None = None
+    speed_route: str | None = None
     end_to_end_size: str | None = None
     end_to_end_frames: NonNegativeInt | None = None
     notes: list[str] = []

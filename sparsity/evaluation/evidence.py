@@ -6,6 +6,7 @@ and one that was done gives the same card again.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -43,7 +44,7 @@ from sparsity.evaluation.card import (
 )
 from sparsity.evaluation.end_to_end import run_end_to_end
 from sparsity.evaluation.evaluate import DENSE, evaluate, track
-from sparsity.evaluation.results import EndToEnd, Result, Run
+from sparsity.evaluation.results import EndToEnd, Result
 from sparsity.profile import BUILTIN, Profile, load_profile
 from sparsity.work.model import ModelChoice, shared_predictor
 from sparsity.work.record import record_clips
@@ -71,6 +72,9 @@ BESIDE_WEIGHTS = 2.2e9
 """Bytes that tracking at 1024 pixels holds beside the weights, about: benchmarks/speed has 2 to 3 GB with all in float32."""
 
 FULL_SIDE = 1024
+
+BARE = {"quality": None, "profile": None, "why": None}
+"""Of a row's speed: its quality and profile stand on the row."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,7 @@ def make_card(
         known=known,
         rows=_rows(found, weights, known, speed, whole),
         observations=observations,
+        speed_route=None if speed is None else speed.data.settings["route"],
         end_to_end_size=None if whole is None else SIZE,
         end_to_end_frames=None if whole is None else whole.frames,
         notes=_notes(request, known),
@@ -384,17 +389,18 @@ def observe(recording: Recording, frames: int) -> Observations:
     clips = [clip for _, clip in recording]
     settings, layers = recording.header.settings, recording.header.model.layers
 
-    def mean(of: Callable[[ClipRecord], float]) -> Estimate | None:
+    def mean(of: Callable[[ClipRecord], float], most: float = 1) -> Estimate | None:
         values = [of(clip) for clip in clips]
-        return over_clips(values) if np.isfinite(values).any() else None
+        return over_clips(values, (0, most)) if np.isfinite(values).any() else None
 
     def rows(
         named: dict[str, Callable[[ClipRecord], float]],
         chances: dict[str, Callable[[ClipRecord], float]] | None = None,
+        most: float = 1,
     ) -> list[Observed]:
         found = []
         for name, of in named.items():
-            got = mean(of)
+            got = mean(of, most)
             by_chance = mean(chances[name]) if chances else None
             if got is not None:
                 ends = None if np.isnan(got.low) else (got.low, got.high)
@@ -415,7 +421,7 @@ def observe(recording: Recording, frames: int) -> Observations:
     sites |= {site: [site] for site in global_sites(settings)}
     return Observations(
         frames=frames,
-        lift=rows({name: partial(lift, settings=settings, sites=of) for name, of in sites.items()}),
+        lift=rows({name: partial(lift, settings=settings, sites=of) for name, of in sites.items()}, most=math.inf),
         top10=rows({f"memory layer {n}": partial(top10, settings=settings, layer=n) for n in range(layers)}),
         consistency=rows(at_ages(lambda c: c.similarity[..., 0]), at_ages(lambda c: c.similarity[..., 1])),
         recall=rows(at_ages(lambda c: c.recall[..., kept_share])),
@@ -467,7 +473,7 @@ def _rows(
     """Put what was found together, a row a run; stock's quality is the dense run's."""
     stock = found.run(DENSE).quality
     assert stock is not None, "what was evaluated has a quality"
-    model = found.model.name if weights == "official" else ""
+    model = found.model.name if weights == "official" else ""  # others are published of nothing
     made = []
     for run in found.runs:
         first = run.name == DENSE
@@ -482,7 +488,7 @@ def _rows(
                 windows_kept=run.windows_kept,
                 keys_kept=run.keys_kept,
                 profile=None if first else run.profile,
-                speed=None if speed is None else _without_quality(speed.run(name)),
+                speed=None if speed is None else speed.run(name).model_copy(update=BARE),
                 end_to_end=None
                 if whole is None
                 else next(row for row in whole.rows if row.profile == run.name),
@@ -490,11 +496,6 @@ def _rows(
             )
         )
     return made
-
-
-def _without_quality(run: Run) -> Run:
-    """The same of speed alone: its quality is that of the clips, and what its windows were of is told in `Run.why`."""
-    return run.model_copy(update={"quality": None, "profile": None})
 
 
 def setting_of(profile: dict[str, Any] | None) -> str | None:
