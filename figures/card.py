@@ -113,7 +113,7 @@ def draw_observations(card: Card, *, theme: ThemeName = "light") -> go.Figure:
     caption = (
         f"Stock sam2 on the first {seen.frames} frames of {len(card.data.clips)} clips; means over clips with 95 % intervals. "
         "Left: the decoder's tokens and the encoder's global blocks. "
-        "Right: cosine with the first recollection (CS) beside the same by chance, and what the 5 % of tokens chosen first still hold."
+        "Right: cosine with the first recollection (CS) beside chance, and what the 5 % of tokens chosen first still hold."
     )
     return finish(
         figure, "The paper's observations, here", caption + _worth(card), theme,

@@ -366,4 +366,4 @@ def card_table(card: Card) -> str:
         )
         for line in shown
     ]
-    return "\n".join([*text, *card.notes, f"{card.model.name}: {SAID[card.weights]}."])
+    return "\n".join([*text, *card.notes, f"Model {card.model.name}: {SAID[card.weights]}."])

@@ -44,7 +44,7 @@ from sparsity.evaluation.card import (
 )
 from sparsity.evaluation.end_to_end import run_end_to_end
 from sparsity.evaluation.evaluate import DENSE, evaluate, track
-from sparsity.evaluation.results import EndToEnd, Result
+from sparsity.evaluation.results import EndToEnd, Result, load_result
 from sparsity.profile import BUILTIN, Profile, load_profile
 from sparsity.work.model import ModelChoice, shared_predictor
 from sparsity.work.record import record_clips
@@ -196,14 +196,16 @@ def make_card(
     parts = out / PARTS
     parts.mkdir(parents=True, exist_ok=True)
     quality_file = kept_as(parts / "quality.json", key)
-    if not quality_file.is_file():
+    if quality_file.is_file():
+        found = load_result(quality_file)
+    else:
         say(
             f"{estimate(request, choice, opened, len(profiles))}; stopped, the same command goes on"
         )
-    found = evaluate(
-        request.root, choice, quality_file, profiles=profiles, only=names, most=request.most,
-        spread=spread, force=force and not quality_file.is_file(),
-    )  # fmt: skip
+        found = evaluate(
+            request.root, choice, quality_file, profiles=profiles, only=names, most=request.most,
+            spread=spread, force=force,
+        )  # fmt: skip
     observations = None
     if request.attention_frames:
         say("quality is done; attention")
