@@ -40,10 +40,10 @@ def page(cards: dict[str, Card]) -> str:
     lines = [
         "# Results",
         "",
-        "What `efficient-sam2 card` found, on whose machine it says; `python benchmarks/cards.py` makes this page from the cards in "
-        "`results/` and refuses one whose means are not those of its clips. [CONTRIBUTING](../CONTRIBUTING.md) says how to add yours. "
-        "J&F in points of 100; loss is against stock sam2 on the same clips, with its 95 % interval over clips; ratios are against "
-        "stock, interleaved in one process. Published figures are second hand.",
+        "What `efficient-sam2 card` found, on whose machine it says. `python benchmarks/cards.py` makes this page from the cards "
+        "in `results/` and refuses one whose means are not those of its clips; [CONTRIBUTING](../CONTRIBUTING.md) says how to "
+        "add yours. J&F in points of 100; loss is against stock sam2 on the same clips, with its 95 % interval over clips; "
+        "ratios are against stock, interleaved in one process. Published figures are second hand.",
     ]
     for name, card in sorted(cards.items(), key=lambda item: (order[item[1].weights], item[0])):
         lines += ["", *section(name, card)]
@@ -63,7 +63,8 @@ def section(name: str, card: Card) -> list[str]:
         "",
         f"**{said[0].upper()}{said[1:]}.** "
         f"{len(card.data.clips)} clips, {card.data.frames} frames, {objects} objects; {card.model.image_size} pixels, "
-        f"{stamp.dtype}, {where}, torch {stamp.torch}, {card.made_by}, commit {stamp.commit}. [All of it](../results/{name}.json).",
+        f"{stamp.dtype}, {where}, torch {stamp.torch}, {card.made_by}, commit {stamp.commit}. "
+        f"[All of it](../results/{name}.json).",
         "",
         "| " + " | ".join(heads) + " |",
         "|---|" + "---|" * (len(heads) - 1),
