@@ -21,13 +21,11 @@ import numpy as np
 from probes.consistency import MEASURES, frame_to_frame
 from probes.estimates import Estimate, over_clips
 from probes.files import write_text
-from probes.observations import AGES, decoder_sites, global_sites, lift, over_ages, top10
+from probes.observations import AGES, KEEP, decoder_sites, global_sites, lift, over_ages, top10
 from probes.records import ClipRecord, Recording, load_recording
 from sparsity import load_profile
 from sparsity.calibration.capture import recorded_traces
 from sparsity.calibration.traces import window_consistency
-
-KEEP = 0.05
 
 
 def frame_to_frame_rows(recording: Recording) -> list[str]:

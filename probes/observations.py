@@ -3,15 +3,85 @@ for how long the same ones do. Needs neither torch nor sam2."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.records import ClipRecord, Settings
+from probes.estimates import Estimate, over_clips
+from probes.records import ClipRecord, Recording, Settings
 
 AGES = (1, 2, 3, 4, 5)
 """Frames since a memory frame was recalled first, at which its key mass is compared."""
+
+KEEP = 0.05
+"""Share of a memory frame's tokens, chosen at first recollection, whose recall is told."""
+
+Number = Callable[[ClipRecord], float]
+"""One number of a clip."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A mean over clips; `chance` where the same is known by chance."""
+
+    name: str
+    found: Estimate
+    chance: Estimate | None = None
+
+
+def observe(recording: Recording) -> dict[str, list[Seen]]:
+    """Reduce a recording of stock sam2 to the paper's observations; what no clip has a value of is left out.
+
+    Returns
+    -------
+    dict
+        ``lift``: foreground lift of the decoder's tokens, then of the encoder's global blocks; ``top10``: mass of the top 10 % of
+        memory's keys, by layer; ``consistency``: cosine with the first recollection by age, with chance; ``recall``: mass
+        that the `KEEP` tokens chosen first hold, by age.
+    """
+    settings = recording.header.settings
+    clips = [clip for _, clip in recording]
+    at = settings.keep_shares.index(KEEP)
+    sites = {"decoder, token to image": decoder_sites(settings)}
+    sites |= {site: [site] for site in global_sites(settings)}
+    layers = range(recording.header.model.layers)
+
+    def mean(of: Number, most: float) -> Estimate | None:
+        values = [of(clip) for clip in clips]
+        return None if np.isnan(values).all() else over_clips(values, (0, most))
+
+    def rows(named: dict[str, Number], chance: dict[str, Number], most: float = 1) -> list[Seen]:
+        found = []
+        for name, of in named.items():
+            got = mean(of, most)
+            if got is not None:
+                found.append(Seen(name, got, mean(chance[name], most) if name in chance else None))
+        return found
+
+    def ages(of: Callable[[ClipRecord], NDArray[np.floating]]) -> dict[str, Number]:
+        def mean_at(clip: ClipRecord, age: int) -> float:
+            return over_ages(clip, of(clip).astype(float), age)
+
+        return {f"age {age}": partial(mean_at, age=age) for age in AGES}
+
+    lifts: dict[str, Number] = {
+        name: partial(lift, settings=settings, sites=of) for name, of in sites.items()
+    }
+    masses: dict[str, Number] = {
+        f"memory layer {n}": partial(top10, settings=settings, layer=n) for n in layers
+    }
+    return {
+        "lift": rows(lifts, {}, math.inf),
+        "top10": rows(masses, {}),
+        "consistency": rows(
+            ages(lambda c: c.similarity[..., 0]), ages(lambda c: c.similarity[..., 1])
+        ),
+        "recall": rows(ages(lambda c: c.recall[..., at]), {}),
+    }
 
 
 def decoder_sites(settings: Settings) -> list[str]:

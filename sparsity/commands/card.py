@@ -34,6 +34,10 @@ def card(
     speed_frames: Annotated[
         int, typer.Option("--speed-frames", min=0, help="that count when speed is measured; 0: not")
     ] = 10,
+    note: Annotated[
+        list[str] | None,
+        typer.Option("--note", help="put on the card, such as what else the machine did; repeat"),
+    ] = None,
     *,
     choice: ModelChoice,
     jobs: Jobs = 0,
@@ -52,7 +56,7 @@ def card(
     listed = names_in(clips)
     request = CardRequest(
         root, tuple(profile or ()), None if listed is None else tuple(listed), max_frames,
-        attention_frames, speed_frames,
+        attention_frames, speed_frames, tuple(note or ()),
     )  # fmt: skip
     spread = Spread(jobs, scheduler, gpu=choice.may_take_a_gpu)
     made = make_card(request, choice, out, spread=spread, force=force)

@@ -325,23 +325,32 @@ def load_card(path: str | Path) -> Card:
     )
 
 
+def signed(points: float, digits: int = 2) -> str:
+    """Return points with their sign, and nothing lost as +0.
+
+    >>> signed(-0.001), signed(-1.25, 1)
+    ('+0.00', '-1.2')
+    """
+    return f"{round(points, digits) + 0.0:+.{digits}f}"
+
+
 def as_cells(row: CardRow) -> dict[str, str]:
     """What tables show of a row, as text by the head of its column; a dash for what wasn't measured."""
     q, speed, whole, paper = row.quality, row.speed, row.end_to_end, row.published
     dash = "–"
 
     def ends(found: Interval | None) -> str:
-        return "" if found is None else f" ({found[0]:+.1f} to {found[1]:+.1f})"
+        return "" if found is None else f" ({signed(found[0], 1)} to {signed(found[1], 1)})"
 
     timed = speed is not None and speed.ms_per_frame is not None and speed.ratio is not None
     return {
         "": row.name,
         "J&F, clips": f"{q.j_and_f:.1f}",
         "J&F, objects": f"{q.over_objects.j_and_f:.1f}",
-        "loss, clips": dash if q.loss is None else f"{q.loss:+.2f}{ends(q.intervals.get('loss'))}",
+        "loss, clips": dash if q.loss is None else f"{signed(q.loss)}{ends(q.intervals.get('loss'))}",
         "loss, objects": dash
         if row.object_loss is None
-        else f"{row.object_loss.mean:+.2f}{ends(row.object_loss.interval)}",
+        else f"{signed(row.object_loss.mean)}{ends(row.object_loss.interval)}",
         "windows": dash if row.windows_kept is None else f"{row.windows_kept:.0%}",
         "keys": dash if row.keys_kept is None else f"{row.keys_kept:.0%}",
         "model, ms": f"{speed.ms_per_frame.median:.0f}" if timed else dash,  # type: ignore[union-attr]

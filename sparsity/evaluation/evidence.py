@@ -11,22 +11,18 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
 from probes.checkpoints import CHECKPOINTS, fetch_checkpoint
 from probes.errors import InputError
-from probes.estimates import Estimate, over_clips
 from probes.files import write_text
 from probes.models import DEMO, fingerprint
-from probes.observations import AGES, decoder_sites, global_sites, lift, over_ages, top10
-from probes.records import ClipRecord, Recording
+from probes.observations import Seen, observe
 from sparsity.clips.layouts import FEWEST_FRAMES, find_layout
 from sparsity.clips.sources import Clip, ClipSource
 from sparsity.evaluation.benchmark import Request, run_bench
@@ -65,9 +61,6 @@ TRIED = 4
 OBSERVING = 3.0
 """Times that a frame takes longer while its attention is recorded, about."""
 
-KEEP = 0.05
-"""Share of a memory frame's tokens whose recall is told."""
-
 BESIDE_WEIGHTS = 2.2e9
 """Bytes that tracking at 1024 pixels holds beside the weights, about: benchmarks/speed has 2 to 3 GB with all in float32."""
 
@@ -95,6 +88,8 @@ class CardRequest:
         Frames of a clip on which attention is observed; 0 for none.
     speed_frames
         Frames that count when speed is measured; 0 for none.
+    notes
+        Put on the card.
     """
 
     root: Path
@@ -103,6 +98,7 @@ class CardRequest:
     most: int | None = None
     attention_frames: int = 24
     speed_frames: int = 10
+    notes: tuple[str, ...] = ()
 
     def check(self) -> tuple[Profile, ...]:
         """Look at the request; return all profiles.
@@ -265,7 +261,7 @@ def check_machine(choice: ModelChoice, processes: int) -> None:
     InputError
         The device isn't there, or its memory is too small.
     """
-    device = choice.place()
+    device = choice.check()
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     known = None if choice.config else CHECKPOINTS.get(choice.model)
     side = choice.image_size or FULL_SIDE
@@ -381,53 +377,21 @@ def _observations(
             only=list(key["clips"]), spread=spread, max_frames=frames, statistics="*", rows=(),
             autocast=key["dtype"] == "bfloat16", model=choice.name + ("" if choice.trained else " with random weights"),
         )  # fmt: skip
-        return observe(recording, frames).model_dump(mode="json")
+        found = {name: [_observed(seen) for seen in of] for name, of in observe(recording).items()}
+        return Observations(frames=frames, **found).model_dump(mode="json")
 
     return Observations.model_validate(kept(parts / "attention.json", asked, make))
 
 
-def observe(recording: Recording, frames: int) -> Observations:
-    """Reduce a recording of stock sam2 to the paper's observations."""
-    clips = [clip for _, clip in recording]
-    settings, layers = recording.header.settings, recording.header.model.layers
-
-    def mean(of: Callable[[ClipRecord], float], most: float = 1) -> Estimate | None:
-        values = [of(clip) for clip in clips]
-        return over_clips(values, (0, most)) if np.isfinite(values).any() else None
-
-    def rows(
-        named: dict[str, Callable[[ClipRecord], float]],
-        chances: dict[str, Callable[[ClipRecord], float]] | None = None,
-        most: float = 1,
-    ) -> list[Observed]:
-        found = []
-        for name, of in named.items():
-            got = mean(of, most)
-            by_chance = mean(chances[name]) if chances else None
-            if got is not None:
-                ends = None if np.isnan(got.low) else (got.low, got.high)
-                chance = by_chance and by_chance.mean
-                found.append(
-                    Observed(name=name, mean=got.mean, interval=ends, clips=got.n, chance=chance)
-                )
-        return found
-
-    def at_ages(of: Callable[[ClipRecord], Any]) -> dict[str, Callable[[ClipRecord], float]]:
-        def at(clip: ClipRecord, age: int) -> float:
-            return over_ages(clip, of(clip).astype(float), age)
-
-        return {f"age {age}": partial(at, age=age) for age in AGES}
-
-    kept_share = settings.keep_shares.index(KEEP)
-    sites = {"decoder, token to image": decoder_sites(settings)}
-    sites |= {site: [site] for site in global_sites(settings)}
-    return Observations(
-        frames=frames,
-        lift=rows({name: partial(lift, settings=settings, sites=of) for name, of in sites.items()}, most=math.inf),
-        top10=rows({f"memory layer {n}": partial(top10, settings=settings, layer=n) for n in range(layers)}),
-        consistency=rows(at_ages(lambda c: c.similarity[..., 0]), at_ages(lambda c: c.similarity[..., 1])),
-        recall=rows(at_ages(lambda c: c.recall[..., kept_share])),
-    )  # fmt: skip
+def _observed(seen: Seen) -> Observed:
+    found = seen.found
+    return Observed(
+        name=seen.name,
+        mean=found.mean,
+        interval=None if math.isnan(found.low) else (found.low, found.high),
+        clips=found.n,
+        chance=seen.chance and seen.chance.mean,
+    )
 
 
 def _speed(
@@ -538,4 +502,4 @@ def _notes(request: CardRequest, known: str | None) -> list[str]:
             "Published figures are second hand: of Efficient-SAM2 (arXiv 2602.08224), read from secondary texts; its shortcut is "
             "trained, the profile's copies the window; its speed is of the authors' GPU."
         )
-    return notes
+    return [*notes, *request.notes]

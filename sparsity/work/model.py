@@ -49,15 +49,7 @@ class ModelChoice:
         InputError
             An option can't be used.
         """
-        if self.dtype not in DTYPES:
-            raise InputError(
-                f"dtype {self.dtype!r} given; expected {', '.join(DTYPES)}; choose one of them"
-            )
-        if self.weights not in (None, "random"):
-            raise InputError(
-                f'weights {self.weights!r} given; expected "random"; name a file with --checkpoint'
-            )
-        device = self.place()
+        device = self.check()
         return build_predictor(
             None if self.config else self.model,
             config=self.config,
@@ -68,14 +60,22 @@ class ModelChoice:
             device=device,
         )
 
-    def place(self) -> torch.device | None:
-        """Return the device that is asked for; None leaves it to `probes.models.build_predictor`.
+    def check(self) -> torch.device | None:
+        """Look at the options that need no model; return the device, None where `probes.models.build_predictor` takes one.
 
         Raises
         ------
         InputError
-            There is none such here.
+            One can't be used.
         """
+        if self.dtype not in DTYPES:
+            raise InputError(
+                f"dtype {self.dtype!r} given; expected {', '.join(DTYPES)}; choose one of them"
+            )
+        if self.weights not in (None, "random"):
+            raise InputError(
+                f'weights {self.weights!r} given; expected "random"; name a file with --checkpoint'
+            )
         try:
             device = torch.device(self.device) if self.device else None
             torch.zeros(1, device=device).cpu()  # some hold no numbers, such as meta

@@ -276,6 +276,19 @@ def test_what_can_not_be_done_is_refused_before_any_work(
     assert not (tmp_path / "card").exists()
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"weights": "trained"}, {"dtype": "float8"}, {"device": "nowhere"}]
+)
+def test_options_are_looked_at_before_anything_is_fetched(
+    request_: CardRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str]
+) -> None:
+    monkeypatch.setenv("EFFICIENT_SAM2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EFFICIENT_SAM2_CHECKPOINTS_URL", "http://127.0.0.1:9/")
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        make_card(request_, replace(ModelChoice("sam2.1-tiny"), **wrong), tmp_path / "card")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_small_machine_is_refused_in_one_line() -> None:
     check_memory("sam2.1-large", 1024, 4e9, 4.1e9, "machine")
     with pytest.raises(
