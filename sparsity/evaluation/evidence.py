@@ -202,19 +202,17 @@ def make_card(
             request.root, choice, quality_file, profiles=profiles, only=names, most=request.most,
             spread=spread, force=force,
         )  # fmt: skip
-    observations = None
+    observations, speed, whole = None, None, None
     if request.attention_frames:
         say("quality is done; attention")
         observations = _observations(request, choice, parts, key, spread)
-    speed, whole = None, None
     if request.speed_frames:
         say("speed")
         speed = _speed(request, choice, profiles, parts, key, force)
         whole = _end_to_end(request, choice, profiles, parts, key, force)
     layout = find_layout(request.root).name
-    counts = {clip.name: len(clip.objects) for clip in opened}
     full = request.most is None and predictor.image_size == FULL_SIDE
-    known = known_set(layout, counts) if full else None
+    known = known_set(layout, {c.name: len(c.objects) for c in opened}) if full else None
     card = Card(
         schema="efficient-sam2/card/1",
         made_by=f"efficient-sam2 {key['made_by']}",
@@ -297,18 +295,16 @@ def check_memory(model: str, side: int, needed: float, free: float, where: str) 
 
 def _check_same(done: Card, key: dict[str, Any], out: Path) -> None:
     """Refuse to replace a card of other settings."""
-    profiles = [row.profile for row in done.rows[1:]]
-    same = (
-        done.model.fingerprint == key["model"]
-        and done.model.image_size == key["size"]
-        and done.environment.device == key["device"]
-        and done.environment.dtype == key["dtype"]
-        and done.data.root == key["root"]
-        and done.data.clips == list(key["clips"])
-        and done.data.settings.get("first frames") == key["most"]
-        and profiles == key["profiles"]
-    )
-    if not same:
+    held = {
+        "model": done.model.fingerprint,
+        "size": done.model.image_size,
+        "device": done.environment.device,
+        "dtype": done.environment.dtype,
+        "root": done.data.root,
+        "most": done.data.settings.get("first frames"),
+        "profiles": [row.profile for row in done.rows[1:]],
+    }
+    if done.data.clips != list(key["clips"]) or any(key[name] != of for name, of in held.items()):
         raise InputError(
             f"{out / CARD} holds another card; expected one of the same model, clips and profiles, or a new folder; choose "
             "another --out, or --force to replace it"
@@ -438,13 +434,12 @@ def _rows(
 ) -> list[CardRow]:
     """Put what was found together, a row a run; stock's quality is the dense run's."""
     stock = found.run(DENSE).quality
-    assert stock is not None, "what was evaluated has a quality"
     model = found.model.name if weights == "official" else ""  # others are published of nothing
     made = []
     for run in found.runs:
         first = run.name == DENSE
         name = STOCK if first else run.name
-        assert run.quality is not None, "what was evaluated has a quality"
+        assert run.quality and stock, "what was evaluated has a quality"
         made.append(
             CardRow(
                 name=name,
