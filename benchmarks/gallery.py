@@ -28,6 +28,7 @@ from probes.records import Recording
 from probes.video import open_video
 from sparsity import accelerate
 from sparsity.clips.made import Clip, make_clip
+from sparsity.clips.photographed import photographed_cat
 from sparsity.clips.sources import clip_of
 from sparsity.evaluation.evaluate import track
 from sparsity.evaluation.results import load_result
@@ -37,6 +38,12 @@ PICTURES = HERE.parent / "figures" / "gallery"
 
 BUDGET = 150_000
 """Bytes of a picture."""
+
+SLIMMER = (
+    *((share, 256) for share in (0.63, 0.58, 0.54, 0.5, 0.46, 0.42)),
+    *((0.42, colours) for colours in (128, 96, 64)),
+)
+"""Shares of a picture's sides and numbers of colours that are tried, in order."""
 
 ONE, TWO = "smooth", "distractors"
 OBJECTS = {ONE: 1, TWO: 2, "fast": 1, "changing_look": 1, "occlusion": 1, "leave_and_return": 1}
@@ -165,8 +172,8 @@ class Tracked:
 
 
 def tracked() -> Tracked:
-    """Track a made clip with the demo model at profile `paper`."""
-    clip = make_clip(ONE, seed=SEED, frames=ROUTED + 1)
+    """Track the photographed clip with the demo model at profile `paper`."""
+    clip = photographed_cat(ROUTED + 1)
     predictor = accelerate(build_predictor("demo"), "paper")
     reads: list[Any] = []
 
@@ -175,7 +182,7 @@ def tracked() -> Tracked:
             reads.append(call)
 
     with observe(predictor, note, READ):
-        run = track(predictor, clip_of(ONE, open_video(clip.frames), clip.masks[0]))
+        run = track(predictor, clip_of(clip.name, open_video(clip.frames), clip.masks[0]))
     shown = figures.routed_frames(clip.frames, run.masks, run.report)
     grid = predictor.image_size // 16
     share = predictor.image_encoder.trunk.window_spec[2] / grid
@@ -192,14 +199,14 @@ def routing(run: Tracked) -> dict[str, go.Figure]:
             last.windows,
             run.window_share,
             run.memory,
-            f"Frame {ROUTED} of a made clip, profile paper. Dark windows take the shortcut; of older memory frames "
-            "only the tokens that stood out when the frame was first recalled are read, the prompted and the "
+            f"Frame {ROUTED} of a photograph under a moving camera, profile paper. Dark windows take the shortcut; of older "
+            "memory frames only the tokens that stood out when the frame was first recalled are read, the prompted and the "
             f"newest frame are read whole.{evidence('demo')}",
         ),
         "window-player": figures.draw_window_player(
             run.frames,
             run.window_share,
-            f"Made clip, profile paper. Dark windows take the shortcut.{evidence('demo')}",
+            f"A photograph under a moving camera, profile paper. Dark windows take the shortcut.{evidence('demo')}",
             shown=len(run.frames) // 2,
         ),
     }
@@ -254,13 +261,13 @@ def make(folder: Path) -> list[Path]:
 
 
 def _slim(large: Path, path: Path) -> Path:
-    """Write a PNG again with 256 colours, at the largest size that keeps it within `BUDGET`, and return its path."""
+    """Write a PNG again at the largest size, then with the most colours, that keep it within `BUDGET`; return its path."""
     with Image.open(large) as opened:
         picture = opened.convert("RGB")
-    for share in (0.63, 0.58, 0.54, 0.5, 0.46, 0.42):
+    for share, colours in SLIMMER:
         size = round(share * picture.width), round(share * picture.height)
         small = picture.resize(size, Image.Resampling.LANCZOS)
-        small.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+        small.quantize(colours, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= BUDGET:
             break
     return path

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,42 +21,11 @@ import numpy as np
 from probes.consistency import MEASURES, frame_to_frame
 from probes.estimates import Estimate, over_clips
 from probes.files import write_text
+from probes.observations import AGES, KEEP, decoder_sites, global_sites, lift, over_ages, top10
 from probes.records import ClipRecord, Recording, load_recording
 from sparsity import load_profile
 from sparsity.calibration.capture import recorded_traces
 from sparsity.calibration.traces import window_consistency
-
-AGES = (1, 2, 3, 4, 5)
-KEEP = 0.05
-
-
-def lift(recording: Recording, sites: list[str], part: str) -> Callable[[ClipRecord], float]:
-    """Mean foreground lift of some sites over a clip."""
-    settings = recording.header.settings
-    names = settings.encoder_sites if part == "encoder" else settings.object_sites
-    at, k = [names.index(site) for site in sites], settings.statistics.index("lift")
-
-    def of(clip: ClipRecord) -> float:
-        table = clip.encoder_statistics if part == "encoder" else clip.object_statistics
-        return float(np.nanmean(table[:, at][..., k]))
-
-    return of
-
-
-def top10(recording: Recording, layer: int) -> Callable[[ClipRecord], float]:
-    """Mean mass of the top 10 % of keys of each query, in memory attention."""
-    settings = recording.header.settings
-    at = settings.object_sites.index(f"memory.layer{layer}.cross")
-    k = settings.statistics.index("top10")
-    return lambda clip: float(np.nanmean(clip.object_statistics[:, at, :, k]))
-
-
-def over_ages(clip: ClipRecord, values: np.ndarray, age: int) -> float:
-    """Mean of ``[n, L, P]`` over remembered frames recalled `age` frames after their first recollection."""
-    ages = np.abs(clip.row_frame[:, None] - clip.memory_frame) - 1
-    chosen = (ages == age) & (clip.memory_frame >= 0)
-    chosen[:, 0] = False  # conditioning frames are exempt from pruning
-    return float(np.nanmean(values.transpose(0, 2, 1)[chosen])) if chosen.any() else float("nan")
 
 
 def frame_to_frame_rows(recording: Recording) -> list[str]:
@@ -117,15 +87,18 @@ def main() -> None:
     def row(name: str, of: Callable[[ClipRecord], float]) -> tuple[str, Estimate]:
         return name, over_clips([of(clip) for clip in clips])
 
-    encoder = [site for site in settings.encoder_sites if site.endswith("global")]
-    decoder = [site for site in settings.object_sites if site.endswith("token_to_image")]
+    decoder = decoder_sites(settings)
     first = [
-        row("decoder, token to image", lift(recording, decoder, "decoder")),
-        *(row(site, lift(recording, [site], "encoder")) for site in encoder),
+        row("decoder, token to image", partial(lift, settings=settings, sites=decoder)),
+        *(
+            row(site, partial(lift, settings=settings, sites=[site]))
+            for site in global_sites(settings)
+        ),
     ]
     layers = range(model.layers)
     spread = [
-        row(f"top-10 % mass, memory layer {layer}", top10(recording, layer)) for layer in layers
+        row(f"top-10 % mass, memory layer {layer}", partial(top10, settings=settings, layer=layer))
+        for layer in layers
     ]
     at = settings.keep_shares.index(KEEP)
     kinds: list[tuple[str, Callable[[ClipRecord], np.ndarray]]] = [

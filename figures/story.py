@@ -25,27 +25,44 @@ LAST = 3
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A clip that was tracked.
+
+    Attributes
+    ----------
+    rows
+        A run each, the one against which the others stand first.
+    routed
+        The run of the player, frame by frame.
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+    routed: Sequence[RoutedFrame]
+
+
+@dataclass(frozen=True)
 class Story:
-    """What happened to the clip that is shown.
+    """What happened to the clips that are shown.
 
     Attributes
     ----------
     conditions
         Clip, size, device and threads.
-    rows
-        A run each, the one against which the others stand first.
     shown
-        Name of the run in the player.
-    routed
-        That run, frame by frame.
+        Name of the run in the players.
+    clip
+        The one that was probed.
+    photographed
+        A real picture under a moving camera.
     frames : uint8 [H, W, 3]
-        By index.
+        Of the clip, by index.
     """
 
     conditions: str
-    rows: Sequence[Mapping[str, Any]]
     shown: str
-    routed: Sequence[RoutedFrame]
+    clip: Shown
+    photographed: Shown
     frames: Mapping[int, Any]
 
 
@@ -98,9 +115,10 @@ def _figures(
         ],
         "accelerated": [
             draw_window_player(
-                story.routed,
+                clip.routed,
                 model.window / model.grid,
-                f"{name}, profile {story.shown}; dark: shortcut.{evidence}",
+                f"{clip.name}, profile {story.shown}; dark: shortcut.{evidence}",
             )
+            for clip in (story.clip, story.photographed)
         ],
     }

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -137,6 +138,13 @@ class Annotations(Mapping[int, Masks]):
             return np.stack([ids.get(i, empty) > 0 for i in self.objects])
         (all_ids,) = ids.values()
         return np.where(np.isin(all_ids, self.objects), all_ids, 0).astype(np.uint8)
+
+    def until(self, frame: int, objects: tuple[int, ...]) -> Annotations:
+        """The same of the frames before one, and of some of the objects."""
+        cut = copy(self)
+        cut.pictures = {t: paths for t, paths in self.pictures.items() if t < frame}
+        cut.objects = objects
+        return cut
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.pictures)

@@ -67,7 +67,7 @@ Staging = Callable[[np.random.Generator, int, int], Stage]
 
 
 @cache
-def _photo(name: str) -> Image.Image:
+def photograph(name: str) -> Image.Image:
     package, _, inside = name.partition("/")
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -78,7 +78,7 @@ def _photo(name: str) -> Image.Image:
 
 def _sprite(rng: np.random.Generator, surface: str, tint: np.ndarray) -> np.ndarray:
     """Cut a random smooth shape out of a photograph; ``tint`` [3] scales its colours."""
-    photo = _photo(surface)
+    photo = photograph(surface)
     side = int(min(photo.size) * rng.uniform(0.4, 0.7))
     x, y = (int(rng.integers(0, extent - side + 1)) for extent in photo.size)
     crop = photo.crop((x, y, x + side, y + side)).resize((SPRITE, SPRITE), Image.Resampling.BOX)
@@ -143,7 +143,7 @@ def _pan(rng: np.random.Generator, amount: float = 1.0) -> Camera:
 
 
 def _scenes(rng: np.random.Generator, count: int) -> list[Image.Image]:
-    return [_photo(SCENES[i]) for i in rng.permutation(len(SCENES))[:count]]
+    return [photograph(SCENES[i]) for i in rng.permutation(len(SCENES))[:count]]
 
 
 def _plain(rng: np.random.Generator, things: list[Thing], still: bool = False) -> Stage:

@@ -89,6 +89,31 @@ class Clip:
         """The same clip with the prompts of its first frame alone."""
         return replace(self, prompts=tuple(p for p in self.prompts if p.frame == 0))
 
+    def first(self, frames: int) -> Clip:
+        """The same clip up to so many frames, 3 or more; an object that comes so late that no frame of it counts is left out.
+
+        Raises
+        ------
+        InputError
+            No object is left.
+        """
+        if frames >= self.num_frames:
+            return self
+        late = set()
+        if self.truth is not None:
+            counted = [t for t in self.truth if t < frames][:-2]
+            late = {i for i, start in self.starts.items() if start not in counted}
+        prompts = tuple(p for p in self.prompts if p.frame < frames and p.object not in late)
+        if not prompts:
+            raise InputError(
+                f"the first {frames} frames of {self.name} given; expected an object on them that leaves a frame to count; "
+                "take more frames, or leave it out"
+            )
+        truth = self.truth
+        if isinstance(truth, Annotations):
+            truth = truth.until(frames, tuple(objects_of(prompts)))
+        return replace(self, video=Beginning(self.video, frames), prompts=prompts, truth=truth)
+
     def begin(self, predictor: Any, **options: Any) -> dict[str, Any]:
         """Begin the video on an accelerated predictor, with ``init_state``'s options; prompted, ready to be tracked."""
         state: dict[str, Any] = predictor.init_state(self.video, **options)
@@ -103,6 +128,16 @@ class Clip:
     def digest(self) -> str:
         """Return a hash of what the prompts say."""
         return digest_of_prompts(self.prompts)
+
+
+class Beginning:
+    """The first frames of a video."""
+
+    def __init__(self, video: VideoSource, frames: int) -> None:
+        self.height, self.width, self.fps = video.height, video.width, video.fps
+        self.names = None if video.names is None else video.names[:frames]
+        self.num_frames: int | None = frames
+        self.frame = video.frame
 
 
 def clip_of(
@@ -135,12 +170,15 @@ class ClipSource:
         folder with ``NAME.json``.
     strict
         Whether it is refused where something is left out, in place of a warning.
+    most
+        Frames of a clip that are taken; None for all.
     """
 
     videos: Path | None = None
     prompts: Path | None = None
     dataset: Path | None = None
     strict: bool = False
+    most: int | None = None
 
     def names(self, made: int = 0, only: list[str] | None = None) -> list[str]:
         """Return the names of all clips: the videos', or those of them that are wanted, and those of `made` made clips.
@@ -228,6 +266,10 @@ class ClipSource:
         InputError
             It can't be used: its masks are empty, of another size or of no frame, or one is missing.
         """
+        clip = self._whole(name, labelled)
+        return clip if self.most is None else clip.first(self.most)
+
+    def _whole(self, name: str, labelled: bool) -> Clip:
         match = MADE.fullmatch(name)
         if match and self.is_made(name):
             made = make_clip(match["name"], seed=int(match["seed"]), frames=MADE_FRAMES)

@@ -18,6 +18,7 @@ import typer
 from probes.errors import BeyondPromise, InputError, LeftOut
 from sparsity.commands.bench import bench
 from sparsity.commands.calibrate import calibrate
+from sparsity.commands.card import card
 from sparsity.commands.compare import compare
 from sparsity.commands.demo import demo
 from sparsity.commands.evaluate import evaluate
@@ -52,6 +53,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     fetch: "sam2.1-tiny",
     demo: "--out demo-output",
     evaluate: "DAVIS --model demo --profile paper --out result.json",
+    card: "DAVIS --model sam2.1-large --out card",
     score: "masks other-tool DAVIS --out scores.json",
 }
 """What each subcommand's help ends with."""

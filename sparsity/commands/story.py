@@ -18,17 +18,20 @@ import numpy as np
 import torch
 
 from figures.player import routed_frames
-from figures.story import Story, write_story
+from figures.story import Shown, Story, write_story
 from figures.style import evidence
 from probes.files import write_text
 from probes.models import DEMO, build_predictor, fingerprint
 from probes.recording import record
 from probes.records import Recording
+from probes.video import open_video
 from sparsity.acceleration.build import accelerate
 from sparsity.calibration.calibrate import Calibration, calibrate, say
 from sparsity.calibration.request import Request
 from sparsity.clips.masks import draw_over, write_video
-from sparsity.clips.sources import Clip, ClipSource
+from sparsity.clips.photographed import NAME as PHOTOGRAPHED
+from sparsity.clips.photographed import photographed_cat
+from sparsity.clips.sources import Clip, ClipSource, clip_of
 from sparsity.evaluation.evaluate import Tracked, score, track_in_turn
 from sparsity.profile import Profile, load_profile, save_profile
 from sparsity.work.model import ModelChoice
@@ -113,12 +116,18 @@ class Demo:
     rows: list[Row]
     calibration: Calibration | None
     out: Path
+    photographed: list[Row]
 
     def text(self) -> str:
         """Return it as a table, with the promise, or with plain words where the weights are random."""
         lines = [RANDOM, ""] if self.calibration is None else []
         lines.append(_table(self.rows))
         if self.calibration is not None:
+            lines += [
+                "",
+                f"{PHOTOGRAPHED}, a real picture under a moving camera:",
+                _table(self.photographed),
+            ]
             lines += ["", "calibrated on the spot:", self.calibration.text(), ""]
             lines.append(f"page     {self.out / 'report.html'}")
         lines.append(f"overlay  {self.out / 'overlay.mp4'}")
@@ -126,12 +135,13 @@ class Demo:
 
     def json(self) -> str:
         """Return the rows of the table as JSON."""
-        rows = [asdict(row) for row in self.rows]
-        return json.dumps({"random_weights": self.calibration is None, "rows": rows}, indent=1)
+        found: dict[str, Any] = {"random_weights": self.calibration is None}
+        found |= {"rows": _as_dicts(self.rows), "photographed": _as_dicts(self.photographed)}
+        return json.dumps(found, indent=1)
 
 
 def run_demo(out: Path, clips: int = 5) -> Demo:
-    """Probe, calibrate on `clips` made clips, track `SHOWN`; write the page, the overlay and a report into `out`.
+    """Probe, calibrate on `clips` made clips, track `SHOWN` and a photograph; write the page, overlays and a report into `out`.
 
     Raises
     ------
@@ -147,7 +157,9 @@ def run_demo(out: Path, clips: int = 5) -> Demo:
     profiles = [load_profile(name) for name in ("exact", "paper", "recommended")]
     if random:
         out.mkdir(parents=True, exist_ok=True)
-        return Demo(_track(stock, clip, profiles, out)[0], None, out)
+        rows, run = _track(stock, clip, profiles)
+        _leave(out, stock, clip, rows, run, [])
+        return Demo(rows, None, out, [])
     source = ClipSource()
     request = Request(
         source, tuple(source.names(clips)), ModelChoice(DEMO), target_speedup=SPEEDUP, budget=BUDGET,
@@ -163,14 +175,21 @@ def run_demo(out: Path, clips: int = 5) -> Demo:
     built_in = load_profile(DEMO)
     if built_in.model == fingerprint(stock):
         profiles.append(built_in)
-    rows, run = _track(stock, clip, [*profiles, found.profile], out)
+    profiles.append(found.profile)
+    rows, run = _track(stock, clip, profiles)
+    cat = photographed_cat(clip.num_frames)
+    real = clip_of(PHOTOGRAPHED, open_video(cat.frames), cat.masks[0], dict(enumerate(cat.masks)))
+    real_rows, real_run = _track(stock, real, profiles)
+    _leave(out, stock, clip, rows, run, real_rows)
+    _draw(out / "overlay-photographed.mp4", real, real_run)
     story = Story(
-        _conditions(stock, clip), [asdict(row) for row in rows], run.report.profile,
-        routed_frames(clip.video, run.masks, run.report),
+        _conditions(stock, clip), run.report.profile,
+        Shown(clip.name, _as_dicts(rows), routed_frames(clip.video, run.masks, run.report)),
+        Shown(real.name, _as_dicts(real_rows), routed_frames(real.video, real_run.masks, real_run.report)),
         {t: clip.video.frame(t) for t in range(clip.num_frames)},
     )  # fmt: skip
     write_story(out / "report.html", story, recording, found.report, evidence(DEMO))
-    return Demo(rows, found, out)
+    return Demo(rows, found, out, real_rows)
 
 
 def _probe(stock: Any, clip: Clip, folder: Path) -> Recording:
@@ -182,22 +201,37 @@ def _probe(stock: Any, clip: Clip, folder: Path) -> Recording:
     )  # fmt: skip
 
 
-def _track(stock: Any, clip: Clip, profiles: list[Profile], out: Path) -> tuple[list[Row], Tracked]:
-    """Track with stock and all profiles; write the overlay and the report of the last one that routes."""
+def _track(stock: Any, clip: Clip, profiles: list[Profile]) -> tuple[list[Row], Tracked]:
+    """Track with stock and all profiles; return all rows, and the run of the last profile that routes."""
     predictors = {STOCK: accelerate(stock, "dense")}
     predictors |= {profile.name: accelerate(stock, profile) for profile in profiles}
     runs = track_in_turn(predictors, clip, progress=True)
-    rows = rows_of(runs, clip)
-    shown = runs[[profile.name for profile in profiles if profile.routing is not None][-1]]
-    drawn = (draw_over(clip.video.frame(t), m.astype(np.uint8)) for t, m in shown.masks.items())
-    write_video(out / "overlay.mp4", drawn, None)
+    shown = [profile.name for profile in profiles if profile.routing is not None][-1]
+    return rows_of(runs, clip), runs[shown]
+
+
+def _leave(
+    out: Path, stock: Any, clip: Clip, rows: list[Row], shown: Tracked, photographed: list[Row]
+) -> None:
+    """Write the overlay and the report of a run."""
+    _draw(out / "overlay.mp4", clip, shown)
     report = {
         "conditions": _conditions(stock, clip),
-        "rows": [asdict(row) for row in rows],
+        "rows": _as_dicts(rows),
+        "photographed": _as_dicts(photographed),
         "report": json.loads(shown.report.to_json()),
     }
     write_text(out / "report.json", json.dumps(report, indent=1))
-    return rows, shown
+
+
+def _draw(path: Path, clip: Clip, run: Tracked) -> None:
+    """Write a run's masks over its frames as a video."""
+    drawn = (draw_over(clip.video.frame(t), m.astype(np.uint8)) for t, m in run.masks.items())
+    write_video(path, drawn, None)
+
+
+def _as_dicts(rows: list[Row]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in rows]
 
 
 def _conditions(stock: Any, clip: Clip) -> str:

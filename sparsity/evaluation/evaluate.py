@@ -326,6 +326,7 @@ def evaluate(
     prompts: Path | None = None,
     profiles: Sequence[str | Path | Profile] = (),
     only: list[str] | None = None,
+    most: int | None = None,
     spread: Spread | None = None,
     force: bool = False,
 ) -> Result:
@@ -345,6 +346,8 @@ def evaluate(
         Built-in names, files or profiles, each evaluated beside the dense run.
     only
         Names of the clips to take; all unless given.
+    most
+        Frames of a clip that are taken; None for all.
     spread
         Where clips are worked on; here one after the other unless said otherwise.
     force
@@ -356,7 +359,7 @@ def evaluate(
         Something given can't be used, or a clip failed.
     """
     check_new_file(out, force=True)
-    source = ClipSource(dataset=root, prompts=prompts)
+    source = ClipSource(dataset=root, prompts=prompts, most=most)
     names = source.names(only=only)
     opened = [source.open(name) for name in names]
     frames = sum(clip.num_frames for clip in opened)
@@ -388,6 +391,7 @@ def evaluate(
             "skipped": ["first", "last"],
             **({"rules": rules.name} if rules.name and not bare else {}),
             **({"truth": NO_TRUTH} if bare else {}),
+            **({} if most is None else {"first frames": most}),
             "dtype": number_format,
             "profiles": [p.model_dump(mode="json", by_alias=True) for p in wanted],
         },

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 
@@ -21,11 +21,16 @@ Percent = Annotated[FiniteFloat, Field(ge=0, le=100)]
 Interval = tuple[FiniteFloat, FiniteFloat]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a document: unknown keys, NaN and infinity are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Environment(_Strict):
+Document = TypeVar("Document", bound=Strict)
+
+
+class Environment(Strict):
     """What was measured with.
 
     Attributes
@@ -53,7 +58,7 @@ class Environment(_Strict):
     commit: str | None = None
 
 
-class Model(_Strict):
+class Model(Strict):
     """Which model: its name or configuration file, and the fingerprint of its weights."""
 
     name: str
@@ -63,7 +68,7 @@ class Model(_Strict):
     """False for random weights: quality then says nothing about SAM 2."""
 
 
-class Data(_Strict):
+class Data(Strict):
     """Which clips, in order; ``root`` is the folder's name, not where it lay."""
 
     root: str
@@ -73,7 +78,7 @@ class Data(_Strict):
     settings: dict[str, Any] = {}
 
 
-class Times(_Strict):
+class Times(Strict):
     """Milliseconds a frame."""
 
     median: FiniteFloat
@@ -81,7 +86,7 @@ class Times(_Strict):
     p99: FiniteFloat
 
 
-class Ratio(_Strict):
+class Ratio(Strict):
     """Time of the run ``stock`` over time of this run, above 1 is faster; with its interval."""
 
     median: FiniteFloat
@@ -89,7 +94,7 @@ class Ratio(_Strict):
     high: FiniteFloat
 
 
-class ObjectQuality(_Strict):
+class ObjectQuality(Strict):
     """One object of a clip, mean over the frames that count.
 
     Attributes
@@ -116,7 +121,7 @@ class ClipQuality(ObjectQuality):
     prunable_keys_kept: Share = 1.0
 
 
-class Quality(_Strict):
+class Quality(Strict):
     """How well the masks fit: mean over a clip's objects, then over clips.
 
     Attributes
@@ -149,7 +154,7 @@ class Quality(_Strict):
     clips: dict[str, ClipQuality]
 
 
-class Run(_Strict):
+class Run(Strict):
     """One way to run the model over the data.
 
     Attributes
@@ -186,7 +191,7 @@ class Run(_Strict):
     why: str | None = None
 
 
-class Result(_Strict):
+class Result(Strict):
     """A whole document; see the classes of its parts."""
 
     schema_: Literal["efficient-sam2/result/1"] = Field(SCHEMA, alias="schema")
@@ -214,7 +219,7 @@ class Result(_Strict):
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1)
 
 
-class EndToEndRow(_Strict):
+class EndToEndRow(Strict):
     """One profile at one size of video: medians in milliseconds a frame, by the wall and of CPU.
 
     Attributes
@@ -240,7 +245,7 @@ class EndToEndRow(_Strict):
     stages: dict[str, float]
 
 
-class EndToEnd(_Strict):
+class EndToEnd(Strict):
     """What ``efficient-sam2 bench --end-to-end`` measures; see `sparsity.evaluation.end_to_end`."""
 
     schema_: Literal["efficient-sam2/end-to-end/1"] = Field(alias="schema")
@@ -255,7 +260,7 @@ class EndToEnd(_Strict):
         return self.model_dump_json(by_alias=True, indent=1)
 
 
-class BoxQuality(_Strict):
+class BoxQuality(Strict):
     """How well boxes fit.
 
     Attributes
@@ -274,7 +279,7 @@ class BoxQuality(_Strict):
     clips: dict[str, Percent]
 
 
-class Scored(_Strict):
+class Scored(Strict):
     """Masks or boxes of one tool: where true masks are known `quality`, where true boxes are `boxes`."""
 
     name: str
@@ -284,7 +289,7 @@ class Scored(_Strict):
     boxes: BoxQuality | None = None
 
 
-class Scores(_Strict):
+class Scores(Strict):
     """What ``efficient-sam2 score`` found: no model was run, so none is named.
 
     Attributes
@@ -312,15 +317,7 @@ def parse_result(text: str, source: str = "result") -> Result:
     InputError
         It is no JSON, of another schema, or a field is unknown, missing or out of range.
     """
-    todo = "make it again with evaluate or bench"
-    try:
-        return Result.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise InputError(
-            f"{source} has {place}: {first['msg']}; expected {SCHEMA}; {todo}"
-        ) from None
+    return parse_document(Result, text, source, f"{SCHEMA}; make it again with evaluate or bench")
 
 
 def load_result(path: str | Path) -> Result:
@@ -331,11 +328,37 @@ def load_result(path: str | Path) -> Result:
     InputError
         See `parse_result`; or the file can't be read.
     """
+    return parse_result(read_document(path, "a result file"), str(path))
+
+
+def parse_document(kind: type[Document], text: str, source: str, expected: str) -> Document:
+    """Return the document of a kind that a JSON text holds.
+
+    Raises
+    ------
+    InputError
+        It is none; `source`, the first place that is wrong and what was `expected` are named.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise InputError(f"{source} has {place}: {first['msg']}; expected {expected}") from None
+
+
+def read_document(path: str | Path, expected: str) -> str:
+    """Return the text of a file.
+
+    Raises
+    ------
+    InputError
+        It can't be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise InputError(
-            f"{path} can't be read ({reason}); expected a result file; check the path"
+            f"{path} can't be read ({reason}); expected {expected}; check the path"
         ) from None
-    return parse_result(text, str(path))

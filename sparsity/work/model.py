@@ -50,6 +50,26 @@ class ModelChoice:
         InputError
             An option can't be used.
         """
+        device = self.check()
+        return build_predictor(
+            None if self.config else self.model,
+            config=self.config,
+            checkpoint=self.checkpoint,
+            lora=self.lora,
+            weights="random" if self.weights else None,
+            seed=self.seed,
+            image_size=self.image_size,
+            device=device,
+        )
+
+    def check(self) -> torch.device | None:
+        """Look at the options that need no model; return the device, None where `probes.models.build_predictor` takes one.
+
+        Raises
+        ------
+        InputError
+            One can't be used.
+        """
         if self.dtype not in DTYPES:
             raise InputError(
                 f"dtype {self.dtype!r} given; expected {', '.join(DTYPES)}; choose one of them"
@@ -66,16 +86,7 @@ class ModelChoice:
                 f"device {self.device!r} can't be used ({str(error).splitlines()[0][:100]}); expected cpu "
                 "or cuda; choose one that is here"
             ) from None
-        return build_predictor(
-            None if self.config else self.model,
-            config=self.config,
-            checkpoint=self.checkpoint,
-            lora=self.lora,
-            weights="random" if self.weights else None,
-            seed=self.seed,
-            image_size=self.image_size,
-            device=device,
-        )
+        return device
 
     @property
     def name(self) -> str:

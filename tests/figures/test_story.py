@@ -10,7 +10,7 @@ import pytest
 
 from figures.paint import data_uri
 from figures.player import RoutedFrame, paint_windows
-from figures.story import Story, write_story
+from figures.story import Shown, Story, write_story
 from tests.figures.browser import Browser
 from tests.figures.made import FRAMES, GRID, make_recording
 
@@ -50,9 +50,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     windows = np.eye(2, dtype=bool)
     routed = [RoutedFrame(picture, np.zeros((90, 160), int), windows, "routed")] * FRAMES
     rows = [ROW, {**ROW, "name": "paper", "ratio": 1.4, "windows": 0.43, "rescued": 2}]
-    story = Story(
-        "a made clip, 2 threads", rows, "paper", routed, dict.fromkeys(range(FRAMES), picture)
-    )
+    frames = dict.fromkeys(range(FRAMES), picture)
+    clips = Shown("clip", rows, routed), Shown("photograph", rows, routed)
+    story = Story("a made clip, 2 threads", "paper", *clips, frames)
     write_story(folder / "report.html", story, recording, report(), " Demo model.")
     assert sorted(p.name for p in folder.iterdir()) == ["clip.recording", "report.html"]
     return folder / "report.html"
@@ -60,7 +60,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_holds_every_chapter_and_number(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert text.count('class="plotly-graph-div"') == 5
+    assert text.count('class="plotly-graph-div"') == 6
     for word in (
         "a made clip, 2 threads",
         "1. Observe",
@@ -86,7 +86,9 @@ def test_windows_are_drawn_as_large_as_they_are(tmp_path: Path, window: int, wro
     side = -(-GRID // window)
     routed = RoutedFrame(picture, np.zeros((90, 160), int), np.eye(side, dtype=bool), "routed")
     frames = dict.fromkeys(range(FRAMES), picture)
-    story = Story("a made clip", [ROW], "paper", [routed], frames)
+    story = Story(
+        "a made clip", "paper", *(Shown(name, [ROW], [routed]) for name in ("clip", "photograph")), frames
+    )  # fmt: skip
     write_story(tmp_path / "report.html", story, recording, report())
     page = (tmp_path / "report.html").read_text(encoding="utf-8").replace("\\u002f", "/")
     right, other = (data_uri(paint_windows(routed, share, 640)) for share in (window / GRID, wrong))
@@ -96,5 +98,5 @@ def test_windows_are_drawn_as_large_as_they_are(tmp_path: Path, window: int, wro
 @pytest.mark.process
 def test_the_page_opens_without_complaint(page: Path, browser: Browser) -> None:
     with browser.open(page.as_uri()) as tab:
-        tab.wait("document.querySelectorAll('.plotly-graph-div .main-svg').length >= 5")
+        tab.wait("document.querySelectorAll('.plotly-graph-div .main-svg').length >= 6")
         assert tab.complaints == []

@@ -63,11 +63,14 @@ def test_the_whole_story_is_told(tmp_path: Path) -> None:
     assert profile["promise"]["share"] == 0.6316 and profile["routing"] is not None
     assert load_profile(out / "calibrated.json").promise.text() in found.text()
     page = (out / "report.html").read_text()
-    assert page.count('class="plotly-graph-div"') == 5
-    for row in report["rows"]:
+    assert page.count('class="plotly-graph-div"') == 6
+    assert [row["name"] for row in report["photographed"]] == list(rows)
+    assert found.text().count("photographed cat") == 1 and "Chelsea" in page
+    for row in report["rows"] + report["photographed"]:
         assert f"<strong>{row['ratio']:.2f}</strong>" in page
-    with av.open(str(out / "overlay.mp4")) as video:
-        assert sum(1 for _ in video.decode(video=0)) == FRAMES
+    for name in ("overlay", "overlay-photographed"):
+        with av.open(str(out / f"{name}.mp4")) as video:
+            assert sum(1 for _ in video.decode(video=0)) == FRAMES
 
 
 def test_without_trained_weights_the_demo_says_so(
@@ -81,7 +84,11 @@ def test_without_trained_weights_the_demo_says_so(
     assert list(rows) == ["stock", "exact", "paper", "recommended"]
     assert rows["stock"][1] == "1.00" and rows["stock"][3] == "100.0"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert json.loads(found.json()) == {"random_weights": True, "rows": report["rows"]}
+    assert json.loads(found.json()) == {
+        "random_weights": True,
+        "rows": report["rows"],
+        "photographed": [],
+    }
     assert not (tmp_path / "out" / "report.html").exists()
 
 
