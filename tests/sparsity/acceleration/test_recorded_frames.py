@@ -236,8 +236,13 @@ def test_replayed_frames_are_the_same_bit_for_bit(
         unlike = track(fast, clip)
     parts.forget()
     assert same(track(fast, THIS, frames=FRAMES), expected)
-    assert parts.replayed == parts.called
-    assert dict(parts.called) == dict.fromkeys(parts_of(profile), FRAMES - 1)
+    if (
+        profile.routing is not None and profile.routing.every > 1
+    ):  # frames that carry over encode nothing
+        assert 0 < parts.replayed["encoder"] == parts.called["encoder"] < FRAMES - 1
+    else:
+        assert parts.replayed == parts.called
+        assert dict(parts.called) == dict.fromkeys(parts_of(profile), FRAMES - 1)
     there = [frame for frame, (masks, *_) in enumerate(expected) if bool((masks > 0).any())]
     assert {*range(FRAMES)} - {BLACK, BLACK + 1} <= {*there}
     assert BLACK not in there or case.profile not in ("exact", "paper")
