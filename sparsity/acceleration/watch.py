@@ -45,7 +45,7 @@ BETS = np.array([0.05, 0.3, 0.9])
 """Shares of the stake that are bet against "no more than the level", from which the winning ones stand out."""
 
 LAID = 0.2, 0.01
-"""Share of what is left of the stake that is laid anew: after a frame that lost more than the level, and after another."""
+"""Share of what is left of the stake that is laid anew: where something seems wrong, and where nothing does."""
 
 RECENT = 12
 """Frames whose cues are held against those of the calibration."""
@@ -53,7 +53,7 @@ RECENT = 12
 UNDER_SUSPICION = 0.5
 """Share of frames that are looked at while something seems wrong, as far as there is credit."""
 
-MOST_CREDIT = 12.0
+MOST_CREDIT = 30.0
 """Shadows that can be saved for then; where so many are, the whole share is drawn at random, and half of it where none are."""
 
 LAST_KEPT = 10_000
@@ -110,10 +110,13 @@ class Stakes:
         self.since = np.zeros(shape, int)
         """Place of the frame with which the bets in `more` began that count."""
 
-    def add(self, loss: NDArray[np.float64] | float) -> None:
-        """Take what the next frame lost, as a share of agreement ``[runs]``; stakes are laid before it is looked at."""
+    def add(self, loss: NDArray[np.float64] | float, doubted: bool = False) -> None:
+        """Take what the next frame lost, as a share of agreement ``[runs]``; stakes are laid before it is looked at.
+
+        `doubted` says that something seemed wrong before this frame.
+        """
         lost = np.asarray(loss, float)
-        laid = self.waiting * np.where(self.after_loss, *LAID)
+        laid = self.waiting * np.where(self.after_loss | doubted, *LAID)
         self.since = np.where(self.more.sum(-1) < laid, self.count, self.since)
         over = (lost - self.level)[..., None]
         self.more = (self.more + laid[..., None] / len(BETS)) * (1 + BETS / self.level * over)
@@ -268,7 +271,7 @@ class Watch:
     def _enter(self, frame: int, reverse: bool) -> None:
         """Bet on what a frame lost; go on with the next safer setting where that raises the alarm."""
         loss = sum(self.found.values()) / len(self.found)
-        self.stakes.add(loss / 100)
+        self.stakes.add(loss / 100, bool(self.suspicious))
         self.credit -= 1
         self.looked += 1
         found = Shadow(

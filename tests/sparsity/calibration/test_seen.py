@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from probes.errors import BeyondPromise
+from sparsity.acceleration.watch import level_of
 from sparsity.calibration.report import Look
 from sparsity.calibration.seen import pictures_of, seen_of, strata, told, worst_clips
 from sparsity.clips.sources import ClipSource
@@ -141,6 +142,14 @@ def test_strata_count_every_clip_once_in_each_respect():
         assert max(low.worst, high.worst) == pytest.approx(losses.max(), abs=1e-4)
         mean = (low.videos * low.mean_loss + high.videos * high.mean_loss) / 7
         assert mean == pytest.approx(losses.mean(), abs=1e-3)
+
+
+def test_what_the_worst_clip_drifted_is_what_a_watch_allows(runs):
+    looks = {name: Look(10, made=True, labelled=True) for name in runs}
+    seen = seen_of(looks, runs, [0.5, 4.0])
+    worst = max(100 - run["quality"]["agreement"] for run in runs.values())
+    assert seen.drift == pytest.approx(worst, abs=1e-3)
+    assert level_of(promised(seen)) == pytest.approx(max(worst, 1.0), abs=1e-3)
 
 
 def test_the_worst_clips_are_named_with_a_picture_of_the_worst_frame(folders):
