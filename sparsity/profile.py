@@ -69,11 +69,14 @@ class Seen(Settings):
         Fewest and most.
     cues
         Smallest and largest of each figure of `sparsity.acceleration.report.Report.cues`.
+    drift
+        Points of agreement with the dense run that the clip lost that lost most; None in older profiles.
     """
 
     frames: tuple[PositiveInt, PositiveInt]
     objects: tuple[PositiveInt, PositiveInt]
     cues: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
+    drift: Annotated[FiniteFloat, Field(ge=0)] | None = None
     strata: tuple[Stratum, ...] = ()
 
     def beyond(

@@ -16,6 +16,7 @@ from probes.models import check_sam2
 from probes.observing import is_observed
 from probes.transformers_model import is_transformers_model
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
+from sparsity.acceleration.watch import check_share
 from sparsity.profile import Profile, load_profile
 
 QUANTISED = ("torch.ao.", "torch.nn.quantized", "torchao.", "bitsandbytes.")
@@ -23,7 +24,11 @@ QUANTISED = ("torch.ao.", "torch.nn.quantized", "torchao.", "bitsandbytes.")
 
 
 def accelerate(
-    predictor: SAM2VideoPredictor, profile: Profile | str | Path = "paper", *, force: bool = False
+    predictor: SAM2VideoPredictor,
+    profile: Profile | str | Path = "paper",
+    *,
+    force: bool = False,
+    watch: float | None = None,
 ) -> EfficientSAM2VideoPredictor:
     """Make an accelerated predictor that shares a predictor's modules and settings; the given one stays as it is.
 
@@ -36,19 +41,25 @@ def accelerate(
         A `Profile`, the name of a built-in one, or a JSON file.
     force
         Use a profile that was calibrated for another model or input size; the report then says so.
+    watch
+        Share of frames, in (0, 1], that are tracked densely too, half of them at random and half where something seems
+        wrong; masks are the same. ``report(state).promise`` says what was found; where the promise is found broken, the
+        video goes on with a safer setting, see `sparsity.acceleration.watch`.
 
     Raises
     ------
     InputError
-        The predictor is of another class, its encoder has no stages or its weights are quantised, or the profile does
-        not fit it.
+        `watch` is no share, the predictor is of another class, its encoder has no stages or its weights are quantised, or
+        the profile does not fit it.
     """
     _check(predictor)
     if is_observed(predictor):
         raise InputError(
             "a predictor that is being observed was given; accelerate it first, then observe the result"
         )
-    return EfficientSAM2VideoPredictor.sharing(predictor, load_profile(profile), force)
+    return EfficientSAM2VideoPredictor.sharing(
+        predictor, load_profile(profile), force, check_share(watch)
+    )
 
 
 def _check(predictor: Any) -> None:

@@ -154,7 +154,7 @@ def _decided(parts: Parts, session: Session, state: dict[str, Any], index: int) 
     if first is None:
         parts.resize(state)
         return Frame(state, index, parts.grid)
-    with parts.tracking(state, first, index, reverse=False) as frame:
+    with parts.watched(session), parts.tracking(state, first, index, reverse=False) as frame:
         route(parts, session, frame)
     return frame
 

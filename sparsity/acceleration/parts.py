@@ -29,7 +29,9 @@ from sparsity.acceleration.model.linear import Linear
 from sparsity.acceleration.model.memory_attention import SparseMemoryAttention
 from sparsity.acceleration.model.quantized import Int8Linear, why_not_int8
 from sparsity.acceleration.model.weights import Derived, Version
+from sparsity.acceleration.report import Report
 from sparsity.acceleration.session import Frame, Made, Outputs, Result, Session, made_from, together
+from sparsity.acceleration.watch import safer_than, watch_over
 from sparsity.profile import Profile
 from sparsity.techniques import KEY
 from sparsity.techniques.adapter import AdapterFunction, load_adapter
@@ -57,6 +59,10 @@ class InUse:
         Whether it was made for another model and forced.
     adapter
         The function of its adapter; None where nothing is routed, and for the cached one.
+    watch
+        Share of frames that are watched; None for none.
+    ladder
+        Where it is watched: this, and what comes after it if its promise is broken; every window and key last.
     exact, reused, carried
         Of the profile.
     rewrites
@@ -72,6 +78,8 @@ class InUse:
     profile: Profile
     forced: bool
     adapter: AdapterFunction | None
+    watch: float | None = None
+    ladder: tuple[InUse, ...] = ()
 
     def __post_init__(self) -> None:
         self.exact, self.reused = self.profile.exact, self.profile.reused
@@ -140,10 +148,12 @@ class Parts:
         What goes on in this thread.
     """
 
-    def __init__(self, model: SAM2Base, profile: Profile, force: bool) -> None:
+    def __init__(
+        self, model: SAM2Base, profile: Profile, force: bool, watch: float | None = None
+    ) -> None:
         self.model, self.seam, self.weights = model, Seam(), Derived()
         self._grid = window_grid(model)
-        self.own = self.fitted(profile, force)
+        self.own = self.fitted(profile, force, watch)
         self.here = _Here(self.own)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,8 +164,8 @@ class Parts:
         self.__dict__.update(state)
         self.here = _Here(self.own)
 
-    def fitted(self, profile: Profile, force: bool) -> InUse:
-        """Fit a profile to the model.
+    def fitted(self, profile: Profile, force: bool, watch: float | None = None) -> InUse:
+        """Fit a profile to the model, and where it is watched what may come after it.
 
         Raises
         ------
@@ -166,16 +176,53 @@ class Parts:
         if profile.routing is not None and has_stages(self.model):
             channels = self.model.image_encoder.trunk.channel_list[1]
             adapter = load_adapter(profile.adapter, channels, self.model.device)
-        return InUse(profile, forced, adapter)
+        used = InUse(profile, forced, adapter, watch)
+        if watch is not None:
+            safer = [self.fitted(one, force=True) for one in safer_than(profile)]
+            ladder = (used, *safer)
+            for one in ladder:
+                one.ladder = ladder
+        return used
 
     @contextmanager
-    def using(self, profile: Profile, force: bool) -> Iterator[None]:
+    def using(self, used: InUse) -> Iterator[None]:
         """Have a profile in use in this thread for the length of the context."""
-        before, self.here.used = self.here.used, self.fitted(profile, force)
+        before, self.here.used = self.here.used, used
         try:
             yield
         finally:
             self.here.used = before
+
+    @contextmanager
+    def watched(self, session: Session) -> Iterator[None]:
+        """Have the profile in use that the watch has brought a video to, where there is one."""
+        used = self.here.used
+        if used.watch is None:
+            session.watch = session.report.watch = None
+            yield
+            return
+        watch = session.watch
+        if watch is None or (watch.share, watch.ladder[0]) != (used.watch, used.profile):
+            watch = watch_over([one.profile for one in used.ladder], used.watch)
+            session.watch = session.report.watch = watch
+        with self.using(used.ladder[watch.step]):
+            yield
+
+    @contextmanager
+    def beside(self, frame: Frame) -> Iterator[Frame]:
+        """Begin a tracked frame once more, with every window and key, in a state that is thrown away."""
+        here, known = self.here, frame.state["cached_features"]
+        session = Session(Report("dense", forced=False), published=frame.state[KEY].published)
+        state = {**frame.state, "cached_features": dict(known), KEY: session}
+        with self.using(here.used.ladder[-1]):
+            here.looked = self.look()
+            again = Frame(state, frame.index, frame.grid, frame.reverse, frame.objects)
+            try:
+                here.frame = again
+                with self.seam.at(Moment(frame.index, again.ids, frame.reverse)):
+                    yield again
+            finally:
+                here.frame = here.looked = None
 
     def look(self) -> dict[str, str]:
         """Drop what was made of other weights; say which parts of the model aren't sam2's own, and why.

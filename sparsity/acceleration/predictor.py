@@ -263,6 +263,8 @@ class EfficientSAM2VideoPredictor(Shared):
     def _tracked(self, session: Session, state: dict[str, Any], frame: int, reverse: bool) -> None:
         """Note in the report what was prompted on a frame, and forget what no future frame reads."""
         session.note_prompts(state, frame, reverse, self.parts.grid)
+        if session.watch is not None:
+            session.watch.close(frame, reverse, session.report.lately_beyond)
         if session.history == "bounded":
             reach = self.memory_temporal_stride_for_eval * self.num_maskmem
             reach = max(reach, self.max_obj_ptrs_in_encoder)
@@ -423,20 +425,51 @@ class EfficientSAM2VideoPredictor(Shared):
                 "expected every tracked object to have one; prompt it again, or remove it, and propagate anew"
             )
         found = session.tracked_ahead(index, frame_idx, reverse)
-        if found is None and session.corrections == "keep":
-            found = self.parts.known(inference_state, index, frame_idx, reverse)
         if found is not None:
             return found
-        with self.parts.tracking(inference_state, index, frame_idx, reverse) as frame:
-            session.report.changed = self.parts.here.looked or {}
-            route(self.parts, session, frame)
-            batch, logits = super()._run_single_frame_inference(
-                inference_state, output_dict, frame_idx, len(frame.objects), False, None, None, reverse, True
-            )  # fmt: skip
-            first, *others = hand_out(self.parts, session, frame, batch, logits)
+        with self.parts.watched(session):
+            if session.corrections == "keep":
+                found = self.parts.known(inference_state, index, frame_idx, reverse)
+                if found is not None:
+                    return found
+            with self.parts.tracking(inference_state, index, frame_idx, reverse) as frame:
+                session.report.changed = self.parts.here.looked or {}
+                route(self.parts, session, frame)
+                batch, logits = super()._run_single_frame_inference(
+                    inference_state, output_dict, frame_idx, len(frame.objects), False, None, None, reverse, True
+                )  # fmt: skip
+                first, *others = hand_out(self.parts, session, frame, batch, logits)
+            watch = session.watch
+            if watch is not None and watch.looks_at(frame_idx, reverse, frame.decision):
+                watch.found.update(self._lost(frame, logits))
         for i, result in zip(frame.objects[1:], others, strict=True):
             session.ahead[i] = frame_idx, reverse, result
         return first
+
+    def _lost(self, frame: Frame, logits: Tensor) -> dict[Any, float]:
+        """Points of agreement, by object, that a frame loses against the same one with every window and key.
+
+        Parameters
+        ----------
+        frame
+            That was just tracked; its result isn't in the memory yet.
+        logits
+            Mask logits, ``[objects, 1, h, w]``.
+        """
+        if self.seam.watched:  # who listens or edits would be told twice
+            return {}
+        with self.parts.beside(frame) as again:
+            _, whole = super()._run_single_frame_inference(
+                again.state, again.outputs[0], frame.index, len(frame.objects), False, None, None, frame.reverse, False
+            )  # fmt: skip
+        given, dense = (
+            self._get_orig_video_res_output(again.state, one)[1][:, 0] > 0
+            for one in (logits, whole)
+        )
+        union = (given | dense).sum((1, 2))
+        agreed = (given & dense).sum((1, 2)) / union.clamp(min=1)
+        lost = torch.where(union > 0, 100 * (1 - agreed), 0.0)
+        return dict(zip(frame.ids, lost.tolist(), strict=True))
 
     def _get_image_feature(
         self, inference_state: dict[str, Any], frame_idx: int, batch_size: int

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 
 from probes.errors import BeyondPromise
+from sparsity.acceleration.watch import RECENT, Watch
 from sparsity.profile import Seen
 from sparsity.techniques.routing import RESCUES
 
@@ -110,6 +111,8 @@ class Report:
         Number format of the linear layers by the profile that was last in use; None where it is the run's own.
     seen
         What the videos behind that profile's promise were like; None where it has none.
+    watch
+        What was seen of the promise while it was used; None where nobody watched.
     """
 
     profile: str
@@ -118,6 +121,12 @@ class Report:
     changed: dict[str, str] = field(default_factory=dict)
     quantized: str | None = None
     seen: Seen | None = None
+    watch: Watch | None = None
+
+    @property
+    def promise(self) -> str:
+        """``"holds"``, ``"unknown"`` or ``"broken since frame …"``: see `sparsity.acceleration.watch.Watch.verdict`."""
+        return "unknown" if self.watch is None else self.watch.verdict
 
     @property
     def cues(self) -> dict[str, float]:
@@ -137,6 +146,14 @@ class Report:
             return []
         objects = {i for frame in self.frames for i in frame.objects}
         return self.seen.beyond(len({f.frame for f in self.frames}), len(objects), self.cues)
+
+    @property
+    def lately_beyond(self) -> list[str]:
+        """In what cues of the last frames lie outside those of the videos behind the promise."""
+        if self.seen is None or len(self.frames) < RECENT:
+            return []
+        last = replace(self, frames=self.frames[-RECENT:])
+        return [f"lately, {said}" for said in self.seen.beyond(0, 0, last.cues)]
 
     def warn_beyond(self, frames: int, objects: int) -> None:
         """Warn before a video is tracked that is longer, or holds more objects, than those of the profile's promise."""
@@ -201,9 +218,11 @@ class Report:
             "reasons": self.reasons,
             "rescued": self.rescued,
             "beyond": self.beyond,
+            "promise": self.promise,
         }
-        document = asdict(replace(self, seen=None))
+        document = asdict(replace(self, seen=None, watch=None))
         del document["seen"]
+        document["watch"] = None if self.watch is None else self.watch.as_json()
         for frame in document["frames"]:  # ids may be numpy's, or anything that sam2 takes
             frame["objects"] = {str(i): item for i, item in frame["objects"].items()}
         return json.dumps({**document, "summary": summary}, indent=1)

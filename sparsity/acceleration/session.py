@@ -23,6 +23,7 @@ from probes.video import Resize
 from sparsity.acceleration.model.memory_attention import Recall
 from sparsity.acceleration.model.weights import Version
 from sparsity.acceleration.report import FrameReport, ObjectReport, Report
+from sparsity.acceleration.watch import Watch
 from sparsity.techniques import KEY
 from sparsity.techniques.memory_policy import Remembered
 from sparsity.techniques.reuse import LastComputed
@@ -201,6 +202,8 @@ class Session:
         The frame, with the direction, of which a result was last given out without being computed again.
     batch
         The frame that was last encoded in one batch with those of other videos, and how many they were together.
+    watch
+        Over the promise of the profile in use; None where nobody asked for it.
     at_work
         Held by the thread that is at work on the video.
     """
@@ -220,6 +223,7 @@ class Session:
     current: FrameReport | None = None
     unchanged: tuple[int, bool] | None = None
     batch: tuple[int, int] = (-1, 1)
+    watch: Watch | None = None
 
     at_work: threading.RLock = field(default_factory=threading.RLock, repr=False)
 

@@ -15,6 +15,7 @@ from probes.errors import InputError
 from probes.seam import Seam
 from sparsity.acceleration.model.modules import share
 from sparsity.acceleration.parts import Parts
+from sparsity.acceleration.watch import check_share
 from sparsity.profile import Profile, load_profile
 
 STOCK_PROFILE = load_profile("dense")
@@ -61,14 +62,16 @@ class Shared(SAM2VideoPredictor):
         )
 
     @classmethod
-    def sharing(cls, source: SAM2VideoPredictor, profile: Profile, forced: bool) -> Any:
+    def sharing(
+        cls, source: SAM2VideoPredictor, profile: Profile, forced: bool, watch: float | None = None
+    ) -> Any:
         """Make one that shares a predictor's modules and settings; `accelerate` checks what is given first."""
         client = source.client if isinstance(source, Shared) else type(source)
         shared = made_anew(cls.accelerated, client)
         own = {name: copy(source.__dict__[name]) for name in REGISTERS if name in source.__dict__}
         shared.__dict__ = {**source.__dict__, **own}
         shared.__dict__.setdefault("stock", source)
-        shared.__dict__["parts"] = parts = Parts(shared, profile, forced)
+        shared.__dict__["parts"] = parts = Parts(shared, profile, forced, watch)
         shared.__dict__["seam"] = parts.seam
         for name in SHARED:
             shared._modules[name] = share(source._modules[name], parts)
@@ -76,7 +79,8 @@ class Shared(SAM2VideoPredictor):
 
     def __copy__(self) -> Any:
         """Another one on the same weights, with the same profile and settings."""
-        return self.sharing(self, self.parts.own.profile, self.parts.own.forced)
+        own = self.parts.own
+        return self.sharing(self, own.profile, own.forced, own.watch)
 
     def __reduce__(self) -> Any:
         """How it is made in another process, also where it is of a client's class."""
@@ -104,19 +108,27 @@ class Shared(SAM2VideoPredictor):
         return self.parts.here.used.profile
 
     @contextmanager
-    def use(self, profile: Profile | str | Path | None, *, force: bool = False) -> Iterator[None]:
+    def use(
+        self,
+        profile: Profile | str | Path | None,
+        *,
+        force: bool = False,
+        watch: float | None = None,
+    ) -> Iterator[None]:
         """Use another profile for the length of the context; None means stock behaviour, bit for bit.
 
         What counts is the profile in use while a frame is tracked: consume `propagate_in_video` inside the context.
-        Other threads go on with theirs.
+        Other threads go on with theirs. A predictor that is watched stays so, `watch` is another share; see `accelerate`.
 
         Raises
         ------
         InputError
-            The profile was made for another model or input size (and `force` is not set), or asks for what this
-            model cannot have.
+            `watch` is no share, or the profile was made for another model or input size (and `force` is not set), or asks
+            for what this model cannot have.
         """
-        with self.parts.using(STOCK_PROFILE if profile is None else load_profile(profile), force):
+        share = self.parts.here.used.watch if watch is None else check_share(watch)
+        wanted = STOCK_PROFILE if profile is None else load_profile(profile)
+        with self.parts.using(self.parts.fitted(wanted, force, share)):
             yield
 
     def weights_changed(self) -> None:

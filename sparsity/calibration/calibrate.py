@@ -247,7 +247,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     seen = [looks[name] for name in promised]
     base = next((base for base in bases if chosen is not None and base.made(chosen)), None)
     cost = None if base is None else base.cost
-    profile = stated(request, chosen, choice, outcomes, traces, cost, seen, question)
+    profile = stated(request, chosen, choice, outcomes, traces, cost, seen, question, tested)
     promise = profile.promise
     assert promise is not None
     faster = 1.0

@@ -220,6 +220,7 @@ def stated(
     cost: Cost | None,
     looks: Sequence[Look],
     question: int,
+    tested: Sequence[Candidate],
 ) -> Profile:
     """Return the chosen setting with its promise; every window and key where none holds.
 
@@ -233,6 +234,8 @@ def stated(
         At the clips of the promise.
     question
         Number of this one among those that were asked of these clips.
+    tested
+        All that were tested, in order.
     """
     unit = unit_of(looks, request.risk)
     if chosen is None or cost is None:
@@ -251,7 +254,20 @@ def stated(
         promise = promise.model_copy(update={"expected_speedup": round(speedup, 3)})
         profile = chosen
     made_by = made_by_of(request) | {"recordings": {trace.name: trace.digest for trace in traces}}
+    safer = next_safer(choice, tested)
+    if safer is not None:
+        made_by["safer"] = safer.model_dump(mode="json", by_alias=True, exclude={"adapter"})
     return profile.model_copy(update={"name": "calibrated", "promise": promise, "made_by": made_by})
+
+
+def next_safer(choice: Choice, tested: Sequence[Candidate]) -> Profile | None:
+    """Return the cheapest other setting that holds and lost less than the chosen one, which a watch falls back to."""
+    if choice.index is None:
+        return None
+    chosen = choice.bounds[choice.index].mean
+    lower = [i for i in choice.held if choice.bounds[i].mean < chosen]
+    at = min(lower, key=lambda i: tested[i].cost, default=None)
+    return None if at is None else tested[at].profile.model_copy(update={"name": "next safer"})
 
 
 def made_by_of(request: Request) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def seen_of(
         frames=(min(lengths), max(lengths)),
         objects=(min(counts), max(counts)),
         cues=cues,
+        drift=round(max(100 - run["quality"]["agreement"] for run in runs.values()), DIGITS),
         strata=strata([run["character"] for run in runs.values()], losses),
     )
 

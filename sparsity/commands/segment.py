@@ -28,6 +28,9 @@ from sparsity.commands.options import (
 if TYPE_CHECKING:
     from sparsity.work.model import ModelChoice
 
+BROKEN = 3
+"""Status of a run whose profile's promise was found broken."""
+
 
 @with_model
 def segment(
@@ -64,15 +67,27 @@ def segment(
         ),
     ] = None,
     strict: Strict = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="over the profile's promise: 2 % of frames are tracked densely too; status 3 where it is broken",
+        ),
+    ] = False,
+    watch_share: Annotated[
+        float | None, typer.Option("--watch-share", help="watch another share of frames, up to 1")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Track objects through a video, or each video of a data set: indexed PNG masks, an overlay and a report."""
+    from sparsity.acceleration.watch import SHARE
     from sparsity.profile import load_profile
     from sparsity.work.record import SegmentClip, segment_clips
     from sparsity.work.segment import run_segment
     from sparsity.work.spread import Spread
     from sparsity.work.submission import plan_submission
 
+    share = SHARE if watch and watch_share is None else watch_share
     spread = Spread(jobs, scheduler, gpu=choice.may_take_a_gpu)
     given = prompt_of(prompt, points, box, prompt_frame)
     many = clips_of(video, given, clips, spread, strict)
@@ -83,11 +98,16 @@ def segment(
         kind = "layers" if submission == "sa-v" else "png"
     if many is not None:
         work = SegmentClip(
-            many, choice, out, load_profile(profile), max_frames, force, kind, overlay
+            many, choice, out, load_profile(profile), max_frames, force, kind, overlay, share
         )
-        print(segment_clips(work, names_in(clips), spread).text())
+        summary = segment_clips(work, names_in(clips), spread)
+        print(summary.text())
         if archive is not None:
             print(archive.text(archive.write(out)))
+        for name, found in summary.results.items():
+            if found["watched"]:
+                print(f"promise  {name}: {found['watched']}")
+        _tell_broken([found["promise"] for found in summary.results.values()])
         return
     result = run_segment(
         video,
@@ -100,5 +120,13 @@ def segment(
         overlay=overlay,
         force=force,
         strict=strict,
+        watch=share,
     )
     print(result.summary())
+    _tell_broken([result.promise])
+
+
+def _tell_broken(promises: list[str]) -> None:
+    """End with a status of its own where a promise was found broken."""
+    if any(promise.startswith("broken") for promise in promises):
+        raise typer.Exit(BROKEN)

@@ -16,6 +16,7 @@ from probes.models import fingerprint
 from probes.recording import extend_recording, record, recorded_clips
 from probes.records import Recording
 from probes.video import notes_of
+from sparsity.acceleration.watch import check_share
 from sparsity.clips.sources import ClipSource
 from sparsity.profile import Profile
 from sparsity.work.formats import format_of
@@ -43,13 +44,14 @@ class SegmentClip:
     force: bool
     kind: str = "png"
     overlay: bool = True
+    watch: float | None = None
 
     def __call__(self, name: str) -> dict[str, Any]:
         clip = self.source.open(name, labelled=False)
         outcome = run_segment(
             self.source.places(name)[0], clip.prompts, self.choice, self.out / name,
             profile=self.profile, max_frames=self.max_frames, kind=self.kind, overlay=self.overlay,
-            force=self.force, opened=clip.video,
+            force=self.force, watch=self.watch, opened=clip.video,
         )  # fmt: skip
         return {key: value for key, value in asdict(outcome).items() if key != "out"}
 
@@ -67,11 +69,12 @@ def segment_clips(
     check_folder(work.out)
     names = work.source.names(only=only)
     parts = _beside(work.out)
-    with shared_predictor(work.choice).use(work.profile, force=work.force):
+    check_share(work.watch)
+    with shared_predictor(work.choice).use(work.profile, force=work.force, watch=work.watch):
         pass  # one that doesn't fit the model is refused before any work
     format_of(work.kind, work.out)
     settings = {**_model(work.choice), "max_frames": work.max_frames}
-    settings |= {"format": work.kind, "overlay": work.overlay}
+    settings |= {"format": work.kind, "overlay": work.overlay, "watch": work.watch}
     settings["profile"] = work.profile.model_dump(mode="json", by_alias=True)
     for name in names:
         if not (work.out / name).is_dir():  # somebody removed what was done

@@ -20,7 +20,15 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind."""
+    """What a run left behind.
+
+    Attributes
+    ----------
+    promise
+        Of its profile: see `sparsity.acceleration.report.Report.promise`.
+    watched
+        The same in a line with what it rests on; None where nobody watched.
+    """
 
     out: Path
     results: str
@@ -33,6 +41,8 @@ class Outcome:
     left_out: list[str]
     overlay: bool
     beyond: list[str]
+    promise: str
+    watched: str | None = None
 
     def summary(self) -> str:
         """Return it in a few lines."""
@@ -50,6 +60,7 @@ class Outcome:
                 f"windows computed {self.windows_share:.0%}, memory keys read {self.keys_share:.0%}",
                 f"guard    encoded densely: {', '.join(lines) or 'no frame'}",
                 *(f"beyond   {said}" for said in self.beyond),
+                *([f"promise  {self.watched}"] if self.watched else []),
             )
         )
 
@@ -120,7 +131,7 @@ class RunFolder:
     def outcome(self, form: Format) -> Outcome:
         """Read back what the report of a finished run says."""
         report = json.loads(self.report.read_text(encoding="utf-8"))
-        summary = report["report"]["summary"]
+        summary, watch = report["report"]["summary"], report["report"]["watch"]
         return Outcome(
             self.path,
             form.result.name,
@@ -133,4 +144,6 @@ class RunFolder:
             report["left_out"],
             self.overlay.is_file(),
             summary["beyond"],
+            summary["promise"],
+            None if watch is None else watch["said"],
         )

@@ -37,6 +37,7 @@ from probes.tracking import hash_of_frames, track_back, track_forward
 from probes.video import EndOfVideo, VideoSource, notes_of, open_video
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.report import ObjectReport
+from sparsity.acceleration.watch import check_share
 from sparsity.clips.drawn import Ids
 from sparsity.clips.masks import merge_objects
 from sparsity.clips.prompt import PromptOptions
@@ -73,6 +74,7 @@ def run_segment(
     overlay: bool = True,
     force: bool = False,
     strict: bool = False,
+    watch: float | None = None,
     opened: VideoSource | None = None,
 ) -> Outcome:
     """Track the prompted objects through a video, forward and then back from the first prompt.
@@ -103,6 +105,8 @@ def run_segment(
         Replace the results of another run, and use a profile that was made for another model.
     strict
         Refuse where something of the video is left out, in place of a warning.
+    watch
+        Share of frames that are tracked densely too, see `sparsity.acceleration.build.accelerate`; None for none.
     opened
         The video, where it is open already.
 
@@ -113,6 +117,7 @@ def run_segment(
     KeyboardInterrupt
         The run was interrupted; its state is saved.
     """
+    check_share(watch)
     form = format_of(kind, Path(out))
     source = open_video(video if opened is None else opened, strict)
     if max_frames is not None and max_frames < 1:
@@ -128,13 +133,14 @@ def run_segment(
     folder = RunFolder(Path(out))
     folder.look(force)
     predictor = shared_predictor(choice)
-    with predictor.use(applied, force=force):
+    with predictor.use(applied, force=force, watch=watch):
         settings = {
             "video": _named(video, source),
             **_settings(clip, predictor, applied, choice),
             "max_frames": max_frames,
             "format": kind,
             "overlay": overlay,
+            "watch": watch,
         }
         run = _Run(clip, predictor, choice, folder, form, settings)
         if folder.enter(settings, force):

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from probes.errors import BeyondPromise
-from sparsity.calibration.report import Look
+from sparsity.acceleration.watch import level_of
+from sparsity.calibration.bounds import choose
+from sparsity.calibration.report import Look, next_safer
+from sparsity.calibration.search import Candidate
 from sparsity.calibration.seen import pictures_of, seen_of, strata, told, worst_clips
 from sparsity.clips.sources import ClipSource
 from sparsity.commands.app import run
@@ -143,6 +146,14 @@ def test_strata_count_every_clip_once_in_each_respect():
         assert mean == pytest.approx(losses.mean(), abs=1e-3)
 
 
+def test_what_the_worst_clip_drifted_is_what_a_watch_allows(runs):
+    looks = {name: Look(10, made=True, labelled=True) for name in runs}
+    seen = seen_of(looks, runs, [0.5, 4.0])
+    worst = max(100 - run["quality"]["agreement"] for run in runs.values())
+    assert seen.drift == pytest.approx(worst, abs=1e-3)
+    assert level_of(promised(seen)) == pytest.approx(max(worst, 1.0), abs=1e-3)
+
+
 def test_the_worst_clips_are_named_with_a_picture_of_the_worst_frame(folders):
     source = ClipSource(folders / "videos", folders / "masks")
     rows = {
@@ -158,3 +169,17 @@ def test_the_worst_clips_are_named_with_a_picture_of_the_worst_frame(folders):
     plain = source.open("fast").video.frame(2)
     for half in (picture[:, :160], picture[:, 160:]):
         assert not np.array_equal(half, plain), "masks are drawn"
+
+
+def test_the_next_safer_setting_is_the_cheapest_that_lost_less():
+    tested = [
+        Candidate(BUILTIN["paper"].model_copy(update={"name": name}), 0.5, 0.5, cost, 0.9)
+        for name, cost in (("surest", 0.9), ("sure", 0.8), ("odd", 0.75), ("chosen", 0.7))
+    ]
+    lost = np.array([[0.1, 0.2, 0.9, 0.5]] * 6)
+    choice = choose(lost, range(4), [c.cost for c in tested], 0.95, 5.0)
+    assert choice.index == 3
+    safer = next_safer(choice, tested)
+    assert safer == tested[1].profile.model_copy(update={"name": "next safer"})
+    alone = choose(lost[:, 3:], range(1), [0.7], 0.95, 5.0)
+    assert alone.index == 0 and next_safer(alone, tested[3:]) is None
