@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from probes.errors import InputError
 from probes.models import fingerprint
+from sparsity.acceleration.fit import why_not_exact
 from sparsity.acceleration.model.encoder import Encoding, window_grid
 from sparsity.acceleration.model.windows import window_tokens
-from sparsity.acceleration.parts import why_not_exact
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.route import routed
 from sparsity.acceleration.session import Frame
