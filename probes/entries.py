@@ -177,7 +177,7 @@ def recalled(seen: Seen, layer_of: Mapping[str, int], shares: int) -> dict[str, 
 def row_forms(
     site: AttentionSite, settings: Settings, output_tokens: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of a site's stored rows and of their maxima, for one frame or object."""
+    """Shapes of a site's stored rows and of their maxima, for one frame or object; heads come first, if they are kept."""
     r = settings.row_grid
     if site.kind == "token_to_image":
         lead: tuple[int, ...] = (output_tokens,)
@@ -185,29 +185,34 @@ def row_forms(
         lead = (len(settings.row_queries), len(SLOTS) - 1)
     else:
         lead = (len(settings.row_queries),)
-    return (*lead, r, r), lead[:1]
+    heads = (site.heads,) if settings.row_heads else ()
+    return (*heads, *lead, r, r), (*heads, lead[0])
 
 
 def raw_rows(
     call: AttentionCall, b: int, settings: Settings, output_tokens: int
 ) -> tuple[Array, Array]:
-    """Attention rows of some queries of one object, mean over heads, as 8-bit levels and maxima."""
+    """Attention rows of some queries of one object, of each head or their mean, as 8-bit levels and maxima."""
     site = site_of(call)
     r, cell = settings.row_grid, site.grid // settings.row_grid
-    shape, _ = row_forms(site, settings, output_tokens)
+    shape, form = row_forms(site, settings, output_tokens)
     if site.kind == "token_to_image":
         q = call.q[b, :, :output_tokens]
     else:
         q = call.q[b][:, torch.tensor(settings.row_queries, device=call.q.device)]
-    p = attention_weights(q, call.k[b]).mean(0)  # [Q, Nk]
+    p = attention_weights(q, call.k[b])  # [h, Q, Nk]
+    p = p if settings.row_heads else p.mean(0)
     cells = p.new_zeros(shape)
     if site.kind == "cross":
         layout = call.moment.layouts[b]
-        frames = p[:, : layout.frame_keys].view(len(p), -1, r, cell, r, cell).sum((3, 5))
+        of_frames = p[..., : layout.frame_keys]
+        frames = of_frames.reshape(*of_frames.shape[:-1], -1, r, cell, r, cell).sum((-3, -1))
         for i, entry in enumerate(layout.frames):
-            cells[:, entry.position] += frames[:, i]
+            cells[..., entry.position, :, :] += frames[..., i, :, :]
     else:
-        cells += p.view(len(p), r, cell, r, cell).sum((2, 4))
-    scale = cells.flatten(1).amax(1)
-    levels = (cells / scale.clamp(min=1e-30).view(-1, *(1,) * (cells.ndim - 1))).sqrt() * 255
+        cells += p.reshape(*p.shape[:-1], r, cell, r, cell).sum((-3, -1))
+    scale = cells.flatten(len(form)).amax(-1)
+    levels = (
+        cells / scale.clamp(min=1e-30).view(*form, *(1,) * (cells.ndim - len(form)))
+    ).sqrt() * 255
     return levels.round().byte().cpu().numpy(), scale.cpu().numpy()

@@ -61,6 +61,7 @@ def record(
     statistics: str | Sequence[str] = "*",
     rows: str | Sequence[str] = (),
     row_side: int = ROW_SIDE,
+    row_heads: bool = False,
     query_rows: int = QUERY_ROWS,
     seed: int = 0,
     max_frames: int | None = None,
@@ -94,6 +95,8 @@ def record(
     row_side
         Queries per side of the token grid whose raw rows are stored, at most as many as there are: more where objects
         are small. Rows take bytes by its square.
+    row_heads
+        Whether rows are stored head by head instead of as the mean over heads; they take as many times the bytes.
     query_rows
         Query rows, at least, that means over rows are measured from; key mass takes all rows.
     seed
@@ -119,7 +122,9 @@ def record(
     source = open_video(video)
     clip = name or (Path(video).stem if isinstance(video, (str, Path)) else "clip")
     _check_name(clip)
-    settings = _settings(predictor, statistics, rows, row_side, query_rows, seed, autocast)
+    settings = _settings(
+        predictor, statistics, rows, row_side, row_heads, query_rows, seed, autocast
+    )
     folder = Path(out)
     header = _open_header(
         predictor, settings, folder, name_of(predictor) if model is None else model
@@ -158,6 +163,7 @@ def recorded_clips(
     statistics: str | Sequence[str] = "*",
     rows: str | Sequence[str] = (),
     row_side: int = ROW_SIDE,
+    row_heads: bool = False,
     query_rows: int = QUERY_ROWS,
     seed: int = 0,
     autocast: bool = False,
@@ -170,7 +176,9 @@ def recorded_clips(
     InputError
         A pattern matches nothing, or the folder holds another recording or other files.
     """
-    settings = _settings(predictor, statistics, rows, row_side, query_rows, seed, autocast)
+    settings = _settings(
+        predictor, statistics, rows, row_side, row_heads, query_rows, seed, autocast
+    )
     called = name_of(predictor) if model is None else model
     return [info.name for info in _open_header(predictor, settings, Path(out), called).clips]
 
@@ -195,6 +203,7 @@ def _settings(
     statistics: str | Sequence[str],
     rows: str | Sequence[str],
     row_side: int,
+    row_heads: bool,
     query_rows: int,
     seed: int,
     autocast: bool,
@@ -227,6 +236,7 @@ def _settings(
         row_sites=tuple(s.name for s in shown),
         row_queries=tuple(y * grid + x for y in at for x in at) if shown else (),
         row_grid=(ROW_GRID if grid % ROW_GRID == 0 else grid) if shown else 0,
+        row_heads=row_heads and bool(shown),
     )
 
 

@@ -95,6 +95,8 @@ class Settings(_Strict):
     row_sites, row_queries, row_grid
         Sites whose raw rows were stored, query tokens of these rows on the token grid, and cells per side
         of a stored row; empty and 0 where none were.
+    row_heads
+        Whether they were stored head by head, or as the mean over heads.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -108,6 +110,7 @@ class Settings(_Strict):
     row_sites: tuple[str, ...] = ()
     row_queries: tuple[int, ...] = ()
     row_grid: int = 0
+    row_heads: bool = False
 
 
 class ClipInfo(_Strict):
@@ -184,7 +187,8 @@ class ClipRecord:
         float16 ``[n, L, P, 4]``: cosine (the paper's CS), the same by chance, Pearson correlation,
         Jaccard of the top-10 % sets; each between first recollection and now.
     rows, row_scale
-        By site, raw attention rows as uint8 and their maxima as float32; see `attention_rows`.
+        By site, raw attention rows as uint8 and their maxima as float32; see `attention_rows`. Behind the first axis
+        comes one of heads where they were stored head by head.
     """
 
     frame: Array
@@ -244,15 +248,38 @@ class ClipRecord:
         apart = np.abs(self.row_frame[:, None] - self.memory_frame)
         return np.where(self.memory_frame < 0, -1, apart).astype(np.int32)
 
-    def attention_rows(self, site: str, index: int) -> Array:
+    def row_heads(self, site: str) -> int:
+        """How many heads of a site have rows of their own; 0 where only the mean over heads was stored."""
+        scale = self.row_scale[site]
+        return int(scale.shape[1]) if scale.ndim == 3 else 0
+
+    def attention_rows(self, site: str, index: int, head: int | None = None) -> Array:
         """Raw rows of a site on a frame (encoder: index into `frame`) or row (else), float32.
 
-        Encoder ``[Q, r, r]``, memory ``[Q, P, r, r]``, decoder ``[output tokens, r, r]``: mean over heads,
-        summed inside each of r x r cells.
+        Encoder ``[Q, r, r]``, memory ``[Q, P, r, r]``, decoder ``[output tokens, r, r]``: of a head, or the mean over
+        heads, summed inside each of r x r cells.
+
+        Raises
+        ------
+        InputError
+            There is no such head, or heads were not stored one by one.
         """
-        levels = self.rows[site][index].astype(np.float32) / 255
-        scale = self.row_scale[site][index]
-        return levels**2 * scale.reshape(*scale.shape, *(1,) * (levels.ndim - scale.ndim))
+        levels, scale, heads = (
+            self.rows[site][index],
+            self.row_scale[site][index],
+            self.row_heads(site),
+        )
+        if head is not None and not 0 <= head < heads:
+            there = f"heads 0 to {heads - 1}" if heads else "the mean over heads"
+            raise InputError(
+                f"rows of head {head} of {site} were asked for; the clip was recorded with {there}; choose among "
+                "these, or record it with row_heads"
+            )
+        if head is not None:
+            levels, scale = levels[head], scale[head]
+        shares = levels.astype(np.float32) / 255
+        rows: Array = shares**2 * scale.reshape(*scale.shape, *(1,) * (levels.ndim - scale.ndim))
+        return rows.mean(0) if heads and head is None else rows
 
 
 def array_forms(header: Header, arrays: dict[str, Array]) -> dict[str, tuple[np.dtype, tuple]]:

@@ -135,7 +135,7 @@ def record_clips(
     Parameters
     ----------
     settings
-        `statistics`, `rows`, `row_side`, `query_rows`, `autocast` and `model` of `probes.recording.record`.
+        `statistics`, `rows`, `row_side`, `row_heads`, `query_rows`, `autocast` and `model` of `probes.recording.record`.
 
     Raises
     ------
