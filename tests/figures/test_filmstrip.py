@@ -18,7 +18,10 @@ def strip(shares: dict[int, float]) -> dict[int, float]:
     ]
     figure = figures.draw_memory_filmstrip(frames, told, "my clip")
     maps = [trace for trace in figure.data if trace.type == "heatmap"]
-    return {age: float(np.mean(m.customdata)) for age, m in zip(sorted(shares, reverse=True), maps, strict=True)}
+    return {
+        age: float(np.mean(m.customdata))
+        for age, m in zip(sorted(shares, reverse=True), maps, strict=True)
+    }
 
 
 def test_a_frame_that_gets_more_is_brighter() -> None:
@@ -56,7 +59,8 @@ def test_columns_are_named_above_their_pictures_where_the_first_row_has_fewer() 
     axes = [t.xaxis.replace("x", "xaxis") for t in figure.data if t.type == "heatmap"][-3:]
     middles = [float(np.mean(figure.layout[axis].domain)) for axis in axes]
     assert above == {
-        f"{n} back": (pytest.approx(m), "paper", "center") for n, m in zip((3, 2, 1), middles, strict=True)
+        f"{n} back": (pytest.approx(m), "paper", "center")
+        for n, m in zip((3, 2, 1), middles, strict=True)
     }
     assert len(set(middles)) == 3
 

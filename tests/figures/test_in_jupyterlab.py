@@ -22,8 +22,8 @@ from sparsity.work.formats import read_masks
 from tests.conftest import make_frames
 from tests.figures import picked
 from tests.figures.browser import Browser, Page
-from tests.figures.explored import DATA, READY, brightest, click, slide
-from tests.figures.made import FRAMES, GREYS, MEMORY, make_recording
+from tests.figures.explored import DATA, READY, brightest, choose, click, slide
+from tests.figures.made import ENCODER, FRAMES, GREYS, MEMORY, make_recording
 
 pytestmark = pytest.mark.process
 
@@ -133,15 +133,17 @@ def page(lab: str, browser: Browser) -> Iterator[Page]:
 @pytest.mark.filterwarnings("ignore")
 def test_a_click_in_jupyterlab_shows_what_the_pixel_attends_to(page: Page) -> None:
     page.evaluate("document.querySelector('.query').scrollIntoView(); true")
+    choose(page, "site", ENCODER)
+    slide(page, 0)
     click(page, ".query", 0.2, 0.3)
     assert brightest(page) == pytest.approx((6.5 / 8, 2.5 / 8), abs=0.02)
-    page.press("ArrowRight")
+    page.press(".")
     page.wait(f"{DATA}.frame === '1'")
     click(page, ".query", 0.7, 0.3)
     assert brightest(page) == pytest.approx((2.5 / 8, 2.5 / 8), abs=0.02)
     slide(page, 4)
     page.wait(f"{DATA}.frame === '4'")
-    click(page, "figure[data-slot='5']", 0.5, 0.3)
+    click(page, "button[data-slot='5']", 0.5, 0.3)
     assert page.evaluate(f"{DATA}.site") == MEMORY
     # the made memory attends to the token on the right
     assert brightest(page) == pytest.approx((6.5 / 8, 2.5 / 8), abs=0.02)
