@@ -37,9 +37,12 @@ class Explorer(AnsweringWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The widget, and the view that it opens on as a picture, for where no kernel runs."""
-        data, *more = super()._repr_mimebundle_(**kwargs)
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:  # ipywidgets is told to show nothing
+            return None
+        data, metadata = bundle
         picture = base64.b64encode(still(self._content)).decode()
-        return {**data, "image/jpeg": picture}, *more
+        return {**data, "image/jpeg": picture}, metadata
 
 
 def explore(
