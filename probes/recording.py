@@ -6,7 +6,6 @@ what that is and reads it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -22,7 +21,7 @@ from safetensors.numpy import save_file
 from probes.collector import Collector
 from probes.entries import row_forms
 from probes.errors import InputError
-from probes.files import whole, write_text
+from probes.files import sha256_of, whole, write_text
 from probes.models import fingerprint, name_of
 from probes.records import (
     HEADER,
@@ -46,9 +45,6 @@ ROW_GRID = 32
 
 LONGEST_NAME = 200
 """Bytes of a clip's name, which with its suffixes is a file's name."""
-
-HASHED = 2**20
-"""Bytes that are hashed at a time."""
 
 
 def record(
@@ -311,13 +307,9 @@ def _check_name(clip: str) -> None:
 def write_shard(path: Path, arrays: Mapping[str, Array]) -> str:
     """Write a clip's arrays to its shard, without a copy of them in memory; return the file's sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = hashlib.sha256()
     with whole(path) as part:
         save_file(dict(arrays), part)
-        with part.open("rb") as file:
-            while block := file.read(HASHED):
-                found.update(block)
-    return found.hexdigest()
+        return sha256_of(part)
 
 
 def name_clips(folder: Path, header: Header, clips: Iterable[ClipInfo]) -> Recording:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from probes.errors import InputError
+from probes.files import sha256_of
 from probes.tables import table_of
 
 SCHEMA: Final = "efficient-sam2/recording/3"
@@ -476,8 +477,7 @@ def read_shard(path: Path, header: Header, info: ClipInfo) -> ClipRecord:
     """Read a clip's arrays and hold them against the header."""
     damaged = f"recording shard {path} is damaged"
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != info.sha256:
+        if sha256_of(path) != info.sha256:
             raise InputError(
                 f"{damaged}: its hash differs from the header's; record the clip again"
             )

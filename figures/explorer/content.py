@@ -31,7 +31,7 @@ class Content:
     def rows(self, site: str, index: int) -> bytes:
         """Pack the rows of a site: gzip of float32 maxima ``[heads, Q]``, then uint8 square-root levels, as recorded."""
         scale = np.nan_to_num(self.clip.row_scale[site][index]).astype("<f4")
-        return gzip.compress(scale.tobytes() + self.clip.rows[site][index].tobytes(), 6, mtime=0)
+        return gzip.compress(scale.tobytes() + self.clip.rows[site][index].tobytes(), 3, mtime=0)
 
     def indices(self, site: str) -> range:
         """The frames (encoder) or rows (memory, decoder) for which a site's attention is stored."""

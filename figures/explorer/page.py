@@ -60,34 +60,41 @@ def write_page(content: Content, out: Path, say: Callable[[str], None] = lambda 
             f"{folder} holds other files; expected none, or the attention rows of an earlier page; choose another "
             "name for the page"
         )
-    packed = {
-        site["name"]: [
-            base64.b64encode(content.rows(site["name"], i)).decode()
-            for i in content.indices(site["name"])
-        ]
-        for site in content.meta["sites"]
-    }
-    files = sum(len(rows) for rows in packed.values())
-    size = sum(len(rows) for of_site in packed.values() for rows in of_site)
-    inside = size <= INSIDE
+    sites = {site["name"]: content.indices(site["name"]) for site in content.meta["sites"]}
+    files = sum(len(indices) for indices in sites.values())
+    # the larger of a frame in the middle and the last one stands for all of a site
+    about = sum(
+        len(of) * max(len(_packed(content, site, of[n])) for n in (len(of) // 2, -1))
+        for site, of in sites.items()
+    )
+    rows = None
+    if about <= 2 * INSIDE:
+        rows = {site: [_packed(content, site, i) for i in of] for site, of in sites.items()}
+        about = sum(len(packed) for of_site in rows.values() for packed in of_site)
+    inside = rows if about <= INSIDE else None
     page = Environment(autoescape=False).from_string(joined("explorer/page.html"))
     text = page.render(
         title=escape(content.meta["title"]),
         paper=THEMES[content.meta["theme"]].paper,
         meta=_safe(content.meta),
-        rows=_safe(packed if inside else {}),
+        rows=_safe(inside or {}),
         folder=_safe(None if inside else folder.name),
         script=script(),
         style=style(),
     )
     told = f"{out.name} takes {len(text) / 1e6:.1f} MB"
     if not inside:
-        told += f"; its attention rows, {size / 1e6:.1f} MB in {files} files, go beside it: keep {folder.name}/ with it"
+        told += f"; its attention rows, about {about / 1e6:.1f} MB in {files} files, go beside it: keep {folder.name}/ with it"
     say(told)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         if not inside:
-            _write_rows(packed, part)
+            for site, of in sites.items():
+                (part / site).mkdir(parents=True)
+                for i in of:
+                    (part / site / f"{i}.js").write_text(
+                        _loaded(content, site, i), encoding="ascii"
+                    )
         if folder.exists():
             shutil.rmtree(folder)
         if not inside:
@@ -98,13 +105,15 @@ def write_page(content: Content, out: Path, say: Callable[[str], None] = lambda 
     return out
 
 
-def _write_rows(packed: dict[str, list[str]], folder: Path) -> None:
-    """Write a script a site and frame: pages that are opened as files may load scripts, and nothing else."""
-    for site, of_site in packed.items():
-        (folder / site).mkdir(parents=True)
-        for i, rows in enumerate(of_site):
-            line = f"exploredRows({json.dumps(site)},{i},{json.dumps(rows)});\n"
-            (folder / site / f"{i}.js").write_text(line, encoding="ascii")
+def _packed(content: Content, site: str, index: int) -> str:
+    return base64.b64encode(content.rows(site, index)).decode()
+
+
+def _loaded(content: Content, site: str, index: int) -> str:
+    """Rows as a script: a page that was opened as a file may load scripts, and nothing else."""
+    return (
+        f"exploredRows({json.dumps(site)},{index},{json.dumps(_packed(content, site, index))});\n"
+    )
 
 
 def _ours(folder: Path) -> bool:
