@@ -26,12 +26,7 @@ def still(content: Content) -> bytes:
     row = meta["rows"][f"{meta['frames'][start['t']]['index']}:{start['object']}"]
     site = next(one for one in meta["sites"] if one["name"] == start["site"])
     x, y = row["centre"] or (0.5, 0.5)
-    query, shares, words, over = (
-        _frame(meta, start["t"]),
-        None,
-        "nothing was stored for it",
-        start["t"],
-    )
+    query, shares, words, over = (_frame(meta, start["t"]), None, site["name"], start["t"])
     if site["part"] == "memory" and max(row["memory"]) >= 0:
         slot = max(k for k, frame in enumerate(row["memory"]) if frame >= 0)
         place = {frame["index"]: t for t, frame in enumerate(meta["frames"])}

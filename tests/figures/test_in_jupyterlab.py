@@ -221,7 +221,7 @@ def test_what_is_tracked_and_corrected_in_jupyterlab_is_what_segment_gives(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_everybody_can_use_the_tracker(
+def test_everybody_can_use_tracker_and_explorer(
     page: Page, serious_faults: Callable[[Page, str], list[str]]
 ) -> None:
     for theme in ("Dark", "Light"):
@@ -230,4 +230,4 @@ def test_everybody_can_use_the_tracker(
             f" {{theme: 'JupyterLab {theme}'}}), true"
         )
         page.wait(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
-        assert serious_faults(page, ".track") == []
+        assert serious_faults(page, ".track") == serious_faults(page, ".esx") == []
