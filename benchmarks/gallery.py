@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,9 +48,12 @@ SLIMMER = (
 
 ONE, TWO = "smooth", "distractors"
 OBJECTS = {ONE: 1, TWO: 2, "fast": 1, "changing_look": 1, "occlusion": 1, "leave_and_return": 1}
-"""Objects by clip, of the clips that are recorded."""
+"""Objects by kind of the clips that are recorded."""
 
-SEED, FRAMES, FRAME, KEEP = 1, 12, 8, 0.05
+SEEDS = (1, 2, 3)
+"""A clip of each kind each; the first ones are shown."""
+
+FRAMES, FRAME, KEEP = 12, 8, 0.05
 BLOCK, LAYER = "encoder.stage3.block9.global", 2
 
 ROUTED = 12
@@ -68,22 +72,22 @@ TRADE_OFFS = HERE / "speed" / "demo-float32-default.json"
 # What the encoder, the decoder and memory attend to
 
 
-def made(name: str) -> Clip:
+def made(kind: str, seed: int = SEEDS[0]) -> Clip:
     """One of the clips that are recorded."""
-    return make_clip(name, seed=SEED, frames=FRAMES, objects=OBJECTS[name])
+    return make_clip(kind, seed=seed, frames=FRAMES, objects=OBJECTS[kind])
 
 
 def recorded(out: Path) -> Recording:
     """Track the clips with the demo model and record what it attends to."""
     predictor = build_predictor("demo")
-    for name, count in OBJECTS.items():
-        clip = made(name)
+    for (kind, count), seed in product(OBJECTS.items(), SEEDS):
+        clip = made(kind, seed)
         recording = record(
             predictor,
             clip.frames,
             {k: clip.masks[0] == k for k in range(1, count + 1)},
             out=out,
-            name=name,
+            name=kind if seed == SEEDS[0] else f"{kind}-{seed}",
             statistics=["encoder.*", "memory.*.cross"],
             rows=[BLOCK, "memory.*.cross"],
             model="demo",
@@ -93,7 +97,7 @@ def recorded(out: Path) -> Recording:
 
 def attention(recording: Recording) -> dict[str, go.Figure]:
     """Draw the figures that a recording holds, by name."""
-    over = f"{len(OBJECTS)} made clips of {FRAMES} frames"
+    over = f"{len(recording.names)} made clips of {FRAMES} frames"
     return {
         "encoder-decoder": _encoder_and_decoder(recording),
         "breadth": figures.draw_breadth(

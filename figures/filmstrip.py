@@ -56,6 +56,8 @@ def draw_memory_filmstrip(
 ) -> go.Figure:
     """Draw a row per recalling frame and a column per age: the remembered frame with the recalled mass on it.
 
+    Columns stand as SAM 2 lays out its memory: the prompted frame, then from the oldest to the newest.
+
     Parameters
     ----------
     video
@@ -74,7 +76,7 @@ def draw_memory_filmstrip(
             "no recollections given; expected at least one; record memory attention of a tracked frame"
         )
     times = sorted({item.frame for item in recollections})
-    ages = sorted({item.age for item in recollections}, key=lambda age: (age == 0, age))
+    ages = sorted({item.age for item in recollections}, key=lambda age: (age != 0, -age))
     table = {(item.frame, item.age): item for item in recollections}
     rows = []
     for time in times:

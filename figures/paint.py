@@ -232,6 +232,23 @@ def lay_heat(
     )
 
 
+def heat_opacity() -> NDArray[np.float64]:
+    """How little of what lies underneath each entry of `heat_colours` lets through, ``[256]``."""
+    return np.minimum(0.85, 0.12 + 0.95 * np.arange(256) / 255)
+
+
+def heated(frame: Picture, shares: NDArray[np.floating], top: float) -> Picture:
+    """The frame, grey and dim, with multiples of the even share ``[h, w]`` over it, on a scale that ends at `top`."""
+    grey = frame.mean(axis=2, keepdims=True)
+    grey = grey * min(1.0, UNDERNEATH / max(1.0, grey.mean()))
+    place = np.log10(np.maximum(shares, FLOOR) / FLOOR) / np.log10(top / FLOOR)
+    entries = np.round(255 * np.minimum(place, 1)).astype(np.uint8)
+    opacity = np.where(shares < FLOOR, 0, heat_opacity()[entries])
+    spread, opacity = (stretch(part, *frame.shape[:2]) for part in (entries, opacity))
+    opacity = opacity[..., None]
+    return (heat_colours()[spread] * opacity + grey * (1 - opacity)).astype(np.uint8)
+
+
 def add_scale(figure: go.Figure, peak: float, theme: ThemeName) -> None:
     """Set the colours of all heat from a tenth of the even share to the peak, and draw their bar at the right.
 
@@ -240,7 +257,7 @@ def add_scale(figure: go.Figure, peak: float, theme: ThemeName) -> None:
     top = max(1.0, float(np.ceil(np.log10(max(peak, FLOOR)) * 2) / 2))
     low = float(np.log10(FLOOR))
     table = heat_colours()
-    opacity = np.minimum(0.85, 0.12 + 0.95 * np.arange(256) / 255)
+    opacity = heat_opacity()
     figure.update_layout(
         coloraxis={
             "cmin": low,

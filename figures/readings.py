@@ -266,6 +266,24 @@ def similarity(recording: Recording, layer: int, age: int, chance: bool = False)
     ]
 
 
+def similarities(clip: ClipRecord) -> NDArray[np.float64]:
+    """CS with a memory frame's first recollection and the same by chance, ``[n, L, P, 2]``.
+
+    NaN where nothing is compared: at the first recollection itself, of a frame that was tracked in the other direction,
+    and in the slot of the prompt where it sums several prompted frames.
+    """
+    found = clip.similarity[..., :2].astype(float)
+    found[:, :, 1:][(clip.ages()[:, None, 1:] == 1).repeat(found.shape[1], 1)] = np.nan
+    known: dict[tuple[int, bool], set[int]] = {}
+    of_rows = zip(clip.row_object.tolist(), clip.reverse.tolist(), clip.prompt_frames, strict=True)
+    for i, (object_id, reverse, held) in enumerate(of_rows):
+        prompts = set(held[held >= 0].tolist())
+        if len(prompts) != 1 or not prompts <= known.get((object_id, reverse), set()):
+            found[i, :, 0] = np.nan
+        known.setdefault((object_id, reverse), set()).update(prompts)
+    return found
+
+
 def _recalled_after(clip: ClipRecord) -> NDArray[np.integer]:
     """Frames from the first recollection of what is in each memory slot to its row, ``[n, P]``; -1 of no such frame.
 
@@ -289,6 +307,7 @@ def recollections(
     Where memory held several prompted frames, age 0 is the mean over them, told of the nearest one.
     """
     layer = int(site.split(".")[1].removeprefix("layer"))
+    compared = similarities(clip)
     found = []
     for time in times:
         i = clip.row(time, object_id)
@@ -299,8 +318,8 @@ def recollections(
         ):
             if remembered < 0:
                 continue
-            cosine, baseline = (float(v) for v in clip.similarity[i, layer, slot, :2])
-            fresh = slot == 0 or age == 1 or np.isnan(cosine)
+            cosine, baseline = compared[i, layer, slot].tolist()
+            fresh = np.isnan(cosine)
             found.append(
                 Recollection(
                     time,

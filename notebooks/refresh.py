@@ -47,7 +47,10 @@ def execute(path: Path, quick: bool = False) -> Any:
 
 
 def slim(notebook: Any) -> Any:
-    """Replace figures by pictures, and leave out what changes from run to run, and widgets, which need a kernel."""
+    """Replace figures by pictures, and leave out what changes from run to run.
+
+    Of widgets, which need a kernel, their pictures stay where they have some.
+    """
     import plotly.graph_objects as go
     from PIL import Image
 
@@ -59,7 +62,10 @@ def slim(notebook: Any) -> Any:
                 continue
             data = output.get("data", {})
             if WIDGET in data:
-                continue
+                pictures = {kind: part for kind, part in data.items() if kind.startswith("image/")}
+                if not pictures:
+                    continue
+                output["data"] = pictures
             if FIGURE in data:
                 made = go.Figure({key: data[FIGURE][key] for key in ("data", "layout")})
                 picture = Image.open(io.BytesIO(made.to_image("png", scale=1))).convert("RGB")

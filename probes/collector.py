@@ -147,7 +147,7 @@ class Collector:
 
     def _store(self, site: str, entry: Seen) -> None:
         levels, scale = row_forms(self.sites[site], self.settings, self.output_tokens)
-        unread = np.packbits(np.zeros(levels[1:], bool))
+        unread = np.packbits(np.zeros(levels[len(scale) :], bool))
         empty = np.zeros(levels, np.uint8), np.zeros(scale, np.float32), unread
         self.stored[site].append(entry.rows.get(site, empty))
 

@@ -230,7 +230,7 @@ def _shown(entries: Sequence[Recollection]) -> list[int]:
 def row_forms(
     site: AttentionSite, settings: Settings, output_tokens: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of a site's stored rows and of their maxima, for one frame or object."""
+    """Shapes of a site's stored rows and of their maxima, for one frame or object; heads come first, if they are kept."""
     r = settings.row_grid
     if site.kind == "token_to_image":
         lead: tuple[int, ...] = (output_tokens,)
@@ -238,18 +238,19 @@ def row_forms(
         lead = (len(settings.row_queries), len(SLOTS) - 1)
     else:
         lead = (len(settings.row_queries),)
-    return (*lead, r, r), lead[:1]
+    heads = (site.heads,) if settings.row_heads else ()
+    return (*heads, *lead, r, r), (*heads, lead[0])
 
 
 def raw_rows(
     call: AttentionCall, b: int, settings: Settings, output_tokens: int
 ) -> tuple[Array, Array, Array]:
-    """Attention rows of some queries of one object, mean over heads: 8-bit levels, maxima, and cells that were read.
+    """Attention rows of some queries of one object, of each head or their mean: 8-bit levels, maxima, and cells that were read.
 
     Maxima are NaN of queries that were not computed; cells are packed bits.
     """
     site, device = site_of(call), call.q.device
-    shape, _ = row_forms(site, settings, output_tokens)
+    shape, form = row_forms(site, settings, output_tokens)
     wanted = range(output_tokens) if site.kind == "token_to_image" else settings.row_queries
     at = torch.tensor(wanted, device=device)
     asked = computed_queries(call)
@@ -257,28 +258,30 @@ def raw_rows(
         place = torch.full((site.grid**2,), -1, device=device)
         place[asked] = torch.arange(len(asked), device=device)
         at = place[at]
-    p = attention_weights(call.q[b][:, at.clamp(min=0)], call.k[b]).mean(0)  # [Q, Nk]
+    p = attention_weights(call.q[b][:, at.clamp(min=0)], call.k[b])  # [h, Q, Nk]
+    p = p if settings.row_heads else p.mean(0)
     cells = _in_cells(call, b, in_dense_order(call, p, b), shape)
-    scale = cells.flatten(1).amax(1)
-    levels = (cells / scale.clamp(min=1e-30).view(-1, *(1,) * (cells.ndim - 1))).sqrt() * 255
+    scale = cells.flatten(len(form)).amax(-1)
+    levels = cells / scale.clamp(min=1e-30).view(*form, *(1,) * (cells.ndim - len(form)))
     there = keys_there(call, b)
-    read = torch.ones_like(p[:1]) if there is None else there[None].float()
-    some = _in_cells(call, b, read, (1, *shape[1:]))[0] > 0
+    read = p.new_ones(1, p.shape[-1]) if there is None else there[None].float()
+    some = _in_cells(call, b, read, (1, *shape[len(form) :]))[0] > 0
     return (
-        levels.round().byte().cpu().numpy(),
+        (levels.sqrt() * 255).round().byte().cpu().numpy(),
         scale.masked_fill(at < 0, math.nan).cpu().numpy(),
         np.packbits(some.cpu().numpy()),
     )
 
 
 def _in_cells(call: AttentionCall, b: int, p: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Sum rows ``[Q, keys]`` inside each of r x r cells, of memory in the slots of its frames."""
+    """Sum rows ``[..., keys]`` inside each of r x r cells, of memory in the slots of its frames."""
     site, r = site_of(call), shape[-1]
     cell = site.grid // r
     if site.kind != "cross":
-        return p.view(len(p), r, cell, r, cell).sum((2, 4))
+        return p.reshape(*p.shape[:-1], r, cell, r, cell).sum((-3, -1))
     cells, layout = p.new_zeros(shape), call.moment.layouts[b]
-    frames = p[:, : layout.frame_keys].view(len(p), -1, r, cell, r, cell).sum((3, 5))
+    of_frames = p[..., : layout.frame_keys]
+    frames = of_frames.reshape(*of_frames.shape[:-1], -1, r, cell, r, cell).sum((-3, -1))
     for i, entry in enumerate(layout.frames):
-        cells[:, entry.position] += frames[:, i]
+        cells[..., entry.position, :, :] += frames[..., i, :, :]
     return cells

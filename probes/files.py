@@ -15,6 +15,9 @@ import psutil
 
 from probes.errors import InputError
 
+HASHED = 2**20
+"""Bytes that are hashed at a time."""
+
 PART = re.compile(r"\..+\.(?P<process>\d+)\.part(\.\w+)?")
 """Names that `whole` writes to."""
 
@@ -41,6 +44,15 @@ def sweep(folder: Path) -> None:
         match = PART.fullmatch(path.name)
         if match and not psutil.pid_exists(int(match["process"])):
             path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content, which need not fit into memory."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASHED):
+            found.update(block)
+    return found.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ what that is and reads it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -22,7 +21,7 @@ from safetensors.numpy import save_file
 from probes.collector import Collector
 from probes.entries import row_forms
 from probes.errors import InputError
-from probes.files import whole, write_text
+from probes.files import sha256_of, whole, write_text
 from probes.models import fingerprint, name_of
 from probes.records import (
     HEADER,
@@ -48,9 +47,6 @@ ROW_GRID = 32
 LONGEST_NAME = 200
 """Bytes of a clip's name, which with its suffixes is a file's name."""
 
-HASHED = 2**20
-"""Bytes that are hashed at a time."""
-
 
 def record(
     predictor: Any,
@@ -62,6 +58,7 @@ def record(
     statistics: str | Sequence[str] = "*",
     rows: str | Sequence[str] = (),
     row_side: int = ROW_SIDE,
+    row_heads: bool = False,
     query_rows: int = QUERY_ROWS,
     seed: int = 0,
     max_frames: int | None = None,
@@ -99,6 +96,8 @@ def record(
     row_side
         Queries per side of the token grid whose raw rows are stored, at most as many as there are: more where objects
         are small. Rows take bytes by its square.
+    row_heads
+        Whether rows are stored head by head instead of as the mean over heads; they take as many times the bytes.
     query_rows
         Query rows, at least, that means over rows are measured from; key mass takes all rows.
     seed
@@ -124,7 +123,9 @@ def record(
     source = open_video(video)
     clip = name or (Path(video).stem if isinstance(video, (str, Path)) else "clip")
     _check_name(clip)
-    settings = _settings(predictor, statistics, rows, row_side, query_rows, seed, autocast)
+    settings = _settings(
+        predictor, statistics, rows, row_side, row_heads, query_rows, seed, autocast
+    )
     folder = Path(out)
     header = _open_header(
         predictor, settings, folder, name_of(predictor) if model is None else model
@@ -163,6 +164,7 @@ def recorded_clips(
     statistics: str | Sequence[str] = "*",
     rows: str | Sequence[str] = (),
     row_side: int = ROW_SIDE,
+    row_heads: bool = False,
     query_rows: int = QUERY_ROWS,
     seed: int = 0,
     autocast: bool = False,
@@ -176,7 +178,9 @@ def recorded_clips(
         A pattern matches nothing, or the folder holds another recording or other files.
     """
     predictor = stand_in(predictor)
-    settings = _settings(predictor, statistics, rows, row_side, query_rows, seed, autocast)
+    settings = _settings(
+        predictor, statistics, rows, row_side, row_heads, query_rows, seed, autocast
+    )
     called = name_of(predictor) if model is None else model
     return [info.name for info in _open_header(predictor, settings, Path(out), called).clips]
 
@@ -201,6 +205,7 @@ def _settings(
     statistics: str | Sequence[str],
     rows: str | Sequence[str],
     row_side: int,
+    row_heads: bool,
     query_rows: int,
     seed: int,
     autocast: bool,
@@ -234,6 +239,7 @@ def _settings(
         row_queries=tuple(y * grid + x for y in at for x in at) if shown else (),
         row_grid=(ROW_GRID if grid % ROW_GRID == 0 else grid) if shown else 0,
         profile=_profile_of(predictor),
+        row_heads=row_heads and bool(shown),
     )
 
 
@@ -319,13 +325,9 @@ def _check_name(clip: str) -> None:
 def write_shard(path: Path, arrays: Mapping[str, Array]) -> str:
     """Write a clip's arrays to its shard, without a copy of them in memory; return the file's sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = hashlib.sha256()
     with whole(path) as part:
         save_file(dict(arrays), part)
-        with part.open("rb") as file:
-            while block := file.read(HASHED):
-                found.update(block)
-    return found.hexdigest()
+        return sha256_of(part)
 
 
 def name_clips(folder: Path, header: Header, clips: Iterable[ClipInfo]) -> Recording:

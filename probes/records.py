@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from probes.errors import InputError
+from probes.files import sha256_of
 from probes.tables import table_of
 
 SCHEMA: Final = "efficient-sam2/recording/3"
@@ -97,6 +98,8 @@ class Settings(_Strict):
         of a stored row; empty and 0 where none were.
     profile
         Of the accelerated predictor that ran, as its file has it; None for the stock one.
+    row_heads
+        Whether they were stored head by head, or as the mean over heads.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -111,6 +114,7 @@ class Settings(_Strict):
     row_queries: tuple[int, ...] = ()
     row_grid: int = 0
     profile: dict[str, Any] | None = None
+    row_heads: bool = False
 
 
 class ClipInfo(_Strict):
@@ -190,7 +194,8 @@ class ClipRecord:
         float16 ``[n, L, P, 4]``: cosine (the paper's CS), the same by chance, Pearson correlation,
         Jaccard of the top-10 % sets; each between first recollection and now.
     rows, row_scale
-        By site, raw attention rows as uint8 and their maxima as float32; see `attention_rows`.
+        By site, raw attention rows as uint8 and their maxima as float32; see `attention_rows`. Behind the first axis
+        comes one of heads where they were stored head by head.
     keys_read, queries_read
         uint8 ``[n, L, P, g * g / 8]`` and ``[n, g * g / 8]``: which tokens of each memory slot were read, in slot 0 of
         the nearest conditioning frame, and which tokens of the frame read them, as packed bits (`kept` has the shares).
@@ -267,15 +272,35 @@ class ClipRecord:
             shares = bits.mean(axis=-1, dtype=np.float32)
         return np.where(self.memory_frame[:, None] < 0, np.float32(np.nan), shares)
 
-    def attention_rows(self, site: str, index: int) -> Array:
+    def row_heads(self, site: str) -> int:
+        """How many heads of a site have rows of their own; 0 where only the mean over heads was stored."""
+        scale = self.row_scale[site]
+        return int(scale.shape[1]) if scale.ndim == 3 else 0
+
+    def attention_rows(self, site: str, index: int, head: int | None = None) -> Array:
         """Raw rows of a site on a frame (encoder: index into `frame`) or row (else), float32.
 
-        Encoder ``[Q, r, r]``, memory ``[Q, P, r, r]``, decoder ``[output tokens, r, r]``: mean over heads,
-        summed inside each of r x r cells. NaN where the query or all keys of a cell took no part.
+        Encoder ``[Q, r, r]``, memory ``[Q, P, r, r]``, decoder ``[output tokens, r, r]``: of a head, or the mean over
+        heads, summed inside each of r x r cells. NaN where the query or all keys of a cell took no part.
+
+        Raises
+        ------
+        InputError
+            There is no such head, or heads were not stored one by one.
         """
-        levels = self.rows[site][index].astype(np.float32) / 255
-        scale = self.row_scale[site][index]
-        found = levels**2 * scale.reshape(*scale.shape, *(1,) * (levels.ndim - scale.ndim))
+        levels, scale = self.rows[site][index], self.row_scale[site][index]
+        heads = self.row_heads(site)
+        if head is not None and not 0 <= head < heads:
+            there = f"heads 0 to {heads - 1}" if heads else "the mean over heads"
+            raise InputError(
+                f"rows of head {head} of {site} were asked for; the clip was recorded with {there}; choose among "
+                "these, or record it with row_heads"
+            )
+        if head is not None:
+            levels, scale = levels[head], scale[head]
+        shares = levels.astype(np.float32) / 255
+        found: Array = shares**2 * scale.reshape(*scale.shape, *(1,) * (levels.ndim - scale.ndim))
+        found = found.mean(0) if heads and head is None else found
         if site in self.row_read:
             bits = np.unpackbits(self.row_read[site][index], count=found[0].size)
             found = np.where(bits.reshape(found.shape[1:]), found, np.float32(np.nan))
@@ -480,8 +505,7 @@ def read_shard(path: Path, header: Header, info: ClipInfo) -> ClipRecord:
     """Read a clip's arrays and hold them against the header."""
     damaged = f"recording shard {path} is damaged"
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != info.sha256:
+        if sha256_of(path) != info.sha256:
             raise InputError(
                 f"{damaged}: its hash differs from the header's; record the clip again"
             )

@@ -1,25 +1,20 @@
-"""What the explorer shows: frames as pictures, attention rows packed for the browser; and its page, one offline HTML file."""
+"""What the explorer shows: frames as pictures, attention rows packed for the browser, and the view it opens on."""
 
 from __future__ import annotations
 
 import base64
 import gzip
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 from numpy.typing import ArrayLike, NDArray
 
-from figures.page.assets import joined
 from figures.paint import data_uris_within, heat_colours, outline_all, shrink, stretch
-from figures.style import THEMES, ThemeName, evidence
+from figures.readings import similarities
+from figures.style import ThemeName, evidence
 from probes.errors import InputError
-from probes.files import write_text
 from probes.records import ClipInfo, ClipRecord, Recording, frames_of_clip
 
 PICTURES_BUDGET = 6_000_000
@@ -34,8 +29,9 @@ class Content:
     meta: dict[str, Any]
 
     def rows(self, site: str, index: int) -> bytes:
-        """Pack the rows of a site: gzip of float32 maxima ``[Q]``, then uint8 square-root levels."""
-        return _pack(self.clip.attention_rows(site, index))
+        """Pack the rows of a site: gzip of float32 maxima ``[heads, Q]``, then uint8 square-root levels, as recorded."""
+        scale = np.nan_to_num(self.clip.row_scale[site][index]).astype("<f4")
+        return gzip.compress(scale.tobytes() + self.clip.rows[site][index].tobytes(), 3, mtime=0)
 
     def indices(self, site: str) -> range:
         """The frames (encoder) or rows (memory, decoder) for which a site's attention is stored."""
@@ -83,14 +79,20 @@ def explorer_content(
     pictures = _pictures(clip, info, frames)
     weights = "random" if "random" in header.model.name else header.model.name
     sites = [_site(site, clip) for site in header.settings.row_sites if site in clip.rows]
+    strip = next((site["name"] for site in sites if site["part"] == "memory"), None)
+    absent = ""
+    if header.settings.profile is not None:
+        absent = f" What profile {header.settings.profile['name']} left out is shown as 0."
+    rows, start = _rows(clip, header.settings.row_grid), _start(clip)
     meta = {
         "title": f"Where SAM 2 attends: {name}, {header.model.name}",
         "caption": f"Colour: attention over the even share, on the token grid ({header.settings.row_grid} cells "
         f"a side); {len(header.settings.row_queries)} of {header.model.grid**2} query tokens are stored, the "
-        f"nearest one answers. CS: cosine with the first recollection.{evidence(weights)}",
+        "nearest one answers. CS: cosine of a memory frame's key mass with its first recollection, beside chance."
+        f"{absent}{evidence(weights)}",
         "theme": theme,
         "heat": base64.b64encode(heat_colours().tobytes()).decode(),
-        "aspect": info.width / info.height,
+        "size": [info.width, info.height],
         "grid": header.model.grid,
         "cells": header.settings.row_grid,
         "queries": list(header.settings.row_queries),
@@ -100,11 +102,13 @@ def explorer_content(
             for (index, t), uri in zip(position.items(), pictures, strict=True)
         ],
         "sites": sites,
-        "strip": next((site["name"] for site in sites if site["part"] == "memory"), None),
-        "rows": {
-            f"{clip.row_frame[i]}:{clip.row_object[i]}": _row(clip, i)
-            for i in range(len(clip.row_frame))
+        "strip": strip,
+        "start": {
+            "t": list(position).index(int(clip.row_frame[start])),
+            "object": int(clip.row_object[start]),
+            "site": strip or sites[0]["name"],
         },
+        "rows": rows,
     }
     return Content(clip, meta)
 
@@ -139,20 +143,53 @@ def _site(name: str, clip: ClipRecord) -> dict[str, Any]:
     part, *rest = name.split(".")
     part = "self" if rest[-1] == "self" else part
     layer = int(rest[0][5:]) if rest[0].startswith("layer") else None
-    return {"name": name, "part": part, "layer": layer, "queries": clip.rows[name].shape[1]}
-
-
-def _row(clip: ClipRecord, i: int) -> dict[str, Any]:
-    """What is known of one object on one frame."""
-    similarity = clip.similarity[i, :, :, 0].astype(float).round(3)
+    queries = clip.row_scale[name].shape[-1]
     return {
-        "row": i,
-        "score": round(float(clip.score[i]), 2),
-        "memory": clip.memory_frame[i].tolist(),
-        "prompted": bool(clip.conditioning[i]),
-        "prompts": [t for t in clip.prompt_frames[i].tolist() if t >= 0],
-        "similarity": [[None if np.isnan(v) else v for v in layer] for layer in similarity],
-    }
+        "name": name, "part": part, "layer": layer, "queries": queries, "heads": clip.row_heads(name),
+    }  # fmt: skip
+
+
+def _start(clip: ClipRecord) -> int:
+    """The row that the explorer opens on: the first with the fullest memory on which the object is seen."""
+    held = (clip.memory_frame >= 0).sum(axis=1)
+    seen = clip.best.any(axis=1)
+    return int(np.argmax(np.where(clip.conditioning, 0, 1 + held) + 100 * seen))
+
+
+def _rows(clip: ClipRecord, cells: int) -> dict[str, dict[str, Any]]:
+    """What is known of each object on each frame, by ``frame:object``; the last of two passes over one.
+
+    `inside`: which of cells x cells lie on the object for the most part, as packed bits. `centre`: the place of
+    the object nearest to its centre, in shares of the picture; None where it is not seen. `similarity`: CS and
+    chance by layer and slot.
+    """
+    compared, masks = similarities(clip).round(3), clip.masks()
+    found = {}
+    for i, mask in enumerate(masks):
+        inside = mask.reshape(cells, len(mask) // cells, cells, -1).mean(axis=(1, 3)) > 0.5
+        found[f"{clip.row_frame[i]}:{clip.row_object[i]}"] = {
+            "row": i,
+            "score": round(float(clip.score[i]), 2),
+            "memory": clip.memory_frame[i].tolist(),
+            "prompted": bool(clip.conditioning[i]),
+            "prompts": [t for t in clip.prompt_frames[i].tolist() if t >= 0],
+            "centre": _centre(mask),
+            "inside": base64.b64encode(np.packbits(inside).tobytes()).decode(),
+            "similarity": [
+                [None if np.isnan(pair[0]) else pair.tolist() for pair in layer]
+                for layer in compared[i]
+            ],
+        }
+    return found
+
+
+def _centre(mask: NDArray[np.bool_]) -> list[float] | None:
+    """The place of a mask ``[s, s]`` nearest to its centre, (x, y) in shares of its side."""
+    places = np.argwhere(mask)
+    if not len(places):
+        return None
+    y, x = places[((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return [round((float(v) + 0.5) / len(mask), 4) for v in (x, y)]
 
 
 def _pictures(
@@ -184,52 +221,3 @@ def thumbnail_picture(values: NDArray[np.float32], tall: float) -> NDArray[np.ui
     levels = (values - low) / max(high - low, 1e-6) * 255
     picture = levels.transpose(1, 2, 0).astype(np.uint8)
     return stretch(picture, round(320 * tall), 320).astype(np.uint8)
-
-
-def _pack(rows: NDArray[np.float32]) -> bytes:
-    flat = np.nan_to_num(rows.reshape(len(rows), -1)).astype(np.float32)
-    scales = flat.max(axis=1)
-    shares = flat / np.maximum(scales, np.finfo(np.float32).tiny)[:, None]
-    levels = np.round(np.sqrt(shares) * 255).astype(np.uint8)
-    return gzip.compress(scales.astype("<f4").tobytes() + levels.tobytes(), 6, mtime=0)
-
-
-# ---------------------------------------------------------------------- the page
-
-
-def script() -> str:
-    """The JavaScript module; its default export is an anywidget, and it exports `mount`."""
-    own = (f"explorer/{name}.js" for name in ("rows", "canvas", "explorer"))
-    return joined("page/elements.js", "page/kernel.js", *own)
-
-
-def style() -> str:
-    """The style sheet."""
-    return joined("page/look.css", "explorer/explorer.css")
-
-
-def write_page(content: Content, out: Path) -> Path:
-    """Write the page, which is whole or absent and needs no network, and return its path."""
-    rows = {
-        site["name"]: [
-            base64.b64encode(content.rows(site["name"], i)).decode()
-            for i in content.indices(site["name"])
-        ]
-        for site in content.meta["sites"]
-    }
-    page = Environment(autoescape=False).from_string(joined("explorer/page.html"))
-    text = page.render(
-        title=escape(content.meta["title"]),
-        paper=THEMES[content.meta["theme"]].paper,
-        meta=_safe(content.meta),
-        rows=_safe(rows),
-        script=script(),
-        style=style(),
-    )
-    write_text(out, text)
-    return out
-
-
-def _safe(data: object) -> str:
-    """JSON that neither ends nor changes the script element it stands in."""
-    return json.dumps(data).replace("<", "\\u003c")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import traitlets
 
-from figures.explorer.content import Content, explorer_content, frames_of, script, style
+from figures.explorer.content import Content, explorer_content, frames_of
+from figures.explorer.page import script, style
+from figures.explorer.still import still
 from figures.page.answering import Answer, AnsweringWidget
 from figures.style import ThemeName
 from probes.errors import InputError
@@ -30,6 +33,16 @@ class Explorer(AnsweringWidget):
             return {}, [content.rows(asked["site"], asked["index"])]
 
         super().__init__({"rows": rows}, meta=content.meta, **traits)
+        self._content = content
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The widget, and the view that it opens on as a picture, for where no kernel runs."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:  # ipywidgets is told to show nothing
+            return None
+        data, metadata = bundle
+        picture = base64.b64encode(still(self._content)).decode()
+        return {**data, "image/jpeg": picture}, metadata
 
 
 def explore(
@@ -42,6 +55,8 @@ def explore(
     theme: ThemeName = "light",
 ) -> Explorer:
     """Show a clip in a notebook; a click on a pixel shows what it attends to.
+
+    It opens on the centre of the object on a tracked frame. A saved notebook keeps that view as a picture.
 
     Parameters
     ----------
@@ -75,6 +90,7 @@ def explore(
 
     with TemporaryDirectory() as folder:
         made = record(
-            source, video, prompts, out=Path(folder) / "clip.recording", rows=ROWS, max_frames=max_frames,
+            source, video, prompts, out=Path(folder) / "clip.recording", rows=ROWS, row_heads=True,
+            max_frames=max_frames,
         )  # fmt: skip
         return Explorer(explorer_content(made, None, frames_of(video), theme))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +26,12 @@ def explore(
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="dark theme")] = False,
 ) -> None:
-    """Write the explorer as one HTML file that needs no network: click on a pixel, see what it attends to."""
-    from figures.explorer.content import explorer_content, write_page
+    """Write the explorer as a page that needs no network: click on a pixel, see what it attends to.
+
+    It is one file while its attention rows take up to 8 MB; more lie in a folder beside it, which it tells beforehand.
+    """
+    from figures.explorer.content import explorer_content
+    from figures.explorer.page import write_page
     from figures.explorer.widget import frames_of
     from probes.records import load_recording
 
@@ -36,4 +41,4 @@ def explore(
         raise InputError(f"{out.parent} is no folder; expected one to write into; make it first")
     theme: ThemeName = "dark" if dark else "light"
     content = explorer_content(load_recording(recording), clip, frames_of(video), theme)
-    print(write_page(content, out))
+    print(write_page(content, out, lambda line: print(line, file=sys.stderr)))

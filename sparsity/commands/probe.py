@@ -50,6 +50,9 @@ def probe(
         int,
         typer.Option("--row-side", min=1, help="queries per side whose raw attention is stored"),
     ] = ROW_SIDE,
+    row_heads: Annotated[
+        bool, typer.Option("--row-heads", help="store raw attention head by head, not their mean")
+    ] = False,
     query_rows: Annotated[
         int, typer.Option("--query-rows", min=1, help="query rows measured, at least")
     ] = QUERY_ROWS,
@@ -93,6 +96,7 @@ def probe(
         "statistics": sites or "*",
         "rows": rows or (),
         "row_side": row_side,
+        "row_heads": row_heads,
         "query_rows": query_rows,
         "autocast": choice.number_format(shared_stock(choice).device.type) == "bfloat16",
         "model": choice.name + ("" if choice.trained else " with random weights"),

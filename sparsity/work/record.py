@@ -151,7 +151,7 @@ def record_clips(
     profile
         That is followed; None for the stock predictor.
     settings
-        `statistics`, `rows`, `row_side`, `query_rows`, `autocast` and `model` of `probes.recording.record`.
+        `statistics`, `rows`, `row_side`, `row_heads`, `query_rows`, `autocast` and `model` of `probes.recording.record`.
 
     Raises
     ------

@@ -103,7 +103,14 @@ class Page(Line):
 
     def press(self, key: str) -> None:
         """Press and release a key, such as ``ArrowRight``."""
-        named = {"Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        named = {
+            "Tab": 9,
+            "Enter": 13,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+        }
         code = named.get(key) or ord(key.upper())
         for kind in ("rawKeyDown", "keyUp"):
             self.send(

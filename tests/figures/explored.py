@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from figures.explorer.content import Content, write_page
+from figures.explorer.content import Content
+from figures.explorer.page import write_page
 from tests.figures.browser import Browser, Page
 
 DATA = "document.querySelector('.esx').dataset"
@@ -72,4 +73,4 @@ def shown_frame(page: Page, canvas: str) -> int:
     level = page.evaluate(
         f"document.querySelector('{canvas}').getContext('2d').getImageData(4, 4, 1, 1).data[0]"
     )
-    return round((level - 20) / 25)
+    return round((level - 20) / 12)

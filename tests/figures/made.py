@@ -30,7 +30,7 @@ ENCODER, ITSELF, MEMORY, DECODER = (
 N = GRID * GRID
 
 GREYS = np.repeat(
-    (20 + 25 * np.arange(FRAMES, dtype=np.uint8))[:, None, None, None], 3, axis=3
+    (20 + 12 * np.arange(FRAMES, dtype=np.uint8))[:, None, None, None], 3, axis=3
 ) * np.ones((1, 90, 160, 1), np.uint8)
 """Frames of the recorded video: frame t is one grey level, which tells it from the others."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,9 @@ import pytest
 from PIL import Image
 
 from figures import explore
-from figures.explorer.content import explorer_content, write_page
+from figures.explorer import page
+from figures.explorer.content import explorer_content
+from figures.explorer.page import beside, write_page
 from figures.explorer.widget import Explorer
 from probes import build_predictor, open_video
 from probes.errors import InputError
@@ -38,6 +42,63 @@ def test_the_command_writes_one_offline_page(
     stored = json.loads(text.split('id="rows">')[1].split("</script>")[0])
     assert set(stored) == {ENCODER, ITSELF, MEMORY, DECODER}
     assert len(stored[ENCODER]) == FRAMES
+
+
+def test_many_rows_lie_beside_the_page_which_says_so_before(
+    recording: Recording,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "page.html"
+    assert run(["explore", str(recording.path), "--out", str(out)]) == 0
+    assert not beside(out).exists() and "beside it" not in capsys.readouterr().err
+    monkeypatch.setattr(page, "INSIDE", 1000)
+    for _ in range(2):  # over an earlier one too
+        assert run(["explore", str(recording.path), "--out", str(out)]) == 0
+        said = capsys.readouterr().err
+        assert f"in {4 * FRAMES} files, go beside it: keep page.data/ with it" in said
+        text = out.read_text(encoding="utf-8")
+        assert text.split('id="rows">')[1].startswith("{}<")
+        files = [path for path in beside(out).rglob("*") if path.is_file()]
+        assert len(files) == 4 * FRAMES and sorted(tmp_path.iterdir()) == [beside(out), out]
+    monkeypatch.undo()
+    assert run(["explore", str(recording.path), "--out", str(out)]) == 0
+    assert list(tmp_path.iterdir()) == [out]
+    beside(out).mkdir()
+    (beside(out) / "mine.txt").write_text("kept")
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert run(["explore", str(recording.path), "--out", str(out), "--dark"]) == 2
+    said = capsys.readouterr().err
+    assert "holds other files" in said and len(said.splitlines()) == 1
+    assert out.read_bytes() == before and (beside(out) / "mine.txt").exists()
+
+
+def test_a_saved_notebook_keeps_a_picture(recording: Recording) -> None:
+    import nbformat
+
+    from notebooks.refresh import WIDGET, slim
+
+    pictures = []
+    for theme in ("light", "dark"):
+        data, metadata = explore(recording, GREYS, theme=theme)._repr_mimebundle_()
+        output = nbformat.v4.new_output("display_data", data, metadata=metadata)
+        cells = [nbformat.v4.new_code_cell("", outputs=[output])]
+        stored = slim(nbformat.v4.new_notebook(cells=cells)).cells[0].outputs
+        assert WIDGET in data and list(stored[0]["data"]) == ["image/jpeg"]
+        with Image.open(io.BytesIO(base64.b64decode(data["image/jpeg"]))) as picture:
+            pictures.append(np.asarray(picture.convert("RGB")).astype(int))
+    assert (pictures[0][2, 2] > 200).all() and (pictures[1][2, 2] < 60).all()
+    # the made memory attends to the token on the right of the query: cell 4 of 8, over frame 4
+    below, at = 38 + round(225 * 3.5 / 8), 420 + round(400 * 4.5 / 8)
+    red, _, blue = pictures[0][below, at]
+    assert red > 150 and red - blue > 60
+    red, _, blue = pictures[0][below, at - 100]
+    assert abs(red - blue) < 20
+    empty = nbformat.v4.new_output("display_data", {WIDGET: {"model_id": "a"}})
+    cells = [nbformat.v4.new_code_cell("", outputs=[empty])]
+    assert slim(nbformat.v4.new_notebook(cells=cells)).cells[0].outputs == []
 
 
 @pytest.mark.parametrize(
@@ -96,10 +157,9 @@ def test_another_video_is_refused(tmp_path: Path, prompted: tuple[int, ...]) -> 
 def test_a_title_is_text_and_never_markup(recording: Recording, tmp_path: Path) -> None:
     content = explorer_content(recording, None, None, "light")
     for name, said in (("<b>R&D</b>", "&lt;b&gt;R&amp;D&lt;/b&gt;"), ("bear", "bear")):
-        page = write_page(
-            replace(content, meta=content.meta | {"title": name}), tmp_path / "p.html"
-        )
-        assert f"<title>{said}</title>" in page.read_text(encoding="utf-8")
+        named = replace(content, meta=content.meta | {"title": name})
+        written = write_page(named, tmp_path / "p.html")
+        assert f"<title>{said}</title>" in written.read_text(encoding="utf-8")
 
 
 def test_a_recording_without_rows_is_refused(tmp_path: Path) -> None:

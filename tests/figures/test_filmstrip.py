@@ -18,7 +18,10 @@ def strip(shares: dict[int, float]) -> dict[int, float]:
     ]
     figure = figures.draw_memory_filmstrip(frames, told, "my clip")
     maps = [trace for trace in figure.data if trace.type == "heatmap"]
-    return {age: float(np.mean(m.customdata)) for age, m in zip(sorted(shares), maps, strict=True)}
+    return {
+        age: float(np.mean(m.customdata))
+        for age, m in zip(sorted(shares, reverse=True), maps, strict=True)
+    }
 
 
 def test_a_frame_that_gets_more_is_brighter() -> None:
@@ -34,7 +37,7 @@ def test_rows_are_scaled_one_by_one() -> None:
     told = [figures.Recollection(t, age, t - age, t * age * even) for t in (4, 5) for age in (1, 3)]
     figure = figures.draw_memory_filmstrip(frames, told, "my clip")
     maps = [float(trace.customdata.mean()) for trace in figure.data if trace.type == "heatmap"]
-    assert maps == pytest.approx([0.5, 1.5] * 2)
+    assert maps == pytest.approx([1.5, 0.5] * 2)
 
 
 def test_the_caption_says_what_the_scale_is() -> None:
@@ -56,6 +59,17 @@ def test_columns_are_named_above_their_pictures_where_the_first_row_has_fewer() 
     axes = [t.xaxis.replace("x", "xaxis") for t in figure.data if t.type == "heatmap"][-3:]
     middles = [float(np.mean(figure.layout[axis].domain)) for axis in axes]
     assert above == {
-        f"{n} back": (pytest.approx(m), "paper", "center") for n, m in enumerate(middles, 1)
+        f"{n} back": (pytest.approx(m), "paper", "center")
+        for n, m in zip((3, 2, 1), middles, strict=True)
     }
     assert len(set(middles)) == 3
+
+
+def test_columns_stand_as_memory_is_laid_out() -> None:
+    """The prompted frame, then from the oldest to the newest."""
+    frames = {t: make_frame(t) for t in range(6)}
+    told = [figures.Recollection(5, age, 5 - age, make_mass(age)) for age in (1, 2, 0, 3)]
+    figure = figures.draw_memory_filmstrip(frames, told, "my clip")
+    names = [n for n in figure.layout.annotations if "back" in n.text or "prompted" in n.text]
+    ordered = [note.text for note in sorted(names, key=lambda note: note.x)]
+    assert ordered == ["prompted frame", "3 back", "2 back", "1 back"]

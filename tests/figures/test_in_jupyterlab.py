@@ -22,8 +22,8 @@ from sparsity.work.formats import read_masks
 from tests.conftest import make_frames
 from tests.figures import picked
 from tests.figures.browser import Browser, Page
-from tests.figures.explored import DATA, READY, brightest, click, slide
-from tests.figures.made import FRAMES, GREYS, MEMORY, make_recording
+from tests.figures.explored import DATA, READY, brightest, choose, click, slide
+from tests.figures.made import ENCODER, FRAMES, GREYS, MEMORY, make_recording
 
 pytestmark = pytest.mark.process
 
@@ -133,15 +133,17 @@ def page(lab: str, browser: Browser) -> Iterator[Page]:
 @pytest.mark.filterwarnings("ignore")
 def test_a_click_in_jupyterlab_shows_what_the_pixel_attends_to(page: Page) -> None:
     page.evaluate("document.querySelector('.query').scrollIntoView(); true")
+    choose(page, "site", ENCODER)
+    slide(page, 0)
     click(page, ".query", 0.2, 0.3)
     assert brightest(page) == pytest.approx((6.5 / 8, 2.5 / 8), abs=0.02)
-    page.press("ArrowRight")
+    page.press(".")
     page.wait(f"{DATA}.frame === '1'")
     click(page, ".query", 0.7, 0.3)
     assert brightest(page) == pytest.approx((2.5 / 8, 2.5 / 8), abs=0.02)
     slide(page, 4)
     page.wait(f"{DATA}.frame === '4'")
-    click(page, "figure[data-slot='5']", 0.5, 0.3)
+    click(page, "button[data-slot='5']", 0.5, 0.3)
     assert page.evaluate(f"{DATA}.site") == MEMORY
     # the made memory attends to the token on the right
     assert brightest(page) == pytest.approx((6.5 / 8, 2.5 / 8), abs=0.02)
@@ -219,7 +221,7 @@ def test_what_is_tracked_and_corrected_in_jupyterlab_is_what_segment_gives(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_everybody_can_use_the_tracker(
+def test_everybody_can_use_tracker_and_explorer(
     page: Page, serious_faults: Callable[[Page, str], list[str]]
 ) -> None:
     for theme in ("Dark", "Light"):
@@ -228,4 +230,4 @@ def test_everybody_can_use_the_tracker(
             f" {{theme: 'JupyterLab {theme}'}}), true"
         )
         page.wait(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
-        assert serious_faults(page, ".track") == []
+        assert serious_faults(page, ".track") == serious_faults(page, ".esx") == []

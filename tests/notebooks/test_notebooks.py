@@ -17,7 +17,7 @@ CLIPS = {
     "01_what_the_encoder_sees": (2, 5),
     "02_what_the_decoder_sees": (2, 5),
     "03_what_memory_recalls": (2, 5),
-    "04_is_low_attention_low_effect": (2, 3),
+    "04_is_low_attention_low_effect": (2, 5),
     "05_calibrate_your_videos": (3, 5),
     "06_speed_and_accuracy": (2, 6),
     "07_which_heads_carry_identity": (2, 6),

@@ -382,3 +382,28 @@ def test_arrays_that_nobody_reads_any_more_are_passed_over(
             older.clip("ellipse")
     else:
         assert np.array_equal(older.clip("ellipse").score, made.clip("ellipse").score)
+
+
+def test_rows_of_each_head_can_be_kept(
+    tmp_path: Path, demo_stock: Any, clip_frames: np.ndarray, clip_mask: np.ndarray
+) -> None:
+    encoder, memory = "encoder.stage3.block9.global", "memory.layer1.cross"
+    by_head, of_mean = (
+        record(
+            demo_stock, clip_frames[:2], {1: clip_mask}, out=tmp_path / str(heads), name="a", row_heads=heads,
+            statistics="decoder.final.*", rows=[encoder, memory, "decoder.final.*"], row_side=4,
+        )["a"]
+        for heads in (True, False)
+    )  # fmt: skip
+    heads = by_head.row_heads(encoder)
+    assert heads > 1 and by_head.row_heads(memory) == 1 and of_mean.row_heads(encoder) == 0
+    for site in by_head.rows:
+        found, expected = (clip.attention_rows(site, 1) for clip in (by_head, of_mean))
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() < 0.01 * expected.max()
+    each = [by_head.attention_rows(encoder, 1, head) for head in range(heads)]
+    assert np.allclose(np.mean(each, 0), by_head.attention_rows(encoder, 1))
+    assert np.abs(each[0] - each[1]).max() > 0.01 * each[0].max()
+    for clip, words in ((by_head, f"heads 0 to {heads - 1}"), (of_mean, "the mean over heads")):
+        with pytest.raises(InputError, match=f"head {heads} of {encoder} .* {words}"):
+            clip.attention_rows(encoder, 1, heads)
