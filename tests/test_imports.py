@@ -33,7 +33,7 @@ SAM2 = ("probes", "sparsity.acceleration", "sparsity.work", "sparsity.evaluation
 WITHOUT_TORCH = ("probes.records", "probes.estimates", "sparsity.evaluation.results")
 """What figures read."""
 
-MOST_FILES = 167
+MOST_FILES = 170
 
 
 def sources(root: Path = ROOT) -> dict[str, str]:

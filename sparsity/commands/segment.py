@@ -63,6 +63,13 @@ def segment(
             help="of a data set, write the archive for a server: davis, youtube-vos, mose, sa-v or lvos",
         ),
     ] = None,
+    failure: Annotated[
+        Path | None,
+        typer.Option(
+            "--failure",
+            help="fitted model that says which masks are likely wrong; the demo model has one",
+        ),
+    ] = None,
     strict: Strict = False,
     force: Force = False,
 ) -> None:
@@ -83,7 +90,7 @@ def segment(
         kind = "layers" if submission == "sa-v" else "png"
     if many is not None:
         work = SegmentClip(
-            many, choice, out, load_profile(profile), max_frames, force, kind, overlay
+            many, choice, out, load_profile(profile), max_frames, force, kind, overlay, failure
         )
         print(segment_clips(work, names_in(clips), spread).text())
         if archive is not None:
@@ -100,5 +107,6 @@ def segment(
         overlay=overlay,
         force=force,
         strict=strict,
+        failure=failure,
     )
     print(result.summary())
