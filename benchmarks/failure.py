@@ -171,7 +171,7 @@ def main() -> None:
         rows, wrong = labels(fitted)
         fit_failure(
             rows, wrong, RUN_FEATURES, fingerprint(model), model.image_size,
-            clips=sorted({row["source"] for row in rows}), masks=len(rows), wrong=sum(wrong),
+            clips=sorted({row["source"] for row in rows}), masks=len(rows), wrong_masks=sum(wrong),
         ).save(arguments.fit)  # fmt: skip
     answers = {name: found_of(ahead, fitted, dev) for name, ahead in QUESTIONS.items()}
     sets = {"fit": fitted} | ({"dev": dev} if dev else {})
