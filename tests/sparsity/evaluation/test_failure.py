@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from probes.errors import InputError
 from probes.estimates import interval
@@ -17,7 +18,8 @@ from probes.models import fingerprint
 from probes.video import open_video
 from sparsity.acceleration.report import FrameReport, ObjectReport, Report
 from sparsity.clips.made import make_clip
-from sparsity.clips.sources import Clip, clip_of
+from sparsity.clips.masks import write_mask
+from sparsity.clips.sources import Clip, ClipSource, clip_of
 from sparsity.evaluation.evaluate import track
 from sparsity.evaluation.failure import (
     ATTENTION_FEATURES,
@@ -33,8 +35,10 @@ from sparsity.evaluation.failure import (
     reliability,
     rows_of,
 )
+from sparsity.profile import Profile
 from sparsity.techniques.failure import RUN_FEATURES, FailureModel, failure_model_of, load_failure
 from sparsity.work.model import ModelChoice, shared_predictor, shared_stock
+from sparsity.work.record import SegmentClip, segment_clips
 from sparsity.work.segment import run_segment
 
 ANY = "sha256:" + 64 * "0"
@@ -139,6 +143,25 @@ def test_without_a_model_nothing_is_said(clip: Clip, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out" / "report.json").read_text())["report"]
     assert report["summary"]["look_at"] is None and "look at" not in outcome.summary()
     assert report["frames"][1]["objects"]["1"]["failure"] is None
+
+
+def test_many_clips_are_judged_by_the_same_file(clip: Clip, tmp_path: Path) -> None:
+    (tmp_path / "videos" / "a").mkdir(parents=True)
+    (tmp_path / "masks").mkdir()
+    for t in range(3):
+        Image.fromarray(clip.video.frame(t)).save(tmp_path / "videos" / "a" / f"{t:05d}.png")
+    assert clip.truth is not None
+    write_mask(tmp_path / "masks" / "a.png", clip.truth[0], "")
+    source = ClipSource(tmp_path / "videos", tmp_path / "masks")
+    every_feature().save(tmp_path / "m.json")
+    work = SegmentClip(source, CHOICE, tmp_path / "out", Profile(name="dense"), None, False,
+                       overlay=False, failure=tmp_path / "m.json")  # fmt: skip
+    (result,) = segment_clips(work).results.values()
+    assert result["look_at"] is not None
+    every_feature().model_copy(update={"image_size": 384}).save(tmp_path / "m.json")
+    with pytest.raises(InputError, match="was fitted for .* at 384 pixels"):
+        segment_clips(replace(work, out=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_clip_without_truth_is_refused(clip: Clip) -> None:
