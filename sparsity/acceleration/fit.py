@@ -65,6 +65,16 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
                 f"{named} has {len(retrieval.keep)} values of retrieval.keep, the model has {layers} "
                 f"memory-attention layers; give one value or {layers}"
             )
+    judge = profile.guard.failure
+    if (
+        judge is not None
+        and not force
+        and not judge.fits(own := fingerprint(model), model.image_size)
+    ):
+        raise InputError(
+            f"{named} has a guard.failure for {judge.model[:19]}… at {judge.image_size} pixels, this model is {own[:19]}… at "
+            f"{model.image_size}; fit one for it, or set guard.failure and guard.failure_above to null"
+        )
     other = None
     if profile.model is not None and profile.model != (own := fingerprint(model)):
         other = f"for the model {profile.model[:19]}…, this one is {own[:19]}…"

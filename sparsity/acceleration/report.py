@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from probes.errors import BeyondPromise
 from sparsity.acceleration.watch import RECENT, Watch
 from sparsity.profile import Seen
+from sparsity.techniques.failure import REMEMBERED, FailureModel, mask_change, run_features
 from sparsity.techniques.routing import RESCUES
+
+LIKELY = 0.5
+"""Probability from which a mask is worth a look."""
+
+BRIDGED = 2
+"""Frames between two that are worth a look, at most, that are named with them."""
 
 
 @dataclass
@@ -36,6 +45,9 @@ class ObjectReport:
         Share of the frame's tokens that read memory.
     memory_frames
         Frames that were read, conditioning ones first, then from the oldest to the newest.
+    failure
+        Probability that the mask is wrong (`note_failures`); None on prompted frames, and where nobody fitted that for the
+        model.
     """
 
     score: float
@@ -47,6 +59,7 @@ class ObjectReport:
     queries_share: float = 1.0
     ious: list[float] = field(default_factory=list)
     memory_frames: list[int] = field(default_factory=list)
+    failure: float | None = None
 
 
 @dataclass
@@ -209,8 +222,22 @@ class Report:
             if object_id in item.objects
         }
 
+    @property
+    def look_at(self) -> dict[int, list[tuple[int, int]]] | None:
+        """By object, first and last frames of the stretches on which its mask is likely wrong; None where nobody looked."""
+        found: dict[int, dict[int, float]] = {}
+        for item in self.frames:
+            for i, one in item.objects.items():
+                if one.failure is not None:
+                    found.setdefault(i, {})[item.frame] = one.failure
+        if not found:
+            return None
+        likely = {i: sorted(t for t, p in of.items() if p >= LIKELY) for i, of in found.items()}
+        return {i: _stretches(frames) for i, frames in likely.items() if frames}
+
     def to_json(self) -> str:
         """The report as one JSON document."""
+        look_at = self.look_at
         summary = {
             "windows_share": self.windows_share,
             "keys_share": self.keys_share,
@@ -219,6 +246,7 @@ class Report:
             "rescued": self.rescued,
             "beyond": self.beyond,
             "promise": self.promise,
+            "look_at": None if look_at is None else {str(i): of for i, of in look_at.items()},
         }
         document = asdict(replace(self, seen=None, watch=None))
         del document["seen"]
@@ -230,3 +258,53 @@ class Report:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 1.0
+
+
+def _stretches(frames: list[int]) -> list[tuple[int, int]]:
+    """First and last of stretches of ascending frames, which `BRIDGED` others at most interrupt."""
+    found: list[tuple[int, int]] = []
+    for frame in frames:
+        if found and frame - found[-1][1] <= BRIDGED + 1:
+            found[-1] = found[-1][0], frame
+        else:
+            found.append((frame, frame))
+    return found
+
+
+def note_failures(report: Report, state: dict[str, Any], model: FailureModel) -> None:
+    """Enter into the report's last frame how likely the mask of each of its objects is wrong.
+
+    Parameters
+    ----------
+    report
+        Of the video's state, which has just been tracked into that frame.
+    state
+        sam2's; read are scores and low-resolution masks of adjacent and prompted frames. On a GPU three masks are waited for.
+    model
+        Fitted for the model that runs.
+    """
+    if not report.frames:
+        return
+    now = report.frames[-1]
+    adjacent = now.frame + (1 if now.reverse else -1)
+    for object_id, said in now.objects.items():
+        outputs = state["output_dict_per_obj"][state["obj_id_to_idx"][object_id]]
+        prompted, tracked = outputs["cond_frame_outputs"], outputs["non_cond_frame_outputs"]
+        before = prompted.get(adjacent, tracked.get(adjacent))
+        if now.frame in prompted or now.frame not in tracked or before is None:
+            continue
+        history = [
+            item.objects[object_id]
+            for item in report.frames[-REMEMBERED:]
+            if object_id in item.objects
+            and item.reverse == now.reverse
+            and item.frame not in prompted
+        ]
+        made = (tracked[now.frame], before, prompted[min(prompted)])
+        masks = [out["pred_masks"][0, 0] > 0 for out in made]
+        features = run_features(
+            [one.score for one in history],
+            [max(one.ious, default=math.nan) for one in history],
+            mask_change(masks[1].to(masks[0].device), masks[0], masks[2].to(masks[0].device)),
+        )
+        said.failure = round(model.probability(features), 4)

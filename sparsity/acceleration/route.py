@@ -7,8 +7,10 @@ import torch
 from probes.errors import InputError
 from probes.seam import Told
 from sparsity.acceleration.parts import Parts
+from sparsity.acceleration.report import note_failures
 from sparsity.acceleration.session import Chosen, Frame, Session
 from sparsity.techniques import KEY
+from sparsity.techniques.failure import FailureModel
 from sparsity.techniques.reuse import picture_of
 from sparsity.techniques.routing import (
     CARRIED,
@@ -96,7 +98,19 @@ def _chosen(parts: Parts, session: Session, frame: Frame) -> Decision:
     if guard.scene_cut is not None and None not in cues.values():
         change = known.change_since(frame.adjacent, frame.index, frame.image)
     computed = session.since_computed(parts.made, frame)
-    return decide(FrameCues(cues, change, since, computed), rule, guard, frame.grid)
+    failure = 0.0
+    if guard.failure is not None and None not in cues.values():
+        failure = _failure(session, frame, guard.failure)
+    return decide(FrameCues(cues, change, since, computed, failure), rule, guard, frame.grid)
+
+
+def _failure(session: Session, frame: Frame, model: FailureModel) -> float:
+    """Highest probability that an object's mask on the adjacent frame is wrong."""
+    if not session.report.frames or session.report.frames[-1].frame != frame.adjacent:
+        return 0.0
+    note_failures(session.report, frame.state, model)
+    found = [said.failure for said in session.report.frames[-1].objects.values()]
+    return max((p for p in found if p is not None), default=0.0)
 
 
 def _given(chosen: Chosen, frame: int, grid: WindowGrid, unit: str) -> Decision:

@@ -66,6 +66,13 @@ def segment(
             help="of a data set, write the archive for a server: davis, youtube-vos, mose, sa-v or lvos",
         ),
     ] = None,
+    failure: Annotated[
+        Path | None,
+        typer.Option(
+            "--failure",
+            help="fitted model that says which masks are likely wrong; the demo model has one",
+        ),
+    ] = None,
     strict: Strict = False,
     watch: Annotated[
         bool,
@@ -98,7 +105,16 @@ def segment(
         kind = "layers" if submission == "sa-v" else "png"
     if many is not None:
         work = SegmentClip(
-            many, choice, out, load_profile(profile), max_frames, force, kind, overlay, share
+            many,
+            choice,
+            out,
+            load_profile(profile),
+            max_frames,
+            force,
+            kind,
+            overlay,
+            share,
+            failure,
         )
         summary = segment_clips(work, names_in(clips), spread)
         print(summary.text())
@@ -121,6 +137,7 @@ def segment(
         force=force,
         strict=strict,
         watch=share,
+        failure=failure,
     )
     print(result.summary())
     _tell_broken([result.promise])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probes.video import thumbnail
 from sparsity.techniques import Settings, Share
+from sparsity.techniques.failure import FailureModel
 from sparsity.techniques.select import (
     WindowGrid,
     mask_jump,
@@ -103,6 +104,9 @@ class Guard(Settings):
         Dense when an object-score logit falls below this, or a mask is empty.
     kept_share
         Dense when routing keeps more than this share of the windows, where it no longer pays.
+    failure_above, failure
+        Dense when an object's last mask is wrong with a probability of more than this, in (0, 1], by this fitted model;
+        both or neither. On a GPU each frame then waits for the masks of the one before.
     """
 
     refresh_every: PositiveInt | None = None
@@ -110,6 +114,16 @@ class Guard(Settings):
     scene_cut: Share | None = None
     score_below: FiniteFloat | None = None
     kept_share: Share = 0.9
+    failure_above: Share | None = None
+    failure: FailureModel | None = None
+
+    @model_validator(mode="after")
+    def _a_model_for_the_rule(self) -> Guard:
+        if (self.failure_above is None) != (self.failure is None):
+            raise ValueError(
+                "guard.failure_above and guard.failure belong together; give both or neither"
+            )
+        return self
 
 
 STILL_SHARE = 0.1
@@ -125,7 +139,7 @@ NOISE_FLOOR = 0.5 * STEP, 2 * STEP
 """What it can be: codecs change still pictures by less than the first, and where nothing stands still, noise would be
 mistaken by more than the second."""
 
-RESCUES = ("scene cut", "empty mask", "low score", "mask jump")
+RESCUES = ("scene cut", "empty mask", "low score", "mask jump", "likely wrong")
 """Reasons of a dense frame that say a rule of the guard saw trouble."""
 
 
@@ -165,12 +179,15 @@ class FrameCues:
         Frames since the last dense one; 1 directly after it.
     since_computed
         Frames since features were computed that can be carried over; None where there are none.
+    failure
+        Highest probability that an object's mask on the adjacent frame is wrong; 0 where the guard doesn't ask.
     """
 
     objects: dict[int, ObjectCues | None]
     scene_change: float = 0.0
     since_dense: int = 1
     since_computed: int | None = None
+    failure: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -451,4 +468,6 @@ def _dense_reason(cues: FrameCues, guard: Guard) -> str | None:
             return "low score"
     if guard.mask_jump is not None and max(cue.jump for cue in known) > guard.mask_jump:
         return "mask jump"
+    if guard.failure_above is not None and cues.failure > guard.failure_above:
+        return "likely wrong"
     return None

@@ -19,6 +19,7 @@ from probes.video import notes_of
 from sparsity.acceleration.watch import check_share
 from sparsity.clips.sources import ClipSource
 from sparsity.profile import Profile
+from sparsity.techniques.failure import load_failure
 from sparsity.work.formats import format_of
 from sparsity.work.model import (
     ModelChoice,
@@ -45,13 +46,14 @@ class SegmentClip:
     kind: str = "png"
     overlay: bool = True
     watch: float | None = None
+    failure: Path | None = None
 
     def __call__(self, name: str) -> dict[str, Any]:
         clip = self.source.open(name, labelled=False)
         outcome = run_segment(
             self.source.places(name)[0], clip.prompts, self.choice, self.out / name,
             profile=self.profile, max_frames=self.max_frames, kind=self.kind, overlay=self.overlay,
-            force=self.force, watch=self.watch, opened=clip.video,
+            force=self.force, watch=self.watch, opened=clip.video, failure=self.failure,
         )  # fmt: skip
         return {key: value for key, value in asdict(outcome).items() if key != "out"}
 
@@ -75,6 +77,9 @@ def segment_clips(
     format_of(work.kind, work.out)
     settings = {**_model(work.choice), "max_frames": work.max_frames}
     settings |= {"format": work.kind, "overlay": work.overlay, "watch": work.watch}
+    if work.failure is not None:
+        judge = load_failure(work.failure, settings["model"], settings["size"])
+        settings["failure"] = judge.model_dump(mode="json")
     settings["profile"] = work.profile.model_dump(mode="json", by_alias=True)
     for name in names:
         if not (work.out / name).is_dir():  # somebody removed what was done

@@ -15,7 +15,7 @@ from sparsity.work.overlay import parts_of
 from sparsity.work.store import check_folder, digest
 
 SHOWN = 6
-"""Rescued frames that the summary names."""
+"""Rescued frames that the summary names, and stretches of frames whose masks are likely wrong."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Outcome:
     beyond: list[str]
     promise: str
     watched: str | None = None
+    look_at: dict[str, list[list[int]]] | None = None
 
     def summary(self) -> str:
         """Return it in a few lines."""
@@ -61,8 +62,22 @@ class Outcome:
                 f"guard    encoded densely: {', '.join(lines) or 'no frame'}",
                 *(f"beyond   {said}" for said in self.beyond),
                 *([f"promise  {self.watched}"] if self.watched else []),
+                *([] if self.look_at is None else [f"look at  {_stretches(self.look_at)}"]),
             )
         )
+
+
+def _stretches(look_at: dict[str, list[list[int]]]) -> str:
+    """Name frames whose masks are likely wrong, object by object."""
+    said, left = [], SHOWN
+    for number, of in look_at.items():
+        shown = [f"{a}-{b}" if b > a else str(a) for a, b in of[:left]]
+        left -= len(shown)
+        if shown:
+            said.append(f"frames {', '.join(shown)} of object {number}")
+    more = sum(map(len, look_at.values())) - SHOWN
+    said += [f"{more} more in the report"] if more > 0 else []
+    return "; ".join(said) + ": likely wrong" if said else "no frame: no mask is likely wrong"
 
 
 class RunFolder:
@@ -146,4 +161,5 @@ class RunFolder:
             summary["beyond"],
             summary["promise"],
             None if watch is None else watch["said"],
+            summary.get("look_at"),  # none in the report of an older run
         )

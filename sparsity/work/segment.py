@@ -36,13 +36,14 @@ from probes.prompts import read_prompts
 from probes.tracking import hash_of_frames, track_back, track_forward
 from probes.video import EndOfVideo, VideoSource, notes_of, open_video
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
-from sparsity.acceleration.report import ObjectReport
+from sparsity.acceleration.report import ObjectReport, note_failures
 from sparsity.acceleration.watch import check_share
 from sparsity.clips.drawn import Ids
 from sparsity.clips.masks import merge_objects
 from sparsity.clips.prompt import PromptOptions
 from sparsity.clips.sources import Clip
 from sparsity.profile import Profile, load_profile
+from sparsity.techniques.failure import FailureModel, failure_model_of, load_failure
 from sparsity.work.behind import Behind
 from sparsity.work.formats import Format, FrameMasks, format_of
 from sparsity.work.model import ModelChoice, shared_predictor
@@ -76,6 +77,7 @@ def run_segment(
     strict: bool = False,
     watch: float | None = None,
     opened: VideoSource | None = None,
+    failure: str | Path | None = None,
 ) -> Outcome:
     """Track the prompted objects through a video, forward and then back from the first prompt.
 
@@ -109,6 +111,9 @@ def run_segment(
         Share of frames that are tracked densely too, see `sparsity.acceleration.build.accelerate`; None for none.
     opened
         The video, where it is open already.
+    failure
+        File of a `sparsity.techniques.failure.FailureModel` that says how likely a mask is wrong; default: that of the
+        profile's guard, or the one that ships for the demo model; none for others.
 
     Raises
     ------
@@ -142,7 +147,12 @@ def run_segment(
             "overlay": overlay,
             "watch": watch,
         }
-        run = _Run(clip, predictor, choice, folder, form, settings)
+        of = settings["model"], predictor.image_size
+        judge = applied.guard.failure or failure_model_of(*of)
+        if failure is not None:
+            judge = load_failure(failure, *of)
+        settings["failure"] = None if judge is None else judge.model_dump(mode="json")
+        run = _Run(clip, predictor, choice, folder, form, settings, judge)
         if folder.enter(settings, force):
             if run.stream and not force:
                 raise InputError(
@@ -217,7 +227,9 @@ class _Run:
         folder: RunFolder,
         form: Format,
         settings: dict[str, Any],
+        failure: FailureModel | None,
     ) -> None:
+        self.failure = failure
         self.source, self.predictor, self.choice = clip.video, predictor, choice
         self.folder, self.form, self.settings = folder, form, settings
         self.overlay = Overlay(folder.overlay, clip.video.fps) if settings["overlay"] else None
@@ -379,10 +391,12 @@ class _Run:
         given = torch.zeros(0, *size) if logits is None else logits[:, 0].float()
         merged: Ids = merge_objects(given, ids, size)
         layers = (given > 0).cpu().numpy() if self.form.layered else ()
-        frames = self.predictor.report(self.state).frames
+        report = self.predictor.report(self.state)
         figures: dict[int, ObjectReport] = {}
-        if frames and frames[-1].frame == frame:
-            figures = dict(frames[-1].objects)
+        if report.frames and report.frames[-1].frame == frame:
+            if self.failure is not None:
+                note_failures(report, self.state, self.failure)
+            figures = dict(report.frames[-1].objects)
         by_object = dict(zip(ids, layers, strict=True)) if self.form.layered else {}
         return FrameMasks(frame, self.name(frame), merged, by_object, figures)
 

@@ -21,6 +21,7 @@ CLIPS = {
     "05_calibrate_your_videos": (3, 5),
     "06_speed_and_accuracy": (2, 6),
     "07_which_heads_carry_identity": (2, 6),
+    "08_can_attention_tell_failure": (10, 10),
 }
 """By notebook: clips behind its number when the tests run it, and when it is stored."""
 

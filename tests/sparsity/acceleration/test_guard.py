@@ -21,6 +21,7 @@ from probes.models import fingerprint
 from sparsity import accelerate, build_efficient_sam2_video_predictor
 from sparsity.acceleration import predictor
 from sparsity.profile import Profile
+from sparsity.techniques.failure import FailureModel
 from sparsity.techniques.retrieval import Retrieval
 from sparsity.techniques.routing import Guard, Routing
 from tests.sparsity.acceleration.conftest import (
@@ -51,6 +52,35 @@ def test_refresh(demo_predictor: Any, runs: Runs) -> None:
     assert dense == [4, 7]
     assert not set(dense) & set(run.report.rescued)
     assert "refresh" not in reasons(runs(demo_predictor, profile=guarded())).values()
+
+
+def judged(predictor: Any, intercept: float, **changes: Any) -> dict[str, Any]:
+    """Rule of the guard by a model that looks at the score alone."""
+    model = FailureModel(
+        **{
+            "model": fingerprint(predictor), "image_size": predictor.image_size, "features": ("score",), "mean": (0.0,),
+            "scale": (1.0,), "coefficients": (0.0,), "intercept": intercept, **changes,
+        }
+    )  # fmt: skip
+    return {"failure_above": 0.5, "failure": model}
+
+
+def test_a_mask_that_is_likely_wrong(demo_predictor: Any, runs: Runs) -> None:
+    alarmed = runs(demo_predictor, profile=guarded(**judged(demo_predictor, 1.0)))
+    calm = runs(demo_predictor, profile=guarded(**judged(demo_predictor, -1.0)))
+    assert reasons(alarmed)[0] == "prompt" and reasons(alarmed)[1] == "first tracked"
+    assert {reason for frame, reason in reasons(alarmed).items() if frame > 1} == {"likely wrong"}
+    assert set(alarmed.report.rescued) == {frame for frame in reasons(alarmed) if frame > 1}
+    assert reasons(calm) == reasons(runs(demo_predictor, profile=guarded()))
+    assert "likely wrong" not in reasons(calm).values()
+
+
+def test_a_failure_model_of_another_model_is_refused(demo_predictor: Any) -> None:
+    other = judged(demo_predictor, 1.0, model="sha256:" + 64 * "0")
+    with pytest.raises(InputError, match="has a guard.failure for sha256:0000.* fit one for it"):
+        accelerate(demo_predictor, guarded(**other))
+    with pytest.raises(ValueError, match="belong together; give both or neither"):
+        Guard(failure_above=0.5)
 
 
 CUT = 4
