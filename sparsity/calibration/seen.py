@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from probes.estimates import FEWEST
 from probes.frames import Pixels
 from sparsity.calibration.report import Look
 from sparsity.clips.masks import draw_over
@@ -92,18 +93,24 @@ def strata(
 
 
 def told(seen: Seen) -> list[str]:
-    """Say where the losses lay, a line for each respect in which one half lost more than the other."""
-    said = [
-        f"seen     {seen.frames[0]} to {seen.frames[1]} frames, {seen.objects[0]} to {seen.objects[1]} objects"
-    ]
+    """Say where the losses lay, a line for each respect in which one half lost more than the other; of fewer than
+    `FEWEST` videos a half nothing is said."""
+    said = [f"seen     {_between(seen.frames, 'frame')}, {_between(seen.objects, 'object')}"]
     for low, high in zip(seen.strata[::2], seen.strata[1::2], strict=True):
         more, less = (low, high) if low.mean_loss > high.mean_loss else (high, low)
-        if not math.isclose(more.mean_loss, less.mean_loss, abs_tol=0.05):
+        enough = min(more.videos, less.videos) >= FEWEST
+        if enough and not math.isclose(more.mean_loss, less.mean_loss, abs_tol=0.05):
             said.append(
                 f"         more is lost where {more.of} is {'low' if more is low else 'high'} ({more.low:.2g} to "
                 f"{more.high:.2g}: {more.mean_loss:+.2f} over {more.videos} clips; else {less.mean_loss:+.2f} over {less.videos})"
             )
     return said
+
+
+def _between(ends: tuple[int, int], what: str) -> str:
+    low, high = ends
+    count = f"{low}" if low == high else f"{low} to {high}"
+    return f"{count} {what}{'' if high == 1 else 's'}"
 
 
 def worst_clips(

@@ -123,7 +123,11 @@ def test_what_is_seen_of_clips_stands_in_the_profile(runs):
     assert parse_profile(profile.to_json()) == profile
     assert all(run["character"]["size"] > 0 and len(run["by_frame"]) == 9 for run in runs.values())
     assert runs["fast"]["character"]["motion"] > runs["smooth"]["character"]["motion"]
-    assert any("more is lost where motion is high" in line for line in told(seen))
+    assert told(seen) == ["seen     10 frames, 1 object"], "two clips say nothing of halves"
+    several = seen.model_copy(
+        update={"strata": tuple(s.model_copy(update={"videos": 3}) for s in seen.strata)}
+    )
+    assert any("more is lost where motion is high" in line for line in told(several))
     assert not seen.beyond(10, 1, runs["smooth"]["cues"])
     assert seen.beyond(11, 1, runs["smooth"]["cues"]) == [
         "11 frames; the promise is of videos of at most 10, and losses grow with frames"
