@@ -141,13 +141,18 @@ def overall(
         loss=float(np.mean(of_clips["loss"])) if "loss" in of_clips else None,
         over_objects=mean_quality(objects),
         intervals={
-            name: interval(values, CONFIDENCE)
+            name: _within(-100.0 if name == "loss" else 0.0, interval(values, CONFIDENCE))
             for name, values in of_clips.items()
             if len(values) >= FEWEST
         },
         confidence=CONFIDENCE,
         clips=clips,
     )
+
+
+def _within(least: float, ends: tuple[float, float]) -> tuple[float, float]:
+    """An interval that ends where values in per cent do."""
+    return max(least, ends[0]), min(100.0, ends[1])
 
 
 def box_quality(clips: Mapping[str, float]) -> BoxQuality:
