@@ -56,13 +56,16 @@ Masks = NDArray[np.uint8]
 
 
 def profile_of(base: str, row: str) -> Profile:
-    """A profile with what a row adds to it."""
+    """A profile with what a row adds to it, named after both."""
     profile = BUILTIN[base]
+    if row == KINDS[0]:
+        return profile
     if row == SECOND:
         if profile.routing is None:
             return profile.model_copy(update={"routing": Routing(unit="frame", every=2)})
         return FURTHER[SECOND](profile)
-    return profile.model_copy(update={"memory_policy": MemoryPolicy(kind=row)})
+    policy = MemoryPolicy(kind=row)
+    return profile.model_copy(update={"name": f"{base}, {row}", "memory_policy": policy})
 
 
 def tracked(fast: Any, clip: Clip, features: dict[int, Any]) -> list[Masks]:
@@ -182,7 +185,7 @@ def main() -> None:
     )
     made = {
         "model": "demo", "image_size": IMAGE_SIZE, "frames": FRAMES, "size": [*SIZE], "objects": OBJECTS[options.what],
-        "profiles": [profile.model_dump(mode="json", by_alias=True) for profile in profiles],
+        "profiles": [profile.model_dump(mode="json", by_alias=True, exclude_defaults=True) for profile in profiles],
     }  # fmt: skip
     document: dict[str, Any] = {"made": made, "rows": {}}
     if out.exists():

@@ -4,6 +4,7 @@
     python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev.json
     python benchmarks/techniques.py DAVIS … --rows recommended      measure this row alone, and put it among the others
     python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev-bfloat16.json --dtype bfloat16 --rows exact
+    python benchmarks/techniques.py DAVIS … --policies --out benchmarks/policies-train.json     memory policies instead
 
 ``benchmarks/write_techniques.py`` puts them into docs/techniques.md. Clips are done one after the other and kept, so
 an interrupted run goes on. Which techniques are recommended is chosen on training clips; clips of a benchmark are for the
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from made_clips import BASES, KINDS, profile_of
 
 from probes.files import write_text
 from sparsity.clips.layouts import listed_names
@@ -53,8 +56,15 @@ def main() -> None:
     parser.add_argument(
         "--rows", nargs="+", default=[], choices=names, help="rows to add to the result"
     )
+    parser.add_argument(
+        "--policies",
+        action="store_true",
+        help="every memory policy on top of three profiles, in place of the rows",
+    )
     options = parser.parse_args()
     profiles = [row.profile for row in ladder() if row.profile is not None]
+    if options.policies:
+        profiles = [profile_of(base, kind) for base in BASES for kind in KINDS]
     chosen = [p for p in profiles if not options.rows or p.name in options.rows]
     added = options.out.exists() and bool(options.rows)
     beside = options.out.with_name(f"{options.out.stem}-rows.json")

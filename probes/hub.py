@@ -12,6 +12,7 @@ from typing import Any
 from probes.checkpoints import CHECKPOINTS, Checkpoint, cache_folder, download, is_fetched
 from probes.errors import InputError
 from probes.lora import SETTINGS, TENSORS, lora_settings
+from probes.weights import INDEX
 
 OFFICIAL = {
     "facebook/" + Path(found.file).stem.replace("_", "-"): name
@@ -22,6 +23,9 @@ OFFICIAL = {
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 """transformers' files."""
+
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+"""Files that transformers' index names."""
 
 ENDPOINT = "https://huggingface.co"
 """The hub; the variable HF_ENDPOINT names a mirror, and HF_TOKEN a token for what isn't open to all."""
@@ -164,12 +168,14 @@ def _wanted(place: str, files: Mapping[str, Any]) -> list[str]:
             return [found.file]
     if WEIGHTS in files and CONFIG in files:
         return [WEIGHTS, CONFIG]
+    if INDEX in files and CONFIG in files:
+        return [INDEX, CONFIG, *sorted(name for name in files if _SHARD.fullmatch(name))]
     loose = sorted(name for name in files if re.fullmatch(r"[^/]+\.(pt|pth|safetensors)", name))
     if len(loose) == 1:
         return loose
     raise InputError(
         f"{place} holds {len(loose)} files of weights ({', '.join(loose[:3]) or 'none'}); expected sam2's .pt alone, or "
-        f"{WEIGHTS} with {CONFIG}; give the file itself as checkpoint"
+        f"{WEIGHTS} (or its index and parts) with {CONFIG}; give the file itself as checkpoint"
     )
 
 

@@ -77,7 +77,8 @@ def build_predictor(
         One of `MODEL_NAMES`: an official model takes the checkpoint that ``efficient-sam2 fetch`` has
         brought, ``"demo"`` the weights that come with the project. Or a name on the Hugging Face hub, such as
         ``"facebook/sam2.1-hiera-large"``, that was fetched, or a folder: with sam2's ``.pt``, transformers'
-        ``model.safetensors`` and ``config.json``, or PEFT's adapter, whose base is found by the name in it. Not with
+        ``model.safetensors`` (or its index and parts) and ``config.json``, or PEFT's adapter, whose base is found by the
+        name in it. Not with
         `config`.
     checkpoint
         Other weights: a ``.pt`` of sam2, of its training too (``{"model": state_dict, …}``), a ``.safetensors`` in sam2's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -13,6 +14,9 @@ from probes.transformers_format import SHARED, TWICE, Place, is_transformers, tr
 
 FORM = 'a .safetensors file or a .pt file holding {"model": state_dict} or a state dict'
 
+INDEX = "model.safetensors.index.json"
+"""transformers' list of which tensor lies in which file, where one file would be too large."""
+
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a checkpoint file.
@@ -20,8 +24,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Parameters
     ----------
     path
-        ``.safetensors``, or a ``.pt`` whose ``"model"`` is a state dict, whatever training left beside it, or that is one.
-        Nothing but tensors and plain values is unpickled.
+        ``.safetensors``, transformers' index of several of them, or a ``.pt`` whose ``"model"`` is a state dict, whatever
+        training left beside it, or that is one. Nothing but tensors and plain values is unpickled.
 
     Raises
     ------
@@ -35,7 +39,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix == ".json":
+            return _read_shards(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:
         # torch says first how to run a file's code all the same
         said = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
@@ -48,6 +56,22 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"checkpoint {path} holds no state dict under 'model'; expected {FORM}; convert it"
         )
+    return state
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """Return the tensors of all files that an index names, each of which must hold what the index says."""
+    place: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(place.values())):
+        found = read_checkpoint(index.with_name(Path(file).name))
+        said = {name for name, where in place.items() if where == file}
+        if odd := sorted(said ^ found.keys()):
+            raise InputError(
+                f"checkpoint {index} and {file} differ in tensor {odd[0]}; expected files that were saved together; fetch or "
+                "copy them again"
+            )
+        state |= found
     return state
 
 

@@ -132,6 +132,24 @@ def test_a_repository_is_fetched_once_and_found_by_name(
     assert TOKEN not in "".join(capfd.readouterr())
 
 
+def test_weights_in_several_files(hub: Hub, saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    make_transformers().save_pretrained(folder, max_shard_size="2MB")
+    parts = sorted(folder.glob("model-*.safetensors"))
+    assert len(parts) > 1
+    hub.repositories["someone/in-parts"] = {p.name: p.read_bytes() for p in folder.iterdir()}
+    fetch_from_hub("someone/in-parts")
+    by_name = build_predictor("someone/in-parts", device="cpu")
+    assert fingerprint(by_name) == fingerprint(build_predictor(str(saved), device="cpu"))
+    first, second = parts[:2]
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(InputError, match=f"and {first.name} differ in tensor"):
+        build_predictor(str(folder), device="cpu")
+    first.unlink()
+    with pytest.raises(InputError, match=f"{first.name} does not exist"):
+        build_predictor(str(folder), device="cpu")
+
+
 def test_other_bytes_are_refused(hub: Hub, saved: Path, tmp_path: Path) -> None:
     right = (saved / "model.safetensors").read_bytes()
     hub.altered = right[:-1] + bytes([right[-1] ^ 1])
