@@ -122,16 +122,12 @@ def _j(found: Sequence[Masks], truth: NDArray[np.uint8], i: int, k: int) -> NDAr
 
 def table(rows: dict[str, dict[str, float]], what: str) -> str:
     """J&F against the same profile as it is, with intervals over seeds; swaps; found again; CPU seconds."""
-    first, *_ = ROWS[what]
     heads = "profile", "row", "clips", "J&F", "against it", "swaps", "found again", "CPU s", "ratio"
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for base in BASES:
         for row in ROWS[what]:
             for name in OBJECTS[what]:
-                keys = [
-                    (_key(name, s, base, row), _key(name, s, base, first)) for s in range(SEEDS)
-                ]
-                pairs = [(rows[a], rows[b]) for a, b in keys if a in rows and b in rows]
+                pairs = pairs_of(rows, what, name, base, row)
                 if not pairs:
                     continue
                 gain = over_clips([mine["jf"] - as_is["jf"] for mine, as_is in pairs])
@@ -143,6 +139,14 @@ def table(rows: dict[str, dict[str, float]], what: str) -> str:
                 cells += [f"{total['cpu']:.0f}", f"{ratio:.2f}x"]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def pairs_of(
+    rows: dict[str, dict[str, float]], what: str, name: str, base: str, row: str
+) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Figures of one row and of the profile as it is, for each seed that was measured of a kind of clips."""
+    keys = [(_key(name, s, base, row), _key(name, s, base, ROWS[what][0])) for s in range(SEEDS)]
+    return [(rows[a], rows[b]) for a, b in keys if a in rows and b in rows]
 
 
 def _key(name: str, seed: int, base: str, row: str) -> str:

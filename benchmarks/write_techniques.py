@@ -1,4 +1,5 @@
-"""Write the tables of docs/techniques.md from benchmarks/speed/, benchmarks/gpu/ and benchmarks/techniques.py's results.
+"""Write the tables of docs/techniques.md from benchmarks/speed/, benchmarks/gpu/ and the results of benchmarks/techniques.py
+and benchmarks/made_clips.py.
 
     python benchmarks/write_techniques.py
 
@@ -9,9 +10,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from made_clips import BASES, OBJECTS, ROWS, pairs_of, profile_of
 from write_calibration import replaced
 
+from probes.estimates import over_clips
 from probes.files import write_text
 from sparsity.evaluation.interleaved import ladder
 from sparsity.evaluation.results import Result, Run, load_result
@@ -134,6 +138,73 @@ def techniques() -> str:
     return "\n".join([*lines, "", _conditions(training, dev)])
 
 
+def policies() -> str:
+    """J&F that memory policies gain against the same profile as it is, on made and on real clips."""
+    made, kinds = _made("policies"), OBJECTS["policies"]
+    real = [load_result(HERE / f"policies-{name}.json") for name in ("train", "dev")]
+    heads = [
+        "on top of",
+        "policy",
+        *map(_words, kinds),
+        "swaps",
+        "found again",
+        "training clips",
+        "DAVIS-dev",
+    ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for base in BASES:
+        for row in ROWS["policies"]:
+            as_is = row == ROWS["policies"][0]
+            cells, every = [f"`{base}`", f"`{row}`" + ", J&F" * as_is], []
+            for kind in kinds:
+                pairs = pairs_of(made["rows"], "policies", kind, base, row)
+                every += [mine for mine, _ in pairs]
+                cells.append(_gain([(a["jf"], b["jf"]) for a, b in pairs], as_is))
+            cells.append(f"{sum(one['swaps'] for one in every):.0f}")
+            back = sum(one["back"] for one in every)
+            cells.append(f"{sum(one['found'] for one in every):.0f} of {back:.0f}")
+            for result in real:
+                runs = {run.name: run.quality.clips for run in result.runs if run.quality}
+                mine, other = runs[profile_of(base, row).name], runs[base]
+                both = [(mine[clip].j_and_f, other[clip].j_and_f) for clip in mine]
+                cells.append(_gain(both, as_is))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cadence() -> str:
+    """J&F that features of every second frame lose against the same profile as it is, and the ratio of CPU seconds."""
+    made, kinds = _made("cadence"), OBJECTS["cadence"]
+    heads = ["on top of", *(f"{_words(kind)}: J&F lost | CPU" for kind in kinds)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * (2 * len(kinds) + 1) + "|"]
+    for base in BASES:
+        cells = [f"`{base}`"]
+        for kind in kinds:
+            pairs = pairs_of(made["rows"], "cadence", kind, base, ROWS["cadence"][1])
+            cells.append(_gain([(b["jf"], a["jf"]) for a, b in pairs]))
+            cpu = sum(b["cpu"] for _, b in pairs) / sum(a["cpu"] for a, _ in pairs)
+            cells.append(f"{cpu:.2f}x")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _made(what: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / f"{what}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ").replace("distractors", "look-alikes")
+
+
+def _gain(pairs: list[tuple[float, float]], as_is: bool = False) -> str:
+    """Mean of the first, or mean difference of pairs with its interval, as a cell."""
+    if as_is:
+        return f"{sum(one for one, _ in pairs) / len(pairs):.1f}"
+    gain = over_clips([one - other for one, other in pairs])
+    return f"{gain.mean:+.1f} [{gain.low:.1f}, {gain.high:.1f}]"
+
+
 def loss(run: Run) -> str:
     """Loss and its interval, as a cell."""
     assert run.quality is not None and run.quality.loss is not None, "rows were compared"
@@ -166,7 +237,7 @@ def _ratio(run: Run | None) -> str:
 def main() -> None:
     """Fill the page."""
     text = PAGE.read_text(encoding="utf-8")
-    for table in (speed, compiled, gpu, techniques):
+    for table in (speed, compiled, gpu, techniques, policies, cadence):
         text = replaced(text, table.__name__, table())
     write_text(PAGE, text.rstrip("\n"))
 
