@@ -54,7 +54,11 @@ UNDER_SUSPICION = 0.5
 """Share of frames that are looked at while something seems wrong, as far as there is credit."""
 
 MOST_CREDIT = 30.0
-"""Shadows that can be saved for then; where so many are, the whole share is drawn at random, and half of it where none are."""
+"""Shadows that can be saved for then; where so many are, the whole share is drawn, and half of it where none are."""
+
+UNEVEN = 0.2
+"""Share of the usual distance of two shadows by which it is shorter or longer at random: nothing that comes back at even
+distances stays between them, and a jump isn't waited for in vain as long as with draws that know nothing of each other."""
 
 LAST_KEPT = 10_000
 """Shadows that the report keeps."""
@@ -166,6 +170,8 @@ class Watch:
         lost more than the level.
     credit
         Shadows that may be taken now.
+    waited
+        Tracked frames since the last one.
     seed
         Of the draws of frames.
     """
@@ -181,6 +187,7 @@ class Watch:
     since: int | None = None
     suspicious: list[str] = field(default_factory=list)
     credit: float = 0.0
+    waited: int = 0
     seed: int = 0
     found: dict[int, float] = field(default_factory=dict)
     tracked: bool = False
@@ -244,7 +251,9 @@ class Watch:
         self.tracked = True
         left_out = self.profile.quantize is not None or decision.cells is not None
         left_out |= self.profile.retrieval is not None and not decision.rescued
-        chance = self.share * (1 + self.credit / MOST_CREDIT) / 2
+        usual = 2 / (self.share * (1 + self.credit / MOST_CREDIT))
+        apart, soonest, latest = self.waited + 1, usual * (1 - UNEVEN), usual * (1 + UNEVEN)
+        chance = 0.0 if apart < soonest else 1 / max(1.0, latest - apart)
         if self.suspicious:
             chance = max(chance, UNDER_SUSPICION)
         drawn = Random(f"{self.seed} {frame} {reverse}").random() < chance
@@ -262,6 +271,7 @@ class Watch:
             self._enter(frame, reverse)
         if self.tracked:
             self.credit = min(self.credit + self.share, MOST_CREDIT)
+            self.waited = 0 if self.found else self.waited + 1
         self.suspicious = list(beyond)
         if self.shadows and self.shadows[-1].loss > self.level:
             last = self.shadows[-1]
