@@ -34,7 +34,7 @@ from sparsity.clips.masks import (
 from sparsity.clips.prompt import PromptOptions
 from sparsity.profile import Profile
 from sparsity.techniques.routing import Guard, Routing
-from sparsity.work import segment
+from sparsity.work import run
 from sparsity.work.model import ModelChoice
 from sparsity.work.segment import run_segment
 
@@ -187,7 +187,7 @@ def test_a_folder_with_other_files_is_left_alone(
 
 def _interrupt_after(monkeypatch: pytest.MonkeyPatch, frames: int, number: int) -> None:
     """Send this process a signal while frame `frames` is being merged."""
-    merge, merged = segment.merge_objects, []
+    merge, merged = run.merge_objects, []
 
     def merge_and_interrupt(*arguments: Any) -> Any:
         merged.append(1)
@@ -195,7 +195,7 @@ def _interrupt_after(monkeypatch: pytest.MonkeyPatch, frames: int, number: int) 
             os.kill(os.getpid(), number)
         return merge(*arguments)
 
-    monkeypatch.setattr(segment, "merge_objects", merge_and_interrupt)
+    monkeypatch.setattr(run, "merge_objects", merge_and_interrupt)
 
 
 @pytest.mark.parametrize(
