@@ -130,12 +130,12 @@ def test_a_video_that_breaks_is_named_and_costs_no_other(
     mine = ClipSource(tmp_path / "videos", source.prompts)
     assert sorted(segment_clips(work_into(whole, mine), spread=Spread(3)).results) == NAMES
     broken = tmp_path / "videos" / "b" / "00002.png"
-    picture = broken.read_bytes()
+    picture = broken.rename(tmp_path / "picture.png")
     broken.write_bytes(b"no picture")
     with pytest.raises(InputError, match="1 of 3 clips failed, first b .*00002.png"):
         segment_clips(work_into(out, mine), spread=Spread(3))
     assert all(files(out / name) == files(whole / name) for name in ("a", "c"))
-    broken.write_bytes(picture)
+    picture.replace(broken)
     shutil.rmtree(out / "b")  # begun with another video
     summary = segment_clips(work_into(out, mine), spread=Spread(3))
     assert summary.resumed == ["a", "c"] and list(summary.results) == NAMES
