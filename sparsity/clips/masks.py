@@ -171,9 +171,11 @@ class VideoWriter:
             stream.codec_context.thread_count = THREADS
             if codec == "libx264":
                 stream.options = {"qp": "20", "preset": "ultrafast"}
-        even = np.ascontiguousarray(pixels[:height, :width])
+        even: Any = np.ascontiguousarray(pixels[:height, :width])
+        if even.shape[:2] != (height, width):  # a side of one pixel
+            even = cv2.resize(even, (width, height))
         # ITU-R BT.601, as swscale does by default, in a fifth of its time
-        planes = cv2.cvtColor(even, cv2.COLOR_RGB2YUV_I420)
+        planes: Any = cv2.cvtColor(even, cv2.COLOR_RGB2YUV_I420)
         frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         self._container.mux(self._stream.encode(frame))
 

@@ -391,7 +391,7 @@ def test_an_overlay_plays_at_a_rate_that_can_be(
     assert rate == (12.5 if fps == 12.5 else 24)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (65, 97)])
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (1, 96)])
 def test_a_written_video_has_the_colours_of_its_frames(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
@@ -400,7 +400,7 @@ def test_a_written_video_has_the_colours_of_its_frames(
     write_video(tmp_path / "v.mp4", iter(frames), 25)
     with av.open(str(tmp_path / "v.mp4")) as video:
         found = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert [frame.shape for frame in found] == [(64, 96, 3)] * 4
+    assert [frame.shape for frame in found] == [(max(2, size[0] // 2 * 2), 96, 3)] * 4
     off = [[np.abs(f.astype(int) - colour).mean() for colour in colours] for f in found]
     assert all(row[n] < 4 for n, row in enumerate(off)), "each its own"
     assert all(min(row[:n] + row[n + 1 :]) > 40 for n, row in enumerate(off)), "and no other's"
