@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sam2 import sam2_video_predictor
 from tqdm import tqdm
 
 from probes.collector import Collector
@@ -248,7 +250,8 @@ def track_back(
             prompt.give_to(predictor, state)  # it was removed on a later frame
     # sam2 tracks nothing back from frame 0, and from a prompt it goes on without tracking it
     start = frames[0] if 0 < frames[0] < first - 1 else frames[0] + 1
-    for found in predictor.propagate_in_video(state, start, start - frames[-1], True):
+    going_back = predictor.propagate_in_video(state, start, start - frames[-1], True)
+    for found in without_bar(going_back):
         if found[0] in frames:
             yield found
 
@@ -261,13 +264,58 @@ def _tracked(
         return
     if state["obj_ids"]:
         limit = None if last is None else last - start
-        yield from predictor.propagate_in_video(state, start, limit)
+        yield from without_bar(predictor.propagate_in_video(state, start, limit))
         return
     frame, end = start, state["num_frames"] - 1 if last is None else last
     while frame <= end:
         state["images"][frame]  # a stream says so where it ended
         yield frame, [], None
         frame += 1
+
+
+AFrame = TypeVar("AFrame")
+
+
+def without_bar(frames: Iterator[AFrame]) -> Iterator[AFrame]:
+    """Yield what ``propagate_in_video`` does, without the bar that sam2 shows and has no setting for."""
+    with _bar.hidden():  # it would begin with the first frame
+        found = next(frames, None)
+    while found is not None:
+        yield found
+        found = next(frames, None)
+
+
+class _Bar:
+    """Stands in for sam2's bar while a loop begins that is to have none; those of other threads have theirs."""
+
+    def __init__(self) -> None:
+        self.own: Any = None
+        self.here = threading.local()
+        self.lock, self.beginning = threading.Lock(), 0
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        hides = getattr(self.here, "hides", False)
+        return self.own(*given, **options, **({"disable": True} if hides else {}))
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Hide what begins in this thread; sam2 is as it was when all threads are through."""
+        with self.lock:
+            self.beginning += 1
+            if self.beginning == 1:
+                self.own, sam2_video_predictor.tqdm = sam2_video_predictor.tqdm, self
+        self.here.hides = True
+        try:
+            yield
+        finally:
+            self.here.hides = False
+            with self.lock:
+                self.beginning -= 1
+                if not self.beginning:
+                    sam2_video_predictor.tqdm = self.own
+
+
+_bar = _Bar()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from probes.models import fingerprint
 from probes.observing import listen, observe
 from probes.records import ClipInfo, ClipRecord, Header, ModelInfo, load_recording
 from probes.seam import AttentionCall, Told
-from probes.tracking import hash_of_frames
+from probes.tracking import hash_of_frames, without_bar
 from probes.video import thumbnail
 from sparsity.acceleration.model.encoder import window_grid
 from sparsity.acceleration.model.saliency import query_sample, token_saliency
@@ -60,7 +60,9 @@ def capture(
             listen(predictor, saliency=masks.note_saliency, decoded=masks.note_masks),
             observe(predictor, recalled, "memory.*.cross"),
         ):
-            frames = tuple(frame for frame, _, _ in predictor.propagate_in_video(state))
+            frames = tuple(
+                frame for frame, _, _ in without_bar(predictor.propagate_in_video(state))
+            )
         small = [thumbnail(state["images"][frame].cpu()) for frame in frames]
         prompt = _prompt(predictor, state)
     for frame in frames:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from probes.tracking import without_bar
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.clips.sources import Clip
 from sparsity.evaluation.meters import counted_flops
@@ -163,7 +164,7 @@ def _frames(
         state = clip.from_start.begin(predictor)
         if profile.routing is not None:
             predictor.choose_windows(state, lambda frame: (0,) if frame > 1 else None)
-        tracked = predictor.propagate_in_video(state, max_frame_num_to_track=FRAMES)
+        tracked = without_bar(predictor.propagate_in_video(state, max_frame_num_to_track=FRAMES))
         while True:
             with _amount(counted) as amount:
                 if next(tracked, None) is None:

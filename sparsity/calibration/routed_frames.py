@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from probes.errors import InputError
 from probes.models import fingerprint
+from probes.tracking import without_bar
 from sparsity.acceleration.fit import why_not_exact
 from sparsity.acceleration.model.encoder import Encoding, window_grid
 from sparsity.acceleration.model.windows import window_tokens
@@ -210,7 +211,8 @@ def collect(
     with predictor.use(profile, force=True):
         state = clip.from_start.begin(predictor, history="bounded")
         with _watched(predictor, state, found):
-            for _ in predictor.propagate_in_video(state, max_frame_num_to_track=most_frames):
+            tracked = predictor.propagate_in_video(state, max_frame_num_to_track=most_frames)
+            for _ in without_bar(tracked):
                 pass
     return found
 

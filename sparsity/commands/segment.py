@@ -11,7 +11,6 @@ from sparsity.commands.options import (
     Box,
     ClipList,
     Force,
-    Jobs,
     MaxFrames,
     Points,
     PromptFrame,
@@ -57,7 +56,12 @@ def segment(
     ] = None,
     overlay: Annotated[bool, typer.Option(help="draw overlay.mp4")] = True,
     clips: ClipList = None,
-    jobs: Jobs = 0,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", min=0, help="videos at once: in worker processes, or on one GPU in this one"
+        ),
+    ] = 0,
     scheduler: Scheduler = None,
     submission: Annotated[
         str | None,
@@ -90,7 +94,7 @@ def segment(
     from sparsity.acceleration.watch import SHARE
     from sparsity.profile import load_profile
     from sparsity.work.record import SegmentClip, segment_clips
-    from sparsity.work.segment import run_segment
+    from sparsity.work.segment import RunOptions, run_job
     from sparsity.work.spread import Spread
     from sparsity.work.submission import plan_submission
 
@@ -103,19 +107,11 @@ def segment(
         archive = plan_submission(submission, many, names_in(clips), max_frames, kind)
     if kind is None:
         kind = "layers" if submission == "sa-v" else "png"
+    options = RunOptions(
+        choice, load_profile(profile), max_frames, kind, overlay, force, strict, share, failure
+    )
     if many is not None:
-        work = SegmentClip(
-            many,
-            choice,
-            out,
-            load_profile(profile),
-            max_frames,
-            force,
-            kind,
-            overlay,
-            share,
-            failure,
-        )
+        work = SegmentClip(many, out, options)
         summary = segment_clips(work, names_in(clips), spread)
         print(summary.text())
         if archive is not None:
@@ -125,20 +121,7 @@ def segment(
                 print(f"promise  {name}: {found['watched']}")
         _tell_broken([found["promise"] for found in summary.results.values()])
         return
-    result = run_segment(
-        video,
-        given,
-        choice,
-        out,
-        profile=profile,
-        max_frames=max_frames,
-        kind=kind,
-        overlay=overlay,
-        force=force,
-        strict=strict,
-        watch=share,
-        failure=failure,
-    )
+    result = run_job(options.job(video, given, out), options)
     print(result.summary())
     _tell_broken([result.promise])
 

@@ -21,6 +21,7 @@ import torch
 from probes.errors import InputError
 from probes.models import fingerprint
 from probes.prompts import Prompt
+from probes.tracking import without_bar
 from probes.video import ModelFrames, open_video
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.clips.made import make_clip
@@ -134,7 +135,7 @@ def _measure(
         with predictor.use(profile, force=force), choice.autocast(predictor.device.type):
             state = predictor.new_state(images, shape, history="bounded", corrections="keep")
             prompt.give_to(predictor, state)
-            for _, _, logits in predictor.propagate_in_video(state):
+            for _, _, logits in without_bar(predictor.propagate_in_video(state)):
                 logits[0, 0, 0, 0].item()  # waits for the device
 
     def whole(profile: Profile, overlay: bool) -> None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from probes.errors import InputError
 from probes.frames import natural_key
+from probes.tracking import without_bar
 from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.session import WindowChooser
 from sparsity.clips.masks import read_mask
@@ -218,7 +219,9 @@ class _Runner:
         self.profile = variant.profile and variant.profile.model_copy(update={"model": None})
         self.found = Measured(variant.name)
         self.compiled = variant.predictor is not None
-        self.frames: Iterator[Any] = predictor.propagate_in_video(state, start_frame_idx=start)
+        self.frames: Iterator[Any] = without_bar(
+            predictor.propagate_in_video(state, start_frame_idx=start)
+        )
 
     def use(self) -> AbstractContextManager[Any]:
         """Return the context in which this variant's profile is in use."""

@@ -1,4 +1,4 @@
-"""``segment`` and ``probe`` over many clips, one at a time by whichever process `map_clips` gives it to.
+"""``segment`` and ``probe`` over many clips: one at a time by whichever process `map_clips` gives it to, or some at once.
 
 Workers write what they make, so they need to see clips and results under the same paths.
 """
@@ -6,10 +6,14 @@ Workers write what they make, so they need to see clips and results under the sa
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from probes.errors import InputError, tell_left_out
 from probes.models import fingerprint
@@ -28,8 +32,9 @@ from sparsity.work.model import (
     shared_predictor,
     shared_stock,
 )
-from sparsity.work.segment import run_segment
-from sparsity.work.spread import Spread, Summary, map_clips, result_name
+from sparsity.work.run_folder import Outcome
+from sparsity.work.segment import Job, RunOptions, run_job, run_jobs
+from sparsity.work.spread import ClipOutcome, Spread, Summary, map_clips, outcome_of, result_name
 from sparsity.work.store import check_folder, forget
 
 
@@ -38,30 +43,36 @@ class SegmentClip:
     """Track one clip into the folder of its name; return the figures of its `sparsity.work.run_folder.Outcome`."""
 
     source: ClipSource
-    choice: ModelChoice
     out: Path
-    profile: Profile
-    max_frames: int | None
-    force: bool
-    kind: str = "png"
-    overlay: bool = True
-    watch: float | None = None
-    failure: Path | None = None
+    options: RunOptions
 
     def __call__(self, name: str) -> dict[str, Any]:
+        return _figures(run_job(self._job(name), self.options))
+
+    def together(self, names: list[str], at_once: int) -> Iterator[ClipOutcome]:
+        """Track several clips at once with one model in this process, and yield what becomes of each."""
+        jobs = ((name, partial(self._job, name)) for name in names)
+        for name, ended in run_jobs(jobs, self.options, at_once):
+            yield outcome_of(name, partial(_figures, ended))
+
+    def _job(self, name: str) -> Job:
         clip = self.source.open(name, labelled=False)
-        outcome = run_segment(
-            self.source.places(name)[0], clip.prompts, self.choice, self.out / name,
-            profile=self.profile, max_frames=self.max_frames, kind=self.kind, overlay=self.overlay,
-            force=self.force, watch=self.watch, opened=clip.video, failure=self.failure,
-        )  # fmt: skip
-        return {key: value for key, value in asdict(outcome).items() if key != "out"}
+        place = self.source.places(name)[0]
+        return self.options.job(place, clip.prompts, self.out / name, clip.video)
+
+
+def _figures(ended: Outcome | Exception) -> dict[str, Any]:
+    if isinstance(ended, Exception):
+        raise ended
+    return {key: value for key, value in asdict(ended).items() if key != "out"}
 
 
 def segment_clips(
     work: SegmentClip, only: list[str] | None = None, spread: Spread | None = None
 ) -> Summary:
     """Segment all clips or some into ``OUT/NAME``; one that was interrupted goes on where it stopped.
+
+    Where local processes would share one GPU, as many clips are tracked at once in this one.
 
     Raises
     ------
@@ -71,26 +82,50 @@ def segment_clips(
     check_folder(work.out)
     names = work.source.names(only=only)
     parts = _beside(work.out)
-    check_share(work.watch)
-    with shared_predictor(work.choice).use(work.profile, force=work.force, watch=work.watch):
+    options, spread = work.options, spread or Spread()
+    check_share(options.watch)
+    predictor = shared_predictor(options.choice)
+    with predictor.use(options.profile, force=options.force, watch=options.watch):
         pass  # one that doesn't fit the model is refused before any work
-    format_of(work.kind, work.out)
-    settings = {**_model(work.choice), "max_frames": work.max_frames}
-    settings |= {"format": work.kind, "overlay": work.overlay, "watch": work.watch}
-    if work.failure is not None:
-        judge = load_failure(work.failure, settings["model"], settings["size"])
+    format_of(options.kind, work.out)
+    settings = {**_model(options.choice), "max_frames": options.max_frames}
+    settings |= {"format": options.kind, "overlay": options.overlay, "watch": options.watch}
+    if options.failure is not None:
+        judge = load_failure(options.failure, settings["model"], settings["size"])
         settings["failure"] = judge.model_dump(mode="json")
-    settings["profile"] = work.profile.model_dump(mode="json", by_alias=True)
+    settings["profile"] = options.profile.model_dump(mode="json", by_alias=True)
     for name in names:
         if not (work.out / name).is_dir():  # somebody removed what was done
             forget(result_name(parts, name))
     contents = {name: work.source.listing(name) for name in names}
-    by_one = SameModel(work, work.choice, settings["model"])
-    summary = map_clips(by_one, names, parts, settings, spread or Spread(), contents)
+    by_one = SameModel(work, options.choice, settings["model"])
+    together = None
+    if spread.jobs and on_one_gpu(
+        predictor.device, options.choice.device, torch.cuda.device_count()
+    ):
+        together = partial(work.together, at_once=spread.jobs)
+    summary = map_clips(by_one, names, parts, settings, spread, contents, together)
     _tell_left_out(summary)
     summary.check()
     shutil.rmtree(parts)
     return summary
+
+
+def on_one_gpu(device: torch.device, asked: str | None, gpus: int) -> bool:
+    """Whether local processes would all have their model on one GPU.
+
+    Parameters
+    ----------
+    device
+        Of the model in this process.
+    asked
+        The device that the command line names, if it does.
+    gpus
+        How many CUDA devices there are; processes take one each in turn, unless it says which.
+    """
+    if device.type != "cuda":
+        return device.type != "cpu"
+    return gpus < 2 or torch.device(asked or "cuda").index is not None
 
 
 def _tell_left_out(summary: Summary) -> None:

@@ -11,61 +11,94 @@ interrupted it ends.
 
 from __future__ import annotations
 
-import json
-import pickle
 import signal
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import psutil
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from probes.errors import InputError, some_of, tell_left_out
-from probes.files import listing, whole, write_text
-from probes.frames import Pixels
+from probes.errors import InputError
+from probes.files import listing
 from probes.models import configuration_of, fingerprint
 from probes.prompts import read_prompts
-from probes.tracking import hash_of_frames, track_back, track_forward
-from probes.video import EndOfVideo, VideoSource, notes_of, open_video
+from probes.tracking import hash_of_frames
+from probes.video import VideoSource, open_video
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
-from sparsity.acceleration.report import ObjectReport, note_failures
+from sparsity.acceleration.videos import in_turn
 from sparsity.acceleration.watch import check_share
-from sparsity.clips.drawn import Ids
-from sparsity.clips.masks import merge_objects
 from sparsity.clips.prompt import PromptOptions
 from sparsity.clips.sources import Clip
 from sparsity.profile import Profile, load_profile
-from sparsity.techniques.failure import FailureModel, failure_model_of, load_failure
-from sparsity.work.behind import Behind
-from sparsity.work.formats import Format, FrameMasks, format_of
+from sparsity.techniques.failure import failure_model_of, load_failure
+from sparsity.work.formats import Format, format_of
 from sparsity.work.model import ModelChoice, shared_predictor
-from sparsity.work.overlay import Overlay
+from sparsity.work.run import Run
 from sparsity.work.run_folder import Outcome, RunFolder
 
-SCHEMA = "efficient-sam2/segment/2"
+Prompting = PromptOptions | Sequence[Any] | str | Path
+"""What to track: as a command line says it, a file of prompts, or a list of `probes.prompts.Prompt` or of entries as that
+file has."""
 
-SECONDS_BETWEEN_STATES = 30.0
-"""How much work an abrupt end can cost, at most."""
 
-_UNREADABLE = (
-    OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, ImportError,
-)  # fmt: skip
-"""What loading a saved state raises where there is none, or one that is cut short or of other sources."""
+@dataclass(frozen=True)
+class RunOptions:
+    """What is asked of a run, and is the same for all videos of a command; see `run_segment`."""
 
-_NOT_SAVED = ("images", "cached_features", "device", "storage_device")
+    choice: ModelChoice
+    profile: Profile
+    max_frames: int | None = None
+    kind: str = "png"
+    overlay: bool = True
+    force: bool = False
+    strict: bool = False
+    watch: float | None = None
+    failure: str | Path | None = None
+
+    def job(
+        self, video: Any, prompt: Prompting, out: Path, opened: VideoSource | None = None
+    ) -> Job:
+        """Open a video, `opened` where it is open already, and look at its folder; nothing is written yet.
+
+        Raises
+        ------
+        InputError
+            Something given can't be used.
+        """
+        check_share(self.watch)
+        form = format_of(self.kind, Path(out))
+        source = open_video(video if opened is None else opened, self.strict)
+        if self.max_frames is not None and self.max_frames < 1:
+            raise InputError(
+                f"max-frames {self.max_frames} given; expected 1 or more; leave it out for all"
+            )
+        if isinstance(prompt, PromptOptions):
+            prompts = prompt.check(source, self.strict)
+        else:
+            prompts = read_prompts(prompt, source)
+        name = Path(video).name if isinstance(video, (str, Path)) else "video"
+        clip = Clip(name, source, prompts)
+        form.check(clip.objects)
+        folder = RunFolder(Path(out))
+        folder.look(self.force)
+        return Job(video, clip, folder, form)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video that is open, and where its results go."""
+
+    video: Any
+    clip: Clip
+    folder: RunFolder
+    form: Format
 
 
 def run_segment(
     video: Any,
-    prompt: PromptOptions | Sequence[Any] | str | Path,
+    prompt: Prompting,
     choice: ModelChoice,
     out: Path,
     *,
@@ -76,7 +109,6 @@ def run_segment(
     force: bool = False,
     strict: bool = False,
     watch: float | None = None,
-    opened: VideoSource | None = None,
     failure: str | Path | None = None,
 ) -> Outcome:
     """Track the prompted objects through a video, forward and then back from the first prompt.
@@ -109,8 +141,6 @@ def run_segment(
         Refuse where something of the video is left out, in place of a warning.
     watch
         Share of frames that are tracked densely too, see `sparsity.acceleration.build.accelerate`; None for none.
-    opened
-        The video, where it is open already.
     failure
         File of a `sparsity.techniques.failure.FailureModel` that says how likely a mask is wrong; default: that of the
         profile's guard, or the one that ships for the demo model; none for others.
@@ -122,50 +152,119 @@ def run_segment(
     KeyboardInterrupt
         The run was interrupted; its state is saved.
     """
-    check_share(watch)
-    form = format_of(kind, Path(out))
-    source = open_video(video if opened is None else opened, strict)
-    if max_frames is not None and max_frames < 1:
-        raise InputError(f"max-frames {max_frames} given; expected 1 or more; leave it out for all")
-    file = isinstance(video, (str, Path))
-    if isinstance(prompt, PromptOptions):
-        prompts = prompt.check(source, strict)
-    else:
-        prompts = read_prompts(prompt, source)
-    clip = Clip(Path(video).name if file else "video", source, prompts)
-    form.check(clip.objects)
-    applied = load_profile(profile)
-    folder = RunFolder(Path(out))
-    folder.look(force)
-    predictor = shared_predictor(choice)
-    with predictor.use(applied, force=force, watch=watch):
-        settings = {
-            "video": _named(video, source),
-            **_settings(clip, predictor, applied, choice),
-            "max_frames": max_frames,
-            "format": kind,
-            "overlay": overlay,
-            "watch": watch,
-        }
-        of = settings["model"], predictor.image_size
-        judge = applied.guard.failure or failure_model_of(*of)
-        if failure is not None:
-            judge = load_failure(failure, *of)
-        settings["failure"] = None if judge is None else judge.model_dump(mode="json")
-        run = _Run(clip, predictor, choice, folder, form, settings, judge)
-        if folder.enter(settings, force):
-            if run.stream and not force:
-                raise InputError(
-                    f"{out} holds a run of a stream, which can't be gone on with; expected a new folder; choose another --out, "
-                    "or --force to replace it"
-                )
-            if run.is_complete() and not force:
-                return folder.outcome(form)
-            if run.stream or run.is_complete():
-                folder.clear(masks=run.stream)
-        run.track()
-        run.finish()
-    return folder.outcome(form)
+    options = RunOptions(
+        choice, load_profile(profile), max_frames, kind, overlay, force, strict, watch, failure
+    )
+    return run_job(options.job(video, prompt, out), options)
+
+
+def run_job(job: Job, options: RunOptions) -> Outcome:
+    """Do one video; see `run_segment`."""
+    ((_, ended),) = run_jobs([(job.clip.name, lambda: job)], options, 1)
+    if isinstance(ended, Exception):
+        raise ended
+    return ended
+
+
+Ended = tuple[str, Outcome | Exception]
+"""A video's name, and what its run left behind or why it can't be tracked."""
+
+
+def run_jobs(
+    jobs: Iterable[tuple[str, Callable[[], Job]]], options: RunOptions, at_once: int
+) -> Iterator[Ended]:
+    """Track several videos with one model in this process, and yield what becomes of each, as they end.
+
+    Parameters
+    ----------
+    jobs
+        By name, opened when their turn comes.
+    at_once
+        How many are under way at most, a frame of each in turn. Each one's results are those of the video alone: bit for
+        bit without the exact rewrites, else but for rounding, as whole frames of several are encoded in one batch.
+
+    Raises
+    ------
+    InputError
+        The profile doesn't fit the model. What is wrong with a video is given out, and costs no other one.
+    KeyboardInterrupt
+        The runs were interrupted; the states of those under way are saved.
+    """
+    predictor = shared_predictor(options.choice)
+    ended: deque[Ended] = deque()
+    left = False
+
+    def steps(name: str, run: Run) -> Generator[int]:
+        nonlocal left
+        try:
+            if not stop:
+                yield from run.steps(stop)
+            if run.finished:
+                ended.append((name, run.folder.outcome(run.form)))
+            else:
+                left = True
+        except Exception as error:
+            ended.append((name, error))
+
+    def begun() -> Iterator[Run]:
+        nonlocal left
+        for name, opened in jobs:
+            if stop:
+                left = True
+                return
+            try:
+                run = _begun(opened(), predictor, options)
+            except Exception as error:
+                ended.append((name, error))
+                continue
+            if isinstance(run, Outcome):
+                ended.append((name, run))
+                continue
+            run.frames = steps(name, run)
+            yield run
+
+    with (
+        stop_after_the_frame() as stop,
+        predictor.use(options.profile, force=options.force, watch=options.watch),
+        options.choice.autocast(predictor.device.type),
+    ):
+        for run, _, among in in_turn(predictor, begun(), at_once):
+            run.took(among)
+            while ended:
+                yield ended.popleft()
+    yield from ended
+    if left:
+        raise KeyboardInterrupt
+
+
+def _begun(job: Job, predictor: EfficientSAM2VideoPredictor, options: RunOptions) -> Run | Outcome:
+    """Make a video's folder ready for its run; where it holds what the run would leave behind, return that."""
+    folder, form, force = job.folder, job.form, options.force
+    settings = {
+        "video": _named(job.video, job.clip.video),
+        **_settings(job.clip, predictor, options),
+        "max_frames": options.max_frames,
+        "format": options.kind,
+        "overlay": options.overlay,
+        "watch": options.watch,
+    }
+    of = settings["model"], predictor.image_size
+    judge = options.profile.guard.failure or failure_model_of(*of)
+    if options.failure is not None:
+        judge = load_failure(options.failure, *of)
+    settings["failure"] = None if judge is None else judge.model_dump(mode="json")
+    run = Run(job.clip, predictor, folder, form, settings, judge)
+    if folder.enter(settings, force):
+        if run.stream and not force:
+            raise InputError(
+                f"{folder.path} holds a run of a stream, which can't be gone on with; expected a new folder; choose another "
+                "--out, or --force to replace it"
+            )
+        if run.is_complete() and not force:
+            return folder.outcome(form)
+        if run.stream or run.is_complete():
+            folder.clear(masks=run.stream)
+    return run
 
 
 def _named(video: Any, source: VideoSource) -> str | None:
@@ -178,7 +277,7 @@ def _named(video: Any, source: VideoSource) -> str | None:
 
 
 def _settings(
-    clip: Clip, predictor: EfficientSAM2VideoPredictor, profile: Profile, choice: ModelChoice
+    clip: Clip, predictor: EfficientSAM2VideoPredictor, options: RunOptions
 ) -> dict[str, Any]:
     """Return what decides what the masks will be, the run's own settings apart."""
     return {
@@ -188,9 +287,9 @@ def _settings(
         "model": fingerprint(predictor),
         "configuration": configuration_of(predictor),
         "image_size": predictor.image_size,
-        "dtype": choice.number_format(predictor.device.type),
+        "dtype": options.choice.number_format(predictor.device.type),
         "device": predictor.device.type,
-        "profile": profile.model_dump(mode="json", by_alias=True),
+        "profile": options.profile.model_dump(mode="json", by_alias=True),
         "versions": {name: version(name) for name in ("efficient-sam2", "sam2", "torch")},
     }
 
@@ -214,273 +313,3 @@ def stop_after_the_frame() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Run:
-    """One run over one video."""
-
-    def __init__(
-        self,
-        clip: Clip,
-        predictor: EfficientSAM2VideoPredictor,
-        choice: ModelChoice,
-        folder: RunFolder,
-        form: Format,
-        settings: dict[str, Any],
-        failure: FailureModel | None,
-    ) -> None:
-        self.failure = failure
-        self.source, self.predictor, self.choice = clip.video, predictor, choice
-        self.folder, self.form, self.settings = folder, form, settings
-        self.overlay = Overlay(folder.overlay, clip.video.fps) if settings["overlay"] else None
-        self.notes = list(notes_of(clip.video))
-        self.first, most = clip.prompts[0].frame, settings["max_frames"]
-        self.stream = clip.video.num_frames is None
-        self.ahead, self.back = self._order(clip, most)
-        last = self.ahead[-1] if self.ahead else sys.maxsize
-        self.prompts = [prompt for prompt in clip.prompts if prompt.frame <= last]
-        late = {str(p.object) for p in clip.prompts} - {str(p.object) for p in self.prompts}
-        if late:
-            self._leave_out(
-                f"objects {some_of(sorted(late))} come after the last frame that is tracked"
-            )
-        self.seconds: list[float] = []
-        self.parts: dict[str, float] = {}
-        self.state: dict[str, Any] = {}
-
-    def _order(self, clip: Clip, most: int | None) -> tuple[range, range]:
-        """Return the frames forward and back; of a stream, whose end isn't known, those that are wanted."""
-        if self.stream:
-            return range(self.first, sys.maxsize if most is None else self.first + most), range(0)
-        ahead = range(self.first, clip.num_frames)[:most]
-        left = self.first if most is None else min(self.first, most - len(ahead))
-        return ahead, range(self.first - 1, self.first - 1 - left, -1)
-
-    def _first_of(self, count: int | None) -> list[int]:
-        """Return the first frames in order, or all."""
-        return list(islice(chain(self.ahead, self.back), count))
-
-    def _leave_out(self, what: str) -> None:
-        """Say on stderr and in the report that something is left out."""
-        self.notes.append(f"{self.folder.path}: {what}, left out")
-        tell_left_out(self.notes[-1:])
-
-    def name(self, frame: int) -> str:
-        """Return the name of a frame's files."""
-        return self.source.names[frame] if self.source.names else f"{frame:05d}"
-
-    def objects_on(self, frame: int) -> list[int]:
-        """Return the objects that are tracked on a frame: from their prompt to their removal, or back from the first one."""
-        there: dict[int, None] = {}
-        for prompt in self.prompts:
-            if prompt.frame > max(frame, self.first):
-                break
-            if prompt.remove:
-                there.pop(prompt.object, None)
-            else:
-                there[prompt.object] = None
-        return sorted(there)
-
-    def _written(self, frames: Sequence[int]) -> bool:
-        """Whether these frames were written by a run with the same settings."""
-        return all(
-            self.form.has(self.name(frame), self.objects_on(frame), self.folder.hash)
-            for frame in frames
-        )
-
-    def is_complete(self) -> bool:
-        """Tell whether everything has been written by a run with the same settings."""
-        if self.stream or not self.folder.report.is_file():
-            return False
-        if self.form.result != self.form.masks:
-            return self.form.result.is_file()
-        return self._written(self._first_of(None))
-
-    def track(self) -> None:
-        """Write results for every frame, going on from a saved state where there is one."""
-        history: Literal["full", "bounded"] = "full" if self.back else "bounded"
-        self._tell_memory(history)
-        self.form.masks.mkdir(parents=True, exist_ok=True)
-        self.state = self.predictor.init_state(self.source, history=history, corrections="keep")
-        done = self._restore()
-        if self.overlay is not None:
-            self.overlay.keep(self._first_of(done))
-        count = None if self.stream else len(self.ahead) + len(self.back)
-        bar = tqdm(total=count, initial=done, unit="frame", desc="segment", disable=None)
-        saved = started = time.perf_counter()
-        with (
-            stop_after_the_frame() as stop,
-            self.choice.autocast(self.predictor.device.type),
-            bar,
-            Behind() as files,
-            Behind() as film,
-        ):
-            for frame, reverse, ids, logits in self._frames(done):
-                tracked = time.perf_counter()
-                found = self._found(frame, ids, logits)
-                files.give(self.form.write, found, self.folder.hash)
-                if self.overlay is not None:
-                    pixels = self.state["images"].pixels(frame)
-                    film.give(self.overlay.add, frame, pixels, found.ids, reverse)
-                self._spend("model", tracked - started)
-                now = time.perf_counter()
-                self.seconds.append(now - started)
-                started = now
-                bar.update()
-                if self.stream:
-                    if stop:
-                        break
-                    continue
-                # the last frame is always worth finishing
-                if len(self.seconds) < len(self.ahead) + len(self.back) - 1:
-                    if stop or now - saved > SECONDS_BETWEEN_STATES:
-                        if stop and self.overlay is not None:
-                            film.give(self.overlay.close)
-                        files.wait()
-                        film.wait()
-                        self._save()
-                        saved = started = time.perf_counter()
-                    if stop:
-                        raise KeyboardInterrupt
-        self._spend("frames", self.state["images"].seconds)
-        self._spend("masks", files.seconds)
-        self._spend("overlay", film.seconds)
-
-    def _spend(self, what: str, seconds: float) -> None:
-        self.parts[what] = self.parts.get(what, 0.0) + seconds
-
-    def _tell_memory(self, history: str) -> None:
-        """Say how much memory many objects take, before they do."""
-        objects = len({prompt.object for prompt in self.prompts})
-        frames = len(self.ahead) + len(self.back) if history == "full" else sys.maxsize
-        needed = memory_of(self.predictor, objects, frames, (self.source.height, self.source.width))
-        device = self.predictor.device
-        free = psutil.virtual_memory().available
-        if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0]
-        if objects >= MANY or needed > free:
-            print(
-                f"{objects} objects take about {needed / 2**30:.1f} GiB of memory beside the model; {free / 2**30:.1f} GiB are "
-                f"free{'' if needed < free else ', so the run may end early: give fewer objects at once'}",
-                file=sys.stderr,
-            )  # fmt: skip
-
-    def _frames(self, done: int) -> Iterator[tuple[int, bool, list[int], Tensor | None]]:
-        """Yield the remaining frames, in order, with whether they are reached going back, objects and their logits."""
-        state, predictor = self.state, self.predictor
-        if done < len(self.ahead):
-            last = None if self.stream and self.ahead[-1] == sys.maxsize - 1 else self.ahead[-1]
-            try:
-                for found in track_forward(predictor, state, self.prompts, self.ahead[done], last):
-                    yield found[0], False, *found[1:]
-            except EndOfVideo:
-                pass  # a stream says where it ends when it does
-            except (InputError, KeyboardInterrupt) as error:
-                if not (self.stream and self.seconds):
-                    raise
-                if isinstance(error, InputError):  # what came before it broke is kept
-                    self._leave_out(f"after frame {self.ahead[len(self.seconds) - 1]}: {error}")
-        back = self.back[max(0, done - len(self.ahead)) :]
-        if back:
-            for found in track_back(predictor, state, self.prompts, self.first, back):
-                yield found[0], True, *found[1:]
-
-    def _found(self, frame: int, ids: list[int], logits: Tensor | None) -> FrameMasks:
-        """Bring a frame's masks to the host."""
-        size = self.source.height, self.source.width
-        given = torch.zeros(0, *size) if logits is None else logits[:, 0].float()
-        merged: Ids = merge_objects(given, ids, size)
-        layers = (given > 0).cpu().numpy() if self.form.layered else ()
-        report = self.predictor.report(self.state)
-        figures: dict[int, ObjectReport] = {}
-        if report.frames and report.frames[-1].frame == frame:
-            if self.failure is not None:
-                note_failures(report, self.state, self.failure)
-            figures = dict(report.frames[-1].objects)
-        by_object = dict(zip(ids, layers, strict=True)) if self.form.layered else {}
-        return FrameMasks(frame, self.name(frame), merged, by_object, figures)
-
-    def _save(self) -> None:
-        kept = {key: value for key, value in self.state.items() if key not in _NOT_SAVED}
-        saved = {"hash": self.folder.hash, "seconds": self.seconds, "state": kept}
-        with whole(self.folder.state) as part:
-            torch.save({**saved, "parts": self.parts}, part)
-
-    def _restore(self) -> int:
-        """Take up a saved state that belongs to these settings; return the number of frames done."""
-        try:
-            # pickled objects, so only ever a file that this command wrote into the user's own folder
-            saved = torch.load(
-                self.folder.state, map_location=self.predictor.device, weights_only=False
-            )
-        except _UNREADABLE:
-            return 0
-        if not isinstance(saved, dict) or saved.get("hash") != self.folder.hash:
-            return 0
-        done = len(saved["seconds"])
-        if not self._written(self._first_of(done)):
-            return 0
-        self.state.update(saved["state"])
-        self.seconds, self.parts = list(saved["seconds"]), dict(saved["parts"])
-        return done
-
-    def finish(self) -> None:
-        """Finish the overlay and the results, and write the report."""
-        if self.stream:
-            self.ahead = self.ahead[: len(self.seconds)]
-            lost = [note for note in notes_of(self.source) if note not in self.notes]
-            self.notes += lost
-            tell_left_out(lost)
-        frames = sorted((*self.ahead, *self.back))
-        begun = time.perf_counter()
-        if self.overlay is not None:
-            self.overlay.finish([] if self.stream else frames, self._drawn)
-            if self.overlay.failed:
-                self._leave_out(f"overlay.mp4 can't be encoded ({self.overlay.failed})")
-        self.form.finish(self.name(frame) for frame in frames)
-        self._spend("end", time.perf_counter() - begun)
-        count = max(1, len(self.seconds))
-        spent = {"all": sum(self.seconds) + self.parts["end"], **self.parts}
-        report = {
-            "schema": SCHEMA,
-            "settings_sha256": self.folder.hash,
-            "settings": self.settings,
-            "threads": torch.get_num_threads(),
-            "frames": len(frames),
-            "objects": sorted({prompt.object for prompt in self.prompts}),
-            "labels": {str(p.object): p.label for p in self.prompts if p.label},
-            "left_out": self.notes,
-            "milliseconds": [round(1000 * s, 2) for s in self.seconds],
-            "milliseconds_a_frame": {k: round(1000 * s / count, 2) for k, s in spent.items()},
-            "report": json.loads(self.predictor.report(self.state).to_json()),
-        }
-        write_text(self.folder.report, json.dumps(report, indent=1))
-        self.folder.state.unlink(missing_ok=True)
-
-    def _drawn(self, frame: int) -> tuple[Pixels, Ids]:
-        """Return a frame and its objects as they were written."""
-        size = self.source.height, self.source.width
-        objects = self.objects_on(frame)
-        return self.source.frame(frame), self.form.ids(self.name(frame), objects, size)
-
-
-MANY = 9
-"""Objects whose memory is said beforehand."""
-
-
-def memory_of(
-    predictor: EfficientSAM2VideoPredictor, objects: int, frames: int, size: tuple[int, int]
-) -> int:
-    """Return about how many bytes results and masks of some objects take, beside the model and its work on a frame.
-
-    A result is memory features of 64 channels in two bytes a token, mask logits of 16 a token in four, and a pointer;
-    those of so many frames are kept as future frames can read; masks at the video's size are held some four times.
-    """
-    tokens = predictor.sam_image_embedding_size**2
-    reach = max(
-        predictor.memory_temporal_stride_for_eval * predictor.num_maskmem,
-        predictor.max_obj_ptrs_in_encoder,
-    )
-    result = tokens * (2 * predictor.mem_dim + 4 * 16) + 4 * predictor.hidden_dim
-    held: int = objects * (min(frames, reach + 2) * result + 4 * 4 * size[0] * size[1])
-    return held

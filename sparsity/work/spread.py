@@ -132,6 +132,7 @@ def map_clips(
     settings: dict[str, Any],
     spread: Spread,
     contents: Mapping[str, str] | None = None,
+    together: Callable[[list[str]], Iterator[ClipOutcome]] | None = None,
 ) -> Summary:
     """Work on every clip once.
 
@@ -149,6 +150,8 @@ def map_clips(
         Where to work.
     contents
         By clip: another text where the clip itself was changed, see `probes.files.listing`.
+    together
+        Works on clips in this process in place of all that, several at once; yields what becomes of each.
 
     Returns
     -------
@@ -170,7 +173,9 @@ def map_clips(
     with tqdm(
         total=len(clips), initial=len(clips) - len(left), unit="clip", disable=None
     ) as progress:
-        for clip, result, why in outcomes(work, left, spread, summary.retried):
+        if together is None:
+            together = partial(outcomes, work, spread=spread, retried=summary.retried)
+        for clip, result, why in together(left):
             progress.update()
             if why is not None:
                 summary.failed[clip] = why
@@ -189,19 +194,19 @@ def result_name(folder: Path, clip: str) -> Path:
     return folder / f"{name}.json"
 
 
-Outcome = tuple[str, Any, "str | None"]
+ClipOutcome = tuple[str, Any, "str | None"]
 """A clip, and its result or why there is none."""
 
 
 def outcomes(
     work: Work, clips: list[str], spread: Spread, retried: dict[str, int]
-) -> Iterator[Outcome]:
+) -> Iterator[ClipOutcome]:
     """Yield what becomes of each clip, as it comes; how often one was begun again goes into `retried`."""
     if not clips:
         return
     if not spread.jobs and not spread.scheduler:
         for clip in clips:
-            yield _outcome(clip, partial(_Task(work, spread.threads), clip))
+            yield outcome_of(clip, partial(_Task(work, spread.threads), clip))
         return
     with _client(spread) as client:
         yield from _on_cluster(client, work, clips, spread, retried)
@@ -209,7 +214,7 @@ def outcomes(
 
 def _on_cluster(
     client: Client, work: Work, clips: list[str], spread: Spread, retried: dict[str, int]
-) -> Iterator[Outcome]:
+) -> Iterator[ClipOutcome]:
     from distributed import as_completed
 
     topic = f"efficient-sam2-{uuid4().hex}"
@@ -231,7 +236,7 @@ def _on_cluster(
                 clip_of[key] = clip
                 done.add(futures[-1])
                 continue
-            yield _outcome(clip, future.result)
+            yield outcome_of(clip, future.result)
             future.release()
     finally:
         client.cancel(futures, force=True)
@@ -259,7 +264,7 @@ def _only_waited(client: Client, topic: str, clip: str, future: Any) -> bool:
     return begun <= error.allowed_failures
 
 
-def _outcome(clip: str, result: Callable[[], Any]) -> Outcome:
+def outcome_of(clip: str, result: Callable[[], Any]) -> ClipOutcome:
     """Return a clip's result, or why there is none. One clip that can't be read must not cost the others."""
     try:
         return clip, result(), None

@@ -39,7 +39,7 @@ from sparsity.profile import Profile
 from sparsity.techniques.failure import RUN_FEATURES, FailureModel, failure_model_of, load_failure
 from sparsity.work.model import ModelChoice, shared_predictor, shared_stock
 from sparsity.work.record import SegmentClip, segment_clips
-from sparsity.work.segment import run_segment
+from sparsity.work.segment import RunOptions, run_segment
 
 ANY = "sha256:" + 64 * "0"
 
@@ -154,8 +154,8 @@ def test_many_clips_are_judged_by_the_same_file(clip: Clip, tmp_path: Path) -> N
     write_mask(tmp_path / "masks" / "a.png", clip.truth[0], "")
     source = ClipSource(tmp_path / "videos", tmp_path / "masks")
     every_feature().save(tmp_path / "m.json")
-    work = SegmentClip(source, CHOICE, tmp_path / "out", Profile(name="dense"), None, False,
-                       overlay=False, failure=tmp_path / "m.json")  # fmt: skip
+    options = RunOptions(CHOICE, Profile(name="dense"), overlay=False, failure=tmp_path / "m.json")
+    work = SegmentClip(source, tmp_path / "out", options)
     (result,) = segment_clips(work).results.values()
     assert result["look_at"] is not None
     every_feature().model_copy(update={"image_size": 384}).save(tmp_path / "m.json")

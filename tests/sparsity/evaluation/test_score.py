@@ -22,6 +22,7 @@ from sparsity.evaluation.tables import table as evaluate_table
 from sparsity.profile import BUILTIN
 from sparsity.work.model import ModelChoice
 from sparsity.work.record import SegmentClip, segment_clips
+from sparsity.work.segment import RunOptions
 from sparsity.work.spread import Spread
 
 FRAMES, SIZE = 6, (96, 128)
@@ -109,7 +110,7 @@ def test_score_of_a_run_is_what_evaluate_says(kind: str, root: Path, tmp_path: P
         root = youtube(tmp_path / "youtube")
     choice = ModelChoice(image_size=128, device="cpu")
     out = tmp_path / "masks"
-    segment_clips(SegmentClip(ClipSource(dataset=root), choice, out, BUILTIN["dense"], None, False))
+    segment_clips(SegmentClip(ClipSource(dataset=root), out, RunOptions(choice, BUILTIN["dense"])))
     result = evaluate(root, choice, tmp_path / "result.json")
     told = result.run("dense").quality
     found = score([out], root).runs[0].quality

@@ -19,10 +19,11 @@ from probes.errors import InputError, LeftOut
 from probes.prompts import Prompt
 from sparsity.clips.drawn import read_mask
 from sparsity.commands.app import run
-from sparsity.work import segment
+from sparsity.work import run as one_run
 from sparsity.work.formats import read_masks
 from sparsity.work.model import ModelChoice, shared_predictor
-from sparsity.work.segment import memory_of, run_segment
+from sparsity.work.run import memory_of
+from sparsity.work.segment import run_segment
 from tests.conftest import FRAMES, HEIGHT, WIDTH, make_frames, make_mask
 from tests.probes.test_live import sending, served, written
 
@@ -187,7 +188,7 @@ def test_an_interrupted_run_goes_on_in_every_format(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every file as in the run that wasn't interrupted, the overlay's frames too."""
-    merge, merged = segment.merge_objects, []
+    merge, merged = one_run.merge_objects, []
 
     def merge_and_interrupt(*arguments: Any) -> Any:
         merged.append(1)
@@ -195,7 +196,7 @@ def test_an_interrupted_run_goes_on_in_every_format(
             signal.raise_signal(signal.SIGINT)
         return merge(*arguments)
 
-    monkeypatch.setattr(segment, "merge_objects", merge_and_interrupt)
+    monkeypatch.setattr(one_run, "merge_objects", merge_and_interrupt)
     settings = {"profile": "dense", "kind": kind}
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

@@ -34,7 +34,7 @@ from sparsity.clips.masks import (
 from sparsity.clips.prompt import PromptOptions
 from sparsity.profile import Profile
 from sparsity.techniques.routing import Guard, Routing
-from sparsity.work import segment
+from sparsity.work import run
 from sparsity.work.model import ModelChoice
 from sparsity.work.segment import run_segment
 
@@ -187,7 +187,7 @@ def test_a_folder_with_other_files_is_left_alone(
 
 def _interrupt_after(monkeypatch: pytest.MonkeyPatch, frames: int, number: int) -> None:
     """Send this process a signal while frame `frames` is being merged."""
-    merge, merged = segment.merge_objects, []
+    merge, merged = run.merge_objects, []
 
     def merge_and_interrupt(*arguments: Any) -> Any:
         merged.append(1)
@@ -195,7 +195,7 @@ def _interrupt_after(monkeypatch: pytest.MonkeyPatch, frames: int, number: int) 
             os.kill(os.getpid(), number)
         return merge(*arguments)
 
-    monkeypatch.setattr(segment, "merge_objects", merge_and_interrupt)
+    monkeypatch.setattr(run, "merge_objects", merge_and_interrupt)
 
 
 @pytest.mark.parametrize(
@@ -389,6 +389,21 @@ def test_an_overlay_plays_at_a_rate_that_can_be(
         rate = video.streams.video[0].average_rate
         assert sum(1 for _ in video.decode(video=0)) == len(clip_frames)
     assert rate == (12.5 if fps == 12.5 else 24)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (1, 96)])
+def test_a_written_video_has_the_colours_of_its_frames(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    colours = [(230, 30, 40), (20, 200, 60), (30, 40, 220), (128, 128, 128)]
+    frames = [np.full((*size, 3), colour, np.uint8) for colour in colours]
+    write_video(tmp_path / "v.mp4", iter(frames), 25)
+    with av.open(str(tmp_path / "v.mp4")) as video:
+        found = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert [frame.shape for frame in found] == [(max(2, size[0] // 2 * 2), 96, 3)] * 4
+    off = [[np.abs(f.astype(int) - colour).mean() for colour in colours] for f in found]
+    assert all(row[n] < 4 for n, row in enumerate(off)), "each its own"
+    assert all(min(row[:n] + row[n + 1 :]) > 40 for n, row in enumerate(off)), "and no other's"
 
 
 def test_merged_objects_go_to_the_highest_logit() -> None:
