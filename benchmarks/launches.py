@@ -1,17 +1,22 @@
 """Operations that a frame hands to the device: on a GPU each is a kernel that the host has to launch.
 
-    python benchmarks/launches.py                  Tiny and Large, bfloat16
+    python benchmarks/launches.py                      Tiny and Large, bfloat16
+    python benchmarks/launches.py --objects 1 2 4      with so many objects, memory attention apart
+    python benchmarks/launches.py --host --objects 1 4     what is left on the host: milliseconds of CPU time a frame
 
 Counted on a CPU that goes the GPU's way: early stages in one strip, fused attention, public products. Views are no
 operations. The size is small because the count does not depend on it; one window is routed, as many as are needed for
-the count. The result is ``benchmarks/launches.json``.
+the count. The result is ``benchmarks/launches.json``. With --host graphs are on, and their replays do nothing; nothing is
+written then.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,9 +25,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from probes.files import write_text
+from sparsity.acceleration import predictor
 from sparsity.acceleration.build import accelerate
-from sparsity.acceleration.model import attention, linear
+from sparsity.acceleration.model import attention, graphs, linear
 from sparsity.acceleration.model import stages as early
+from sparsity.acceleration.recall import recall
 from sparsity.clips.sources import made_clip
 from sparsity.evaluation.interleaved import FULL_BANK, STOCK
 from sparsity.work.model import ModelChoice
@@ -30,6 +37,8 @@ from sparsity.work.model import ModelChoice
 OUT = Path(__file__).with_suffix(".json")
 ROWS = (STOCK, "exact", "paper", "recommended")
 MODELS = ("sam2.1-tiny", "sam2.1-large")
+RECORDED, TIMED = 22, 20
+"""Frames until all that comes is recorded, object pointers up to the sixteenth included; and frames that are timed."""
 
 
 class Operations(TorchDispatchMode):
@@ -50,27 +59,69 @@ class Operations(TorchDispatchMode):
         return out
 
 
-def count(choice: ModelChoice) -> dict[str, dict[str, int]]:
+def begun(stock: Any, row: str, objects: int, frames: int) -> Iterator[Any]:
+    """Begin to track a clip of so many frames, with one window of each."""
+    clip = made_clip(frames, objects)
+    fast = accelerate(stock, "dense" if row == STOCK else row)
+    tracker = stock if row == STOCK else fast
+    state = fast.init_state(clip.video)
+    state["images"] = torch.stack([state["images"][t] for t in range(clip.num_frames)])
+    fast.choose_windows(state, lambda frame: (0,) if frame > 1 else None)
+    clip.give_to(tracker, state)
+    tracked: Iterator[Any] = tracker.propagate_in_video(state)
+    return tracked
+
+
+def count(choice: ModelChoice, objects: int) -> dict[str, dict[str, int]]:
     """Count the operations of one frame with a full memory bank, row by row."""
     stock, found = choice.build(), {}
-    clip = made_clip(FULL_BANK + 4)
     for row in ROWS:
-        fast = accelerate(stock, "dense" if row == STOCK else row)
-        predictor = stock if row == STOCK else fast
-        with torch.inference_mode(), choice.autocast("cpu"):
-            state = fast.init_state(clip.video)
-            state["images"] = torch.stack([state["images"][t] for t in range(clip.num_frames)])
-            fast.choose_windows(state, lambda frame: (0,) if frame > 1 else None)
-            clip.give_to(predictor, state)
-            frames = predictor.propagate_in_video(state)
+        reading = Operations()
+
+        def counting(*given: Any, reading: Operations = reading) -> Any:
+            reading.counts.clear()
+            with reading:
+                return recall(*given)
+
+        with (
+            torch.inference_mode(),
+            choice.autocast("cpu"),
+            patch.object(predictor, "recall", counting),
+        ):
+            frames = begun(stock, row, objects, FULL_BANK + 4)
             for _ in range(FULL_BANK + 2):
                 next(frames)
             with Operations() as operations:
                 next(frames)
         casts = sum(operations.counts[name] for name in ("to", "_to_copy"))
         found[row] = {"operations": operations.counts.total(), "casts": casts}
-        print(f"{choice.model:14}{row:14}{found[row]}", flush=True)
+        if row != STOCK:
+            found[row]["memory attention"] = reading.counts.total()
+        print(f"{choice.model:14}{objects} objects  {row:14}{found[row]}", flush=True)
     return found
+
+
+def host_ms(choice: ModelChoice, objects: int) -> float:
+    """CPU time of this thread for a frame of ``recommended`` whose graphs do nothing: the quickest of some, in milliseconds."""
+
+    def idle(function: Any, given: Any, device: Any, pool: Any) -> Any:
+        return function(given), lambda: None, pool
+
+    found = []
+    with (
+        patch.object(graphs, "DEVICES", ("cpu",)),
+        patch.object(graphs, "record", idle),
+        torch.inference_mode(),
+        choice.autocast("cpu"),
+    ):
+        frames = begun(choice.build(), "recommended", objects, RECORDED + TIMED + 1)
+        for _ in range(RECORDED):
+            next(frames)
+        for _ in range(TIMED):
+            start = time.thread_time()
+            next(frames)
+            found.append(1000 * (time.thread_time() - start))
+    return min(found)
 
 
 def main() -> None:
@@ -78,21 +129,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--size", type=int, default=256, help="side of the model's input in pixels")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1])
+    parser.add_argument("--host", action="store_true", help="time what is left on the host instead")
     options = parser.parse_args()
+    choices = [
+        ModelChoice(
+            model, weights="random", image_size=options.size, device="cpu", dtype="bfloat16"
+        )
+        for model in options.models
+    ]
+    if options.host:
+        for choice in choices:
+            for objects in options.objects:
+                print(
+                    f"{choice.model:14}{objects} objects  {host_ms(choice, objects):.1f} ms",
+                    flush=True,
+                )
+        return
     with (
         patch.object(attention, "WORTH_TIMING", 2**62),
         patch.object(early, "STRIP_TOKENS", 2**62),
         patch.object(linear, "onednn_linear", lambda dtype: False),
     ):
         found = {
-            model: count(
-                ModelChoice(
-                    model, weights="random", image_size=options.size, device="cpu", dtype="bfloat16"
-                )
-            )
-            for model in options.models
+            choice.model: {str(objects): count(choice, objects) for objects in options.objects}
+            for choice in choices
         }
-    write_text(OUT, json.dumps({"torch": torch.__version__, "models": found}, indent=1))
+    write_text(OUT, json.dumps({"torch": torch.__version__, "models": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ class Guard(Settings):
 
 
 STILL_SHARE = 0.1
-"""Share of a frame's parts whose change from the adjacent frame is taken for noise: those that changed least."""
+"""Share of a frame's parts, or of the windows left out, whose change is taken for noise: those that changed least."""
 
 ABOVE_NOISE = 3.0
 """How many times that change a window's must be to count: noise differs from place to place."""
@@ -135,9 +135,9 @@ ABOVE_NOISE = 3.0
 STEP = 1 / 255 / 0.226
 """One step of 8 bits in a picture as the model takes it, whose channels are divided by 0.224 to 0.229."""
 
-NOISE_FLOOR = 0.5 * STEP, 2 * STEP
-"""What it can be: codecs change still pictures by less than the first, and where nothing stands still, noise would be
-mistaken by more than the second."""
+NOISE_FLOOR = 0.5 * STEP, 3 * STEP
+"""What it can be: codecs change still pictures without noise by less than the first, and where nothing stands still, noise
+would be mistaken by more than the second."""
 
 RESCUES = ("scene cut", "empty mask", "low score", "mask jump", "likely wrong")
 """Reasons of a dense frame that say a rule of the guard saw trouble."""
@@ -289,8 +289,7 @@ class RoutingMemory:
     @property
     def noise_floor(self) -> float:
         """Change of a window's picture below which nothing changed but the noise, estimated from the last frames."""
-        lowest, highest = NOISE_FLOOR
-        return min(max(lowest, ABOVE_NOISE * max(self.noise, default=0.0)), highest)
+        return max(NOISE_FLOOR[0], _above(max(self.noise, default=0.0)))
 
 
 def parts_of(unit: str, grid: WindowGrid) -> WindowGrid:
@@ -398,33 +397,47 @@ def refreshed(
 ) -> Decision:
     """Add some of the windows left out or trimmed, whole: those whose parts left out changed most.
 
-    None where no part of the picture changed, computed ones included.
+    None where no window changed by more than noise, computed ones included. What a codec does to noise adds up, and a key
+    frame changes the whole picture at once: windows left out differ from when they were computed for as long as they
+    are left out. So noise is also what the stillest of them changed since then.
 
     Parameters
     ----------
     change
         How much the picture of each part changed since it was computed last, ``[parts]``.
     floor
-        Change that is noise.
+        Change of a window that is noise at any rate.
     turn
         Index of the frame: windows that did not change take turns.
     """
     assert decision.cells is not None, "dense frames need no refresh"
     assert routing.refresh is not None, "there is a refresh"
-    if not bool((change > floor).any()):
-        return decision
     computed, of = computed_parts(decision.cells, routing.unit, grid), window_of(routing.unit, grid)
     left_out = ~computed
-    counts = of[left_out].bincount(minlength=grid.count)
-    total = change.new_zeros(grid.count).index_add_(0, of[left_out], change[left_out])
-    mean = total / counts.clamp(min=1)
-    among = torch.nonzero(counts)[:, 0]
+    if not bool(left_out.any()):
+        return decision
+    mean, among = _by_window(change[left_out], of[left_out], grid)
+    floor = max(floor, _above(float(mean[among].quantile(STILL_SHARE))))
+    if not bool((_by_window(change, of, grid)[0] > floor).any()):
+        return decision
     count = refreshed_count(left_out_windows(computed, routing, grid), routing.refresh.one_in)
     among = among.roll(-turn * count)
     added = most_changed(mean.where(mean > floor, 0.0), tuple(among.tolist()), count)
     whole = torch.zeros(grid.count, dtype=torch.bool)
     whole[list(added)] = True
     return Decision(_cells(computed | whole[of], routing, grid), decision.reason)
+
+
+def _by_window(change: Tensor, of: Tensor, grid: WindowGrid) -> tuple[Tensor, Tensor]:
+    """Mean change of each window's parts, ``[windows]``, given the window each is `of`; and which windows have any."""
+    counts = of.bincount(minlength=grid.count)
+    total = change.new_zeros(grid.count).index_add_(0, of, change)
+    return total / counts.clamp(min=1), torch.nonzero(counts)[:, 0]
+
+
+def _above(still: float) -> float:
+    """The floor that lies above the noise of parts that stand still."""
+    return min(ABOVE_NOISE * still, NOISE_FLOOR[1])
 
 
 def carries(since_computed: int | None, routing: Routing) -> bool:

@@ -8,9 +8,7 @@ another one is clearly faster, so that processes on one machine rarely choose di
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -18,11 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from probes.seam import Seam
+from sparsity.acceleration.model.choice import chosen
 from sparsity.acceleration.model.linear import product
 from sparsity.acceleration.model.windows import WindowTokens
 
 CLEARLY = 1.5
 """How many times faster than the fused kernel another formulation must be to replace it."""
+
+TRIES = 3
+"""Of each formulation."""
 
 ROWS = 512
 """Query rows of one block: the block of weights then fits the last-level cache."""
@@ -31,11 +33,6 @@ WORTH_TIMING = 2**21
 """Attention weights of a call below which the default is taken: the clock would decide by chance."""
 
 Result = TypeVar("Result")
-
-_chosen: dict[tuple[object, ...], str] = {}
-
-_choosing = Lock()
-"""Threads wait for one another's choice, so that all take the same."""
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -177,27 +174,4 @@ def fastest(
     if len(candidates) == 1 or small or q.device.type != "cpu":
         return candidates[default]()
     shape = tuple(size.bit_length() for size in (*q.shape, keys))
-    key = (what, *candidates, shape, q.dtype, torch.get_num_threads())
-    with _choosing:
-        _choose(key, candidates, default, clearly)
-    return candidates[_chosen[key]]()
-
-
-def _choose(
-    key: tuple[object, ...],
-    candidates: dict[str, Callable[[], Result]],
-    default: str,
-    clearly: float,
-) -> None:
-    """Time candidates for a class of calls that none was chosen for yet."""
-    if key not in _chosen:
-        seconds = {name: min(_seconds(run) for _ in range(3)) for name, run in candidates.items()}
-        first = seconds.pop(default)
-        best = min(seconds, key=seconds.__getitem__)
-        _chosen[key] = best if seconds[best] * clearly < first else default
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    return candidates[chosen((what, shape, q.dtype), candidates, clearly, TRIES)]()

@@ -14,6 +14,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -23,6 +24,9 @@ from torch import Tensor
 MOST_KINDS, MOST_GRAPHS = 256, 64
 """Kinds of calls that are remembered, and those of them that are recorded, which takes memory for what they are given
 and make (some 80 MB for Large's encoder); what was not called for the longest time is dropped."""
+
+SETTINGS = bool, int, float, str
+"""Types of attributes that modules' code may ask for."""
 
 DEVICES = ("cuda",)
 """Kinds of devices that launch graphs."""
@@ -110,7 +114,8 @@ class Graphs:
     def _run(
         self, kind: Hashable, function: Callable[[Given], Made], given: Given, device: torch.device
     ) -> Made:
-        key = kind, _shape_of(given)
+        shape, tensors = taken_apart(given)
+        key = kind, shape
         known = self._known.get(key)
         if known is None:
             self._known[key] = "called"
@@ -123,7 +128,7 @@ class Graphs:
             known = self._known[key] = self._record(function, given, device) or "not recordable"
         if isinstance(known, str):
             return function(given)
-        return known(_tensors(given))
+        return known(tensors)
 
     def _make_room(self) -> None:
         """Drop the graph that was not launched for the longest time, where there are as many as may be."""
@@ -147,54 +152,53 @@ class Graphs:
             return None
         finally:
             torch.clear_autocast_cache()  # nor may the graph's own casts be read elsewhere
-        return Recorded(list(_by_format(_tensors(static))), made, replay)
+        return Recorded(list(_by_format(taken_apart(static)[1])), made, replay)
 
 
 def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same tree of tuples, lists, dicts and dataclasses with other tensors."""
     if isinstance(tree, Tensor):
         return change(tree)
-    if isinstance(tree, tuple | list):
-        return type(tree)(mapped(item, change) for item in tree)
+    if isinstance(tree, (tuple, list)):  # quicker than a union of types
+        return type(tree)([mapped(item, change) for item in tree])
     if isinstance(tree, dict):
         return {name: mapped(item, change) for name, item in tree.items()}
-    if is_dataclass(tree):
-        return replace(
-            tree, **{f.name: mapped(getattr(tree, f.name), change) for f in fields(tree)}
-        )  # type: ignore[type-var]
+    kind: Any = type(tree)
+    if names := _fields(kind):
+        return replace(tree, **{name: mapped(getattr(tree, name), change) for name in names})
     return tree
+
+
+def taken_apart(tree: Any) -> tuple[Hashable, list[Tensor]]:
+    """All of a tree but the numbers in its tensors; and these, each without repetitions that take no memory."""
+    found: list[Tensor] = []
+
+    def shape_of(tree: Any) -> Hashable:
+        if isinstance(tree, Tensor):
+            if tree.numel():
+                found.append(_compact(tree))
+            return tree.shape, tree.stride(), tree.dtype
+        kind: Any = type(tree)
+        if isinstance(tree, (tuple, list)):
+            return kind, *[shape_of(item) for item in tree]
+        if isinstance(tree, dict):
+            return tuple([(name, shape_of(item)) for name, item in tree.items()])
+        if names := _fields(kind):
+            return kind, *[shape_of(getattr(tree, name)) for name in names]
+        return kind, tree
+
+    return shape_of(tree), found
+
+
+@cache
+def _fields(kind: type) -> tuple[str, ...]:
+    """Names of a dataclass's fields; none of other types."""
+    return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else ()
 
 
 def settings_of(module: torch.nn.Module) -> Hashable:
     """Numbers, switches and names that are attributes of a module: what its code may ask for beside tensors."""
-    kinds = bool | int | float | str
-    return tuple(value for value in vars(module).values() if isinstance(value, kinds))
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    """The tensors of a tree, each without repetitions that take no memory."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.numel():
-            found.append(_compact(tensor))
-        return tensor
-
-    mapped(tree, note)
-    return found
-
-
-def _shape_of(tree: Any) -> Hashable:
-    """All of a tree but the numbers in its tensors."""
-    if isinstance(tree, Tensor):
-        return tree.shape, tree.stride(), tree.dtype
-    if isinstance(tree, tuple | list):
-        return type(tree), tuple(_shape_of(item) for item in tree)
-    if isinstance(tree, dict):
-        return tuple((name, _shape_of(item)) for name, item in tree.items())
-    if is_dataclass(tree):
-        return type(tree), tuple(_shape_of(getattr(tree, f.name)) for f in fields(tree))
-    return type(tree), tree
+    return tuple([value for value in vars(module).values() if isinstance(value, SETTINGS)])
 
 
 def _by_format(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:

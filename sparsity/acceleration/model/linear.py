@@ -2,8 +2,8 @@
 
 Stock SAM 2 casts every weight anew on every frame, because autocast's weight cache does nothing under
 ``torch.inference_mode``. Here weights are cast once. On a CPU the product itself goes through oneDNN's
-linear operator with fused activation; it is private to torch, so it is used only where a small trial
-agrees with the public formulation.
+linear operator with fused activation, or through the public one, whichever is faster there. The former is private to
+torch, so it is used only where a small trial agrees with the public formulation.
 
 The rotation works on real and imaginary halves instead of neighbouring pairs: a permutation of the
 projections' rows, which no product of queries and keys notices, and no copies.
@@ -12,17 +12,25 @@ projections' rows, which no product of queries and keys notices, and no copies.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsity.acceleration.model.choice import chosen
+
 Activation = Literal["none", "gelu", "relu"]
 
 FRESH_PAGES = 2**25
 """Bytes of a result above which glibc's allocator asks the system for new pages each time: a buffer is faster."""
+
+WORTH_TIMING = 2**25
+"""Products of numbers in a layer's call that it takes to tell its kernels apart by a clock; smaller calls take the packed one."""
+
+CLEARLY, TRIES = 1.05, 5
+"""How many times as fast as the packed kernel the public one must be, and how often both are tried."""
 
 
 @cache
@@ -85,11 +93,27 @@ class Linear:
         return cls(layer.weight, layer.bias, dtype)
 
     def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
-        if self.packed is not None:
-            algorithm = "none" if activation == "gelu" else ""
-            return torch.ops.mkldnn._linear_pointwise(
-                x, self.packed, self.bias, activation, [], algorithm
-            )
+        if self.packed is None:
+            return self._plain(x, activation)
+        kernels = {"packed": self._packed, "plain": self._plain}
+        outs, ins = self.weight.shape
+        rows = -(-WORTH_TIMING // (ins * outs))
+        if len(x) < rows:
+            return self._packed(x, activation)
+        some = x[:rows]
+        tried = {name: partial(run, some, activation) for name, run in kernels.items()}
+        kind = "linear", ins, outs, activation, x.dtype
+        return kernels[chosen(kind, tried, CLEARLY, TRIES)](x, activation)
+
+    def _packed(self, x: Tensor, activation: Activation) -> Tensor:
+        """By oneDNN's own layout of the weights, with the activation fused."""
+        algorithm = "none" if activation == "gelu" else ""
+        return torch.ops.mkldnn._linear_pointwise(
+            x, self.packed, self.bias, activation, [], algorithm
+        )
+
+    def _plain(self, x: Tensor, activation: Activation) -> Tensor:
+        """By torch's public operators."""
         y = F.linear(x, self.weight, self.bias)
         if activation == "gelu":
             return F.gelu(y)

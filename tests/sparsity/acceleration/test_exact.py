@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from probes.errors import InputError
 from sparsity import accelerate, build_efficient_sam2_video_predictor
-from sparsity.acceleration.model import linear, stages
+from sparsity.acceleration.model import choice, linear, stages
 from sparsity.acceleration.model.attention import attend, batched, blocked, fastest, fused
 from sparsity.acceleration.model.encoder import window_grid
+from sparsity.acceleration.model.linear import Linear
 from sparsity.profile import BUILTIN, Profile, parse_profile
 from sparsity.techniques.retrieval import Retrieval
 from sparsity.techniques.routing import Routing
@@ -179,6 +181,49 @@ def test_public_operators_serve_where_the_private_one_is_missing(
     state = runs(stock).resumed()
     expected = step(stock, state, FULL)
     assert off_by(step(accelerate(stock, "exact"), state, FULL), expected) <= 1e-4
+
+
+@pytest.mark.skipif(not linear.onednn_linear(torch.float32), reason="there is one kernel")
+@pytest.mark.parametrize("kernel", ["packed", "plain"])
+def test_either_kernel_of_linear_layers_serves(
+    stock: Any, runs: Runs, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    asked = []
+
+    def forced(kind: Any, candidates: Any, *how: Any) -> str:
+        asked.append(kind)
+        return kernel
+
+    monkeypatch.setattr(linear, "WORTH_TIMING", 1)
+    monkeypatch.setattr(linear, "chosen", forced)
+    state = runs(stock).resumed()
+    expected = step(stock, state, FULL)
+    assert not asked, "stock has no part in it"
+    found = step(accelerate(stock, "exact"), state, FULL)
+    assert asked and off_by(found, expected) <= 1e-4
+    asked.clear()
+    assert torch.equal(step(accelerate(stock, "dense"), state, FULL), expected) and not asked
+    assert not torch.equal(found, expected)
+
+
+@pytest.mark.skipif(not linear.onednn_linear(torch.float32), reason="there is one kernel")
+def test_the_kernel_of_a_kind_of_layer_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(linear, "WORTH_TIMING", 24 * 40 * 8)
+    x, layer = torch.randn(32, 24), torch.nn.Linear(24, 40)
+    with torch.inference_mode():
+        first, other = (Linear.of(layer, torch.float32) for _ in range(2))
+        first(x[:7])
+        assert not choice._chosen, "too few rows for a clock"
+        expected = F.gelu(layer(x))
+        torch.testing.assert_close(first(x, "gelu"), expected, rtol=1e-5, atol=1e-6)
+        ((kind, taken),) = choice._chosen.items()
+        assert taken in ("packed", "plain")
+        for rows in (8, 32):
+            other(x[:rows], "gelu")
+        assert choice._chosen == {kind: taken}
+        first(x)
+        assert len(choice._chosen) == 2, "without an activation it is another kind"
 
 
 @pytest.mark.parametrize("how", ["changed", "replaced"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sparsity.acceleration.model.attention import blocked
 from sparsity.acceleration.model.encoder import window_grid
 from sparsity.acceleration.model.saliency import Watch, query_sample
 from sparsity.acceleration.session import Chosen
+from sparsity.clips.made import make_clip
 from sparsity.profile import BUILTIN, FURTHER, Profile, further_profiles, parse_profile
 from sparsity.techniques import KEY
 from sparsity.techniques.retrieval import Retrieval
@@ -264,7 +266,7 @@ def test_what_changed_is_refreshed(demo_predictor: Any, unit: str) -> None:
     assert found[2:5] == [{0}, {8}, {2}]
 
 
-def left_out_and_refreshed(stock: Any, frames: np.ndarray, unit: str) -> tuple[int, int]:
+def left_out_and_refreshed(stock: Any, frames: np.ndarray | Path, unit: str) -> tuple[int, int]:
     """Track a clip by `SOME` windows; count those that are left out, and those of them that are refreshed."""
     fast = accelerate(stock, technique("recommended", unit=unit))
     state = fast.init_state(frames)
@@ -285,6 +287,35 @@ def test_where_nothing_moves_nothing_is_refreshed(demo_predictor: Any, unit: str
     assert left_out_and_refreshed(demo_predictor, noisy, unit) == (36, 0)
     noisy[::2, 32:64, 43:85] = 255  # window 4
     assert left_out_and_refreshed(demo_predictor, noisy, unit) == (36, 6)
+
+
+def write_h264(path: Path, frames: np.ndarray) -> Path:
+    """Encode a clip in groups of twelve pictures, at a rate that is scarce for noise."""
+    with av.open(str(path), "w") as file:
+        rate = dict.fromkeys(("b", "maxrate", "bufsize"), "400000")
+        stream = file.add_stream("libx264", rate=25, options={"g": "12", "threads": "1", **rate})
+        stream.height, stream.width, stream.pix_fmt = (*frames.shape[1:3], "yuv420p")
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("unit", ["window", "cell"])
+def test_noise_behind_h264_is_no_motion(demo_predictor: Any, tmp_path: Path, unit: str) -> None:
+    """A key frame changes the whole picture, and what was left out since before it; what moves stands out still."""
+    still = make_clip("static_camera", frames=1).frames.repeat(40, axis=0)
+    noise = np.random.default_rng(0).normal(0, 8, still.shape)
+    noisy = (still + noise).clip(0, 255).astype(np.uint8)
+    file = write_h264(tmp_path / "still.mp4", noisy)
+    left_out, refreshed = left_out_and_refreshed(demo_predictor, file, unit)
+    assert left_out == 38 * 6 and refreshed <= 0.01 * left_out
+    for t in range(20, 40):  # something small in window 2, which is left out
+        left = 360 + 20 * (t % 6)
+        noisy[t, 20:52, left : left + 32] = 255
+    file = write_h264(tmp_path / "moving.mp4", noisy)
+    _, refreshed = left_out_and_refreshed(demo_predictor, file, unit)
+    assert refreshed >= 18
 
 
 def test_a_frame_whose_windows_are_all_refreshed_is_encoded_whole(

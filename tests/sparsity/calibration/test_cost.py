@@ -7,7 +7,7 @@ import pytest
 
 from probes.prompts import Prompt
 from probes.video import open_video
-from sparsity.acceleration.model import attention
+from sparsity.acceleration.model import attention, choice, linear
 from sparsity.acceleration.report import FrameReport, Report
 from sparsity.calibration.cost import TOLERATED, Cost, Drift, drift_of, measure_cost
 from sparsity.clips.sources import Clip
@@ -27,11 +27,12 @@ def counted(clip: Clip) -> Cost:
 def test_formulations_that_a_process_still_tries_are_not_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "WORTH_TIMING", 1)  # as with large inputs
-    monkeypatch.setattr(attention, "_chosen", {})
+    for kind in (attention, linear):
+        monkeypatch.setattr(kind, "WORTH_TIMING", 1)  # as with large inputs
+    monkeypatch.setattr(choice, "_chosen", {})
     clip = made("smooth", frames=4)
     first = counted(clip)
-    assert attention._chosen, "something was tried"
+    assert choice._chosen, "something was tried"
     assert counted(clip) == first
 
 

@@ -30,6 +30,9 @@ GRID = WindowGrid(16, 4)
 
 CELLS = Routing(unit="cell")
 
+SOME = torch.arange(GRID.count) < 4
+"""Windows that are computed."""
+
 
 def cue(
     touched: tuple[int, ...] = (5,),
@@ -203,7 +206,7 @@ def test_a_refresh_adds_whole_windows_that_changed_most() -> None:
 def test_windows_that_did_not_change_take_turns() -> None:
     """Behind one that changed; and none is refreshed where nothing changed, computed windows included."""
     routing, change = Routing(refresh=Refresh(one_in=6)), torch.full((GRID.count,), 0.1)
-    given = Decision(GRID.cells_of(torch.arange(GRID.count) < 4), "routed")
+    given = Decision(GRID.cells_of(SOME), "routed")
     assert refreshed(given, change, routing, GRID, 0.1) == given
     change[0], turns = 0.2, set[int]()  # computed, and it moves
     for frame in range(6):
@@ -233,6 +236,18 @@ def test_the_floor_lies_above_noise_and_below_motion(unit: str, sigma: float, se
     moved = memory.changes(first, 3, 4, image, routing, GRID) > memory.noise_floor
     hit = moved if unit == "window" else moved[GRID.window_of_cell == 0]
     assert bool(hit[0]) and int(moved.sum()) == (1 if unit == "window" else 4)
+
+
+def test_what_all_windows_left_out_changed_is_noise() -> None:
+    """As after a key frame, which they stay behind; what changed by more than they moves, unless all of it is much."""
+    routing, given = Routing(refresh=Refresh(one_in=12)), Decision(GRID.cells_of(SOME), "routed")
+    lowest, highest = NOISE_FLOOR
+    change = torch.where(SOME, 0.1, 1.5) * lowest
+    assert refreshed(given, change, routing, GRID, lowest) == given
+    change[9] = 5 * lowest
+    assert set(windows(refreshed(given, change, routing, GRID, lowest))) - {0, 1, 2, 3} == {9}
+    change = torch.where(SOME, 0.1, 1.1) * highest
+    assert len(windows(refreshed(given, change, routing, GRID, lowest))) == 5
 
 
 def test_a_frame_that_repeats_the_last_one_says_nothing_of_noise() -> None:
