@@ -2,12 +2,14 @@
 
     python benchmarks/search.py DAVIS-train --work FOLDER
 
-`DAVIS-train` holds JPEGImages/480p, Annotations/480p and calibrate.txt, whose eight clips are taken: their first frames, and
-of the masks the first alone, so what is lost is agreement with the dense run. Every setting of the grid runs on every clip.
+`DAVIS-train` holds JPEGImages/480p, Annotations/480p and calibrate.txt, whose eight clips are taken: as many of their first
+frames as `--frames` says, each number for itself, and of the masks the first alone, so what is lost is agreement with the dense
+run. Every setting of the grid runs on every clip.
 Then calibration is asked for each loss of `LEVELS`, each time as the first question of these clips, and what it takes is
 held beside the cheapest of the grid that holds by the same test on the same clips. Cost: operations of a frame against one
-with every window and key, by the shares computed and read on the clips of the promise. What is done lies in FOLDER; a second
-start goes on. Writes benchmarks/search.json.
+with every window and key, by the shares computed and read on the clips of the promise; int8, which calibration may take and the
+grid has not, saves none of these. What is done lies in FOLDER; a second start goes on. `--levels` without a number runs the grid
+alone. Writes benchmarks/search.json, by number of frames; those that are not asked for stay.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -39,6 +42,9 @@ from sparsity.work.model import ModelChoice, shared_predictor
 from sparsity.work.spread import Spread
 
 OUT = Path(__file__).with_suffix(".json")
+
+FRAMES = (12, 29)
+"""Of each clip; 29 are all there are."""
 
 LEVELS = (1.0, 2.0, 3.0, 5.0)
 """Points of agreement that may be lost."""
@@ -131,34 +137,41 @@ def asked(place: Workplace, level: float, found: dict[str, Any]) -> dict[str, An
     }
 
 
-def main() -> None:
-    """Run the grid, then calibrate."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--work", type=Path, required=True, help="for what is done clip by clip")
-    parser.add_argument("--frames", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--levels", type=float, nargs="+", default=LEVELS)
-    arguments = parser.parse_args()
-    names = sorted((arguments.root / "calibrate.txt").read_text(encoding="utf-8").split())
-    source = first_frames(arguments.root, arguments.work, names, arguments.frames)
+def compared(root: Path, work: Path, frames: int, levels: Sequence[float]) -> dict[str, Any]:
+    """Run the grid on so many frames of each clip, then calibrate."""
+    names = sorted((root / "calibrate.txt").read_text(encoding="utf-8").split())
+    source = first_frames(root, work, names, frames)
     request = Request(source, tuple(names), ModelChoice(), max_drift=1.0)
     predictor = shared_predictor(request.choice)
-    work = arguments.work / "calibration"
-    place = Workplace(request, work, Spread(), stamp_of(predictor, request.choice))
+    place = Workplace(request, work / "calibration", Spread(), stamp_of(predictor, request.choice))
     adapter = Adapter(kind="cached")
-    found = {
+    found: dict[str, Any] = {
         "model": "demo",
-        "frames": arguments.frames,
         "clips": names,
         "cost": {base: vars(cost_of(place, names[0], adapter, base)[0]) for base in BASES},
         "grid": run_grid(place, names),
+        "asked": [],
     }
-    found["asked"] = []
-    for level in arguments.levels:
+    for level in levels:
         found["asked"].append(asked(place, level, found))
-        print(found["asked"][-1])
-        write_text(arguments.out, json.dumps(found, indent=1))
+        print(frames, found["asked"][-1])
+    return found
+
+
+def main() -> None:
+    """Compare, for each number of frames."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="for what is done clip by clip")
+    parser.add_argument("--frames", type=int, nargs="+", default=FRAMES)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--levels", type=float, nargs="*", default=LEVELS)
+    arguments = parser.parse_args()
+    report = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    for frames in arguments.frames:
+        work = arguments.work / str(frames)
+        report[str(frames)] = compared(arguments.root, work, frames, arguments.levels)
+        write_text(arguments.out, json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -41,9 +41,11 @@ def replaced(text: str, name: str, table: str) -> str:
 
 def search(report: dict[str, Any]) -> str:
     """What calibration took beside the cheapest of the grid, as a table."""
-    lines = ["| accepted | chosen | cost | cheapest of the grid | cost | ratio |", "|---" * 6 + "|"]
-    for row in report["asked"]:
+    head = "| frames | accepted | chosen | cost | cheapest of the grid | cost | ratio |"
+    lines = [head, "|---" * 7 + "|"]
+    for frames, row in ((frames, row) for frames, of in report.items() for row in of["asked"]):
         cells = (
+            frames,
             f"{row['max_drift']:g}",
             row["chosen"],
             f"{row['cost']:.3f}",

@@ -26,11 +26,12 @@ from tqdm import tqdm
 from probes.errors import InputError
 from probes.models import fingerprint
 from sparsity.acceleration.model.encoder import window_grid
+from sparsity.acceleration.model.quantized import why_not_int8
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.calibration.adapter import FITTED, Training, fit_adapter
 from sparsity.calibration.bounds import choose, kind_for
 from sparsity.calibration.capture import capture, matching_traces, read_trace, write_trace
-from sparsity.calibration.cost import Cost, drift_of, measure_cost
+from sparsity.calibration.cost import WHOLE, Cost, drift_of, measure_cost, share_in_int8
 from sparsity.calibration.ledger import ask, level_of
 from sparsity.calibration.report import (
     apart,
@@ -51,6 +52,7 @@ from sparsity.calibration.sample import losses_of, sample_of
 from sparsity.calibration.search import (
     TESTED,
     TRIED,
+    WORTH,
     Base,
     Candidate,
     describe,
@@ -220,12 +222,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     longest = max(search, key=lambda name: lengths[name])
     bases, drifted = measured(place, search, longest, traces, adapter)
     start = time.perf_counter()
-    replayed = [  # without routing there is nothing that bases differ in
-        c
-        for base in bases
-        for c in base.candidates(traces, adapter)
-        if base is bases[0] or c.profile.routing is not None
-    ]
+    replayed = [c for base in bases for c in base.candidates(traces, adapter)]
     say(f"{len(replayed)} settings replayed in {time.perf_counter() - start:.1f} s.")
     kind = request.bound or kind_for(len(counted), confidence, request.level)
     wanted = Wanted(request.level, len(counted), confidence, kind)
@@ -250,9 +247,11 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     profile = stated(request, chosen, choice, outcomes, traces, cost, seen, question, tested)
     promise = profile.promise
     assert promise is not None
-    faster = 1.0
+    faster, share = 1.0, 1.0
     if base is not None:
-        faster = 1 / base.in_time(promise.expected_windows or 1.0, promise.expected_keys or 1.0)
+        shares = promise.expected_windows or 1.0, promise.expected_keys or 1.0
+        share = base.share_of(profile)
+        faster = 1 / (share * base.in_time(*shares))
     runs = {name: of_clip[chosen.name] for name, of_clip in outcomes.items()} if chosen else {}
     lost = losses_of(outcomes, [chosen.name], request.risk)[:, 0].tolist() if chosen else []
     if runs:
@@ -267,7 +266,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
     report = {
         "profile": profile.model_dump(mode="json", by_alias=True),
         "said": [
-            *limits(request, choice, tested, promise.expected_speedup or math.inf),
+            *limits(request, choice, tested, (promise.expected_speedup or math.inf) / share),
             *apart(request, beside),
             *(told(promise.seen) if promise.seen else ()),
         ],
@@ -422,6 +421,22 @@ def cost_of(place: Workplace, name: str, adapter: Adapter, base: str) -> tuple[C
     return Cost(**found["operations"]), Cost(**found["time"])
 
 
+def int8_of(place: Workplace, name: str) -> float | None:
+    """Share of the cost in int8, measured once on a clip; None where it is not there, saves nothing or is not wanted.
+
+    It is a share of time, so it is not wanted where so many times fewer operations are asked for.
+    """
+    unwanted = place.request.target_speedup is not None
+    if unwanted or why_not_int8(shared_predictor(place.request.choice).device):
+        return None
+    share: float = kept(
+        place.folder / f"int8.{name}.json",
+        place.key_of(name),
+        lambda: place.done_with(name, share_in_int8),
+    )
+    return share if share <= WORTH else None
+
+
 def measured(
     place: Workplace, names: Sequence[str], longest: str, traces: Sequence[Trace], adapter: Adapter
 ) -> tuple[list[Base], dict[str, Any]]:
@@ -436,10 +451,10 @@ def measured(
         base: drifting(traces, adapter, BUILTIN[base]).model_copy(
             update={"name": f"{base}-riskiest"}
         )
-        for base in place.request.bases
+        for base in (WHOLE, *place.request.bases)
     }
     outcomes = place.runs("drift", names, [*settings.values()])
-    bases = []
+    bases, int8 = [], int8_of(place, longest)
     for base, profile in settings.items():
         runs = [of_clip[profile.name] for of_clip in outcomes.values()]
         windows, keys = (
@@ -449,7 +464,7 @@ def measured(
         cost, in_time = cost_of(place, longest, adapter, base)
         drift = drift_of([run["since_dense"] for run in runs])
         riskiest = Candidate(profile, windows, keys, cost(windows, keys), 0.0)
-        bases.append(Base(base, cost, in_time, drift, riskiest))
+        bases.append(Base(base, cost, in_time, drift, riskiest, int8))
     return bases, outcomes
 
 
@@ -480,9 +495,9 @@ def afford(
     searched, held = (
         one / lengths[first] * sum(lengths[name] for name in names) for names in (search, promised)
     )
-    watched = 2 + len(
+    watched = 3 + len(
         place.request.bases
-    )  # once whole, once more and riskily on each base for the drift
+    )  # once whole, once more and riskily on each base, the whole one included, for the drift
 
     def needed(tried: int, tested: int) -> float:
         return searched * (watched + rounds_of(tried) + tried) + held * (1 + tested)

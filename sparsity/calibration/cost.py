@@ -1,4 +1,8 @@
-"""What a setting costs: a frame's operations and time as windows and keys are left out, and agreement between dense frames."""
+"""What a setting costs: a frame's operations and time as windows and keys are left out, and agreement between dense frames.
+
+A product in int8 is as many operations as one in float32 and takes less time, so int8 is counted by the CPU seconds of whole
+frames in it, as a share of those without it: a factor of the cost, measured once.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +26,15 @@ from sparsity.techniques.routing import Guard, Routing
 
 BASES = tuple(name for name, profile in BUILTIN.items() if profile.routing and profile.retrieval)
 """Built-in profiles that settings may build on."""
+
+WHOLE = "exact"
+"""Built-in profile that settings build on which leave no window out: of memory, and of whole frames every second frame."""
+
+SECOND = Routing(unit="frame", every=2)
+"""Whole frames, every second one."""
+
+ROUNDS = 5
+"""In which the same frames are tracked with int8 and without, in turn."""
 
 FRAMES = 12
 """Tracked for a measurement; the memory bank fills up on the way."""
@@ -39,6 +53,7 @@ class Setting:
     routing: Routing | None
     guard: Guard = Guard()
     retrieval: Retrieval | None = None
+    quantize: Literal["int8"] | None = None
 
 
 def built_on(base: Profile, name: str, setting: Setting, adapter: Adapter) -> Profile:
@@ -47,14 +62,16 @@ def built_on(base: Profile, name: str, setting: Setting, adapter: Adapter) -> Pr
     Parameters
     ----------
     base
-        Says what becomes of what is left out: what is reused, rolling refresh and readers of memory.
+        Says what becomes of windows that are left out: what is reused, rolling refresh and readers of memory.
     adapter
         What it goes through.
     """
     routing, retrieval = setting.routing, setting.retrieval
-    exact = Profile(name=name, exact=True, graphs=True, retrieval=retrieval, guard=setting.guard)
-    if routing is None:
-        return exact
+    exact = Profile(
+        name=name, exact=True, graphs=True, retrieval=retrieval, guard=setting.guard, quantize=setting.quantize
+    )  # fmt: skip
+    if routing is None or routing.unit == "frame":
+        return exact.model_copy(update={"routing": routing})
     assert base.routing is not None and base.retrieval is not None, "bases have both methods"
     if base.retrieval.readers == "routed":
         retrieval = (retrieval or ALL_TOKENS).model_copy(update={"readers": "routed"})
@@ -117,11 +134,11 @@ def fit_cost(
 
 
 def probed(base: Profile, adapter: Adapter) -> tuple[Profile, ...]:
-    """Profiles that are measured: with all, with few windows, and with few keys too."""
-    few = Setting(Routing())
-    fewer = Setting(Routing(), retrieval=Retrieval(keep=0.05))
+    """Profiles that are measured: with all, with few windows or none on every second frame, and with few keys too."""
+    routing = SECOND if base.routing is None else Routing()
+    few, fewer = Setting(routing), Setting(routing, retrieval=Retrieval(keep=0.05))
     return (
-        BUILTIN["exact"],
+        BUILTIN[WHOLE],
         built_on(base, "few windows", few, adapter),
         built_on(base, "few windows and keys", fewer, adapter),
     )
@@ -155,6 +172,28 @@ def measure_cost(
     return fit_cost(*np.array(operations).T), fit_cost(*np.array(seconds).T)
 
 
+def share_in_int8(predictor: EfficientSAM2VideoPredictor, clip: Clip) -> float:
+    """CPU seconds of a frame with every window and key in int8 over those of the same in the run's number format.
+
+    Of the process, so that what else the machine does counts little; the median over rounds, to two digits.
+    """
+    plain = BUILTIN[WHOLE]
+    pair = plain, plain.model_copy(update={"name": "int8", "quantize": "int8"})
+
+    def seconds(profile: Profile) -> float:
+        with predictor.use(profile, force=True):
+            state = clip.from_start.begin(predictor)
+            start = time.process_time()
+            for _ in predictor.propagate_in_video(state, max_frame_num_to_track=FRAMES):
+                pass
+            return time.process_time() - start
+
+    for profile in pair:  # weights are packed
+        seconds(profile)
+    plain_and_int8 = np.array([[seconds(profile) for profile in pair] for _ in range(ROUNDS)])
+    return round(float(np.median(plain_and_int8[:, 1] / plain_and_int8[:, 0])), 2)
+
+
 def _frames(
     predictor: EfficientSAM2VideoPredictor, clip: Clip, profile: Profile, counted: bool
 ) -> list[tuple[float, float, float]]:
@@ -162,7 +201,7 @@ def _frames(
     amounts = []
     with predictor.use(profile, force=True):
         state = clip.from_start.begin(predictor)
-        if profile.routing is not None:
+        if profile.routing is not None and profile.routing.unit != "frame":
             predictor.choose_windows(state, lambda frame: (0,) if frame > 1 else None)
         tracked = without_bar(predictor.propagate_in_video(state, max_frame_num_to_track=FRAMES))
         while True:

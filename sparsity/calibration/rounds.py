@@ -3,7 +3,9 @@
 Replays tell what a setting computes and reads, and nothing of how much is lost where much is: recall saturates. So runs on the
 clips of the search are fitted by a small model of loss, and what is run next is what it expects most of. The model is
 linear in how much a setting leaves out, with weights that are not negative: it is monotone in every threshold, and a
-dozen runs are enough for it. It guides the search alone; what is promised comes from other clips.
+dozen runs are enough for it. A run is worth what it adds: a setting that saves no more than another that surely holds is
+not run, and of what is unsure, that is run from which the most may be gained. All this guides the search alone; what is
+promised comes from other clips.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +25,7 @@ from sparsity.calibration.search import LADDER, Candidate, shortlist
 from sparsity.calibration.thresholds import MARGINS
 
 ROUND = 3
-"""Settings that are run together: one bold, one even, one sure."""
+"""Settings that are run together."""
 
 FLOOR = 0.25
 """Points that are added to a loss before its logarithm is taken; gains count as no loss."""
@@ -30,8 +33,14 @@ FLOOR = 0.25
 SPREAD = 0.7, 2.0
 """Standard deviation of the logarithm of clips' losses under one setting, and the number of clips that it counts for."""
 
-PULL = 0.05
+PULL = 0.01
 """Of the ridge, towards settings that all lose the same."""
+
+UNSURE = 0.3
+"""Standard deviation of a mean log loss that was run about what the model expected of it."""
+
+CASES = stats.norm.ppf(np.arange(0.1, 1.0, 0.2))
+"""Equally likely cases of it, in standard deviations."""
 
 Runs = NDArray[np.float64]
 """Points by source and setting, ``[n, m]``."""
@@ -80,18 +89,23 @@ def left_out(candidates: Sequence[Candidate]) -> NDArray[np.float64]:
     """How much settings leave out, ``[m, features]``, each in [0, 1] and larger where more is risked.
 
     What no order can be given to, base, unit and whether windows are left out at all, has a column for each case, so that its
-    weight may be of either sign.
+    weight may be of either sign. Memory has columns for each base: where features are reused, fewer of its tokens were seen to
+    lose less, and to learn from the other base that they lose more kept the search from the cheapest settings.
     """
     rows = []
     for c in candidates:
-        routing, retrieval, guard = c.profile.routing, c.profile.retrieval, c.profile.guard
-        keep = np.mean(retrieval.keep) if retrieval is not None else 1.0
+        profile, guard = c.profile, c.profile.guard
+        routing = (
+            None if profile.routing is None or profile.routing.unit == "frame" else profile.routing
+        )
+        reuses = bool(profile.reuse)
+        keep = np.mean(profile.retrieval.keep) if profile.retrieval is not None else 1.0
         kinds = [
             routing is None,
             routing is not None and routing.unit == "window",
             routing is not None and routing.unit == "cell",
-            bool(c.profile.reuse),
-            routing is not None and not c.profile.reuse,
+            reuses,
+            routing is not None and not reuses,
         ]
         thresholds = [0.0] * 5
         if routing is not None:
@@ -102,7 +116,10 @@ def left_out(candidates: Sequence[Candidate]) -> NDArray[np.float64]:
                 float(guard.mask_jump is None),
                 1 - c.windows,
             ]
-        rows.append([*map(float, kinds), *thresholds, 1 - c.keys, -math.log10(keep) / 2])
+        memory = np.outer([not reuses, reuses], [1 - c.keys, -math.log10(keep) / 2]).ravel()
+        carried = 0.0 if profile.routing is None else 1 - 1 / profile.routing.every
+        quantized = float(profile.quantize is not None)
+        rows.append([*map(float, kinds), *thresholds, *memory, carried, quantized])
     return np.array(rows)
 
 
@@ -112,6 +129,38 @@ class Beliefs:
 
     centre: NDArray[np.float64]
     spread: float
+
+
+def gain(
+    chance: NDArray[np.float64],
+    saving: NDArray[np.float64],
+    known: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """How much settings add to the saving that is expected of those that are known.
+
+    What makes a setting fail makes a less likely one fail, too. So one draw u in [0, 1] decides: all settings with a chance
+    above it hold, and the cheapest of these is taken.
+
+    Parameters
+    ----------
+    chance, saving
+        Of each setting, ``[..., m]``.
+    known
+        The same of those that are known, ``[k]`` each.
+
+    Examples
+    --------
+    >>> known = np.array([1.0, 0.5]), np.array([0.1, 0.3])
+    >>> gain(np.array([1.0, 0.8, 0.5]), np.array([0.1, 0.2, 0.5]), known).round(2).tolist()
+    [0.0, 0.03, 0.1]
+    """
+    order = np.argsort(-known[0], kind="stable")
+    ends = [1.0, *known[0][order], 0.0]
+    bests = np.maximum.accumulate([0.0, *known[1][order]])
+    total = np.zeros(np.broadcast_shapes(chance.shape, saving.shape))
+    for (high, low), best in zip(pairwise(ends), bests, strict=True):
+        total += (np.minimum(chance, high) - low).clip(0) * (saving - best).clip(0)
+    return total
 
 
 def believed(candidates: Sequence[Candidate], run: Sequence[Candidate], losses: Runs) -> Beliefs:
@@ -152,27 +201,29 @@ def next_round(
     wanted: Wanted,
     count: int,
 ) -> list[Candidate]:
-    """Choose up to `count` settings that were not run: those from which the most saving is expected.
+    """Choose up to `count` settings that were not run: one after the other that from which the most is gained.
 
-    The expected saving is what a setting saves times how likely it holds; that chance counts once for a setting that is as
-    likely as it is worth, by its square root for a bold one, squared for a sure one. No two of nearly the same cost.
+    What the model expects of a setting may be wrong either way, and what it gains is a mean over these cases; one that was
+    chosen counts as known, and no two of nearly the same cost are. Where the surest is wanted, the surest are chosen.
     """
-    known = {c.profile.name for c in run}
-    left = [c for c in candidates if c.profile.name not in known]
+    names = {c.profile.name for c in run}
+    left = [c for c in candidates if c.profile.name not in names]
     if not left:
         return []
-    beliefs = believed(left, run, losses)
-    chance = wanted.chance(beliefs.centre, beliefs.spread)
-    saving = np.array([max(0.0, 1 - c.cost) for c in left])
-    picked: list[Candidate] = []
-    for n in range(count):
-        power = (1.0, 0.5, 2.0)[n % ROUND]
-        worth = chance if math.isinf(wanted.level) else chance**power * saving
-        for i in np.argsort(-worth, kind="stable"):
-            if all(differs(left[i], one) for one in picked):
-                picked.append(left[i])
-                break
-    return picked
+    beliefs, seen = believed(left, run, losses), logged(losses).mean(0)
+    cases = np.stack([wanted.chance(beliefs.centre + z * UNSURE, beliefs.spread) for z in CASES])
+    saving, saved = (np.array([max(0.0, 1 - c.cost) for c in some]) for some in (left, run))
+    known = wanted.chance(seen, beliefs.spread), saved
+    picked: list[int] = []
+    while len(picked) < count:
+        worth = cases if math.isinf(wanted.level) else gain(cases, saving, known)
+        order = np.argsort(-worth.mean(0), kind="stable")
+        best = next((i for i in order if all(differs(left[i], left[j]) for j in picked)), None)
+        if best is None:
+            break
+        picked.append(int(best))
+        known = np.append(known[0], cases[:, best].mean()), np.append(known[1], saving[best])
+    return [left[i] for i in picked]
 
 
 def differs(one: Candidate, other: Candidate) -> bool:

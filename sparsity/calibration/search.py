@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from probes.errors import InputError
-from sparsity.calibration.cost import Cost, Drift, Setting, built_on
+from sparsity.calibration.cost import SECOND, WHOLE, Cost, Drift, Setting, built_on
 from sparsity.calibration.thresholds import (
     MARGINS,
     NEVER,
@@ -62,7 +62,7 @@ class Candidate:
     windows, keys
         Shares computed and read; dense frames count as 1, trimmed windows by what is left of them.
     cost
-        Of a frame, against the same model with every window and key.
+        Of a frame, against the same model with every window and key; in int8, times its share of the time.
     recall
         Share of object tokens inside what is computed, times share of memory attention on keys that are read,
         times share of agreement that is kept between dense frames.
@@ -88,10 +88,13 @@ def fewest_cells(traces: Sequence[Trace]) -> Routing:
 
 
 def drifting(traces: Sequence[Trace], adapter: Adapter, base: Profile) -> Profile:
-    """The setting whose drift is measured: the fewest cells of the grid, few keys, no whole frames by the clock."""
-    remembered = all(trace.memory is not None for trace in traces)
-    retrieval = Retrieval(keep=keep_for(traces, MEMORY_SHARES[0])) if remembered else None
-    setting = Setting(fewest_cells(traces), retrieval=retrieval)
+    """The setting whose drift is measured: the fewest cells of the grid or every second frame, and few keys.
+
+    No frames are whole by the clock.
+    """
+    retrieval = next(iter(memories(traces)), None)
+    routing = SECOND if base.name == WHOLE else fewest_cells(traces)
+    setting = Setting(routing, retrieval=retrieval)
     return built_on(base, "drifting", setting, adapter)
 
 
@@ -101,7 +104,7 @@ def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
     Routing never goes without the guard's rules for scene cuts and lost objects, which cost nothing on frames where
     they don't act; the one for mask jumps acts on most frames of fast clips, so it is tried on and off.
     """
-    routed: list[tuple[Routing | None, Guard]] = [(None, Guard())]
+    routed: list[tuple[Routing, Guard]] = []
     cut = scene_cut_for(traces)
     refreshes = [None] if drift.refresh is None else [None, 2 * drift.refresh, drift.refresh]
     mass = saliency_mass_for(traces, COVERED)
@@ -116,14 +119,27 @@ def grid(traces: Sequence[Trace], drift: Drift) -> list[Setting]:
         ]
         routings = (alone,) if score == NEVER else (alone, widened)
         routed += [(routing, guard) for routing in routings for guard in guards]
-    pruned: list[Retrieval | None] = [None]
-    if all(trace.memory is not None for trace in traces):
-        pruned += [Retrieval(keep=keep_for(traces, share)) for share in MEMORY_SHARES]
-    settings = [
+    return [
         Setting(routing, guard, retrieval)
-        for (routing, guard), retrieval in product(dict.fromkeys(routed), dict.fromkeys(pruned))
+        for (routing, guard), retrieval in product(dict.fromkeys(routed), (None, *memories(traces)))
     ]
-    return [setting for setting in settings if setting.routing or setting.retrieval]
+
+
+def grid_of_whole(traces: Sequence[Trace]) -> list[Setting]:
+    """List settings that leave no window out: of memory alone, and with whole frames every second frame."""
+    guard = Guard(scene_cut=scene_cut_for(traces), score_below=0.0)
+    shares = memories(traces)
+    return [
+        *(Setting(None, retrieval=retrieval) for retrieval in shares),
+        *(Setting(SECOND, guard, retrieval) for retrieval in (None, *shares)),
+    ]
+
+
+def memories(traces: Sequence[Trace]) -> list[Retrieval]:
+    """Shares of memory that are tried, the fewest first; none where memory was not recorded."""
+    if any(trace.memory is None for trace in traces):
+        return []
+    return [*dict.fromkeys(Retrieval(keep=keep_for(traces, share)) for share in MEMORY_SHARES)]
 
 
 def candidates(
@@ -133,11 +149,17 @@ def candidates(
     drift: Drift,
     adapter: Adapter,
     base: Profile,
+    int8: float | None = None,
 ) -> list[Candidate]:
     """Replay settings over traces: their predicted cost and recall, mean over clips.
 
     Routing and memory are replayed apart and once for each setting that differs. Settings that route get the adapter,
     and what they build on; masks of a dense run don't tell these from others, so they count by `drift` and `cost` alone.
+
+    Parameters
+    ----------
+    int8
+        Share of the cost in int8, see `sparsity.calibration.cost`; None where no setting has it.
     """
     pruned = {
         retrieval: _pruned(traces, retrieval) for retrieval in {s.retrieval for s in settings}
@@ -150,7 +172,8 @@ def candidates(
         if profile.routing is not None:
             windows, inside = covered(traces, profile.routing, guard)
             recall *= inside * drift.kept(guard.refresh_every)
-        found.append(Candidate(profile, windows, keys, cost(windows, keys), recall))
+        share = int8 if s.quantize is not None and int8 is not None else 1.0
+        found.append(Candidate(profile, windows, keys, share * cost(windows, keys), recall))
     return found
 
 
@@ -183,6 +206,8 @@ class Base:
         What is lost since the last dense frame.
     riskiest
         The setting that `drift` was measured with.
+    int8
+        Share of the cost in int8; None where that is not there, or saves nothing.
     """
 
     name: str
@@ -190,11 +215,22 @@ class Base:
     in_time: Cost
     drift: Drift
     riskiest: Candidate
+    int8: float | None = None
 
     def candidates(self, traces: Sequence[Trace], adapter: Adapter) -> list[Candidate]:
-        """Replay the settings that build on it."""
-        settings = grid(traces, self.drift)
-        return candidates(traces, settings, self.cost, self.drift, adapter, BUILTIN[self.name])
+        """Replay the settings that build on it, each with int8 and without."""
+        whole, base = self.name == WHOLE, BUILTIN[self.name]
+        settings = grid_of_whole(traces) if whole else grid(traces, self.drift)
+        if self.int8 is not None:
+            settings += [
+                replace(setting, quantize="int8")
+                for setting in ([Setting(None)] if whole else []) + settings
+            ]
+        return candidates(traces, settings, self.cost, self.drift, adapter, base, self.int8)
+
+    def share_of(self, profile: Profile) -> float:
+        """Share of the cost that a setting's number format leaves."""
+        return 1.0 if profile.quantize is None or self.int8 is None else self.int8
 
     def made(self, profile: Profile) -> bool:
         """Whether a candidate's profile builds on it."""
@@ -206,6 +242,7 @@ class Base:
             "cost": asdict(self.cost),
             "cost_in_time": asdict(self.in_time),
             "drift": {"lost": self.drift.lost, "refresh": self.drift.refresh},
+            "int8": self.int8,
         }
 
 
@@ -230,10 +267,11 @@ def shortlist(found: Sequence[Candidate], count: int, surest: bool = False) -> l
     """Take `count` candidates to be run first: spread along their frontiers, or the surest of them.
 
     Where there is more than one to take, each base and unit has a frontier of its own: what is lost by what is reused, and
-    where windows are trimmed, a dense run's masks can't tell.
+    where windows are trimmed, a dense run's masks can't tell. Of int8 and of features that are carried over they tell
+    nothing, so those are left to later rounds.
     """
     kinds: dict[tuple[str, bool], list[Candidate]] = {}
-    for one in found:
+    for one in [c for c in found if told_by_replay(c.profile)] or found:
         unit = one.profile.routing.unit if one.profile.routing else "window"
         kind = (unit, bool(one.profile.reuse)) if count > 1 else ("window", False)
         kinds.setdefault(kind, []).append(one)
@@ -243,6 +281,11 @@ def shortlist(found: Sequence[Candidate], count: int, surest: bool = False) -> l
         if share:
             picked += best[-share:] if surest else spread_out(best, share)
     return picked
+
+
+def told_by_replay(profile: Profile) -> bool:
+    """Whether replays say something of what a setting loses."""
+    return profile.quantize is None and (profile.routing is None or profile.routing.every == 1)
 
 
 def spread_out(found: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -280,7 +323,9 @@ def split_clips(names: Sequence[str], share: float, seed: int) -> tuple[list[str
 def describe(profile: Profile) -> str:
     """Say a setting's thresholds in one line."""
     said = []
-    if profile.routing is not None:
+    if profile.routing is not None and profile.routing.every > 1:
+        said.append(f"features of one frame in {profile.routing.every}")
+    if profile.routing is not None and profile.routing.unit != "frame":
         routing = profile.routing
         said.append(f"margin {routing.margin_px:g} px of {routing.candidates}")
         if routing.unit == "cell":
@@ -298,6 +343,8 @@ def describe(profile: Profile) -> str:
         layers = keep if isinstance(keep, tuple) else (keep,)
         readers = " by routed readers" if profile.retrieval.readers == "routed" else ""
         said.append("keep " + "/".join(f"{share:.3g}" for share in layers) + readers)
+    if profile.quantize is not None:
+        said.append(profile.quantize)
     guard = profile.guard.model_dump(exclude_none=True, exclude={"kept_share"})
     said += [f"{rule.replace('_', ' ')} {value:g}" for rule, value in guard.items()]
     return ", ".join(said)

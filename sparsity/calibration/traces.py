@@ -211,17 +211,20 @@ def replay_decisions(trace: Trace, routing: Routing, guard: Guard) -> list[Decis
     The cues are those of the run that was recorded, so after a dense run the replay says what the first
     routed frames would do; what routing itself changes in later masks only a real run can tell.
     """
-    cues, decisions, last_dense = trace.cues(routing), [], 0
+    cues, decisions, last_dense, computed = trace.cues(routing), [], 0, 0
     for t in range(1, len(trace.frames)):
         if not bool(trace.tracked[t].all()):
             decision = Decision(None, "prompt")
         elif not bool(trace.tracked[t - 1].all()):
             decision = Decision(None, "first tracked")
         else:
-            known = FrameCues(dict(enumerate(cues[t - 1])), trace.change[t], t - last_dense)
+            since = t - last_dense, t - computed
+            known = FrameCues(dict(enumerate(cues[t - 1])), trace.change[t], *since)
             decision = decide(known, routing, guard, trace.grid)
-        if decision.cells is None:
-            last_dense = t
+        if not decision.carried:
+            computed = t
+            if decision.cells is None:
+                last_dense = t
         decisions.append(decision)
     return decisions
 
@@ -234,9 +237,10 @@ class RoutingReplay:
     ----------
     kept
         Share of windows computed, trimmed ones by what is left of them, as the predictor's report counts them; those
-        of a rolling refresh are counted whole. 1 on dense frames.
+        of a rolling refresh are counted whole. 1 on dense frames, 0 where features are carried over.
     recall
-        Share of the frame's object tokens inside the cells that the rule chose; 1 where it has none.
+        Share of the frame's object tokens inside the cells that the rule chose; 1 where it has none, 0 where features
+        are carried over.
     """
 
     kept: NDArray[np.float64]
@@ -251,7 +255,9 @@ def replay_routing(trace: Trace, routing: Routing, guard: Guard) -> RoutingRepla
     decisions = replay_decisions(trace, routing, guard)
     kept, recall = np.ones(len(decisions)), np.ones(len(decisions))
     for i, (decision, tokens) in enumerate(zip(decisions, trace.tokens[1:], strict=True)):
-        if decision.cells is not None:
+        if decision.carried:
+            kept[i] = recall[i] = 0.0
+        elif decision.cells is not None:
             kept[i] = _share_kept(decision.cells, routing, trace.grid)
             if tokens.any():
                 recall[i] = float(tokens[list(decision.cells)].sum()) / float(tokens.sum())

@@ -7,9 +7,22 @@ import pytest
 
 from probes.prompts import Prompt
 from probes.video import open_video
+<<<<<<< HEAD
 from sparsity.acceleration.model import attention, choice, linear
+=======
+from sparsity.acceleration.model import attention
+from sparsity.acceleration.model.quantized import why_not_int8
+>>>>>>> search
 from sparsity.acceleration.report import FrameReport, Report
-from sparsity.calibration.cost import TOLERATED, Cost, Drift, drift_of, measure_cost
+from sparsity.calibration.cost import (
+    TOLERATED,
+    WHOLE,
+    Cost,
+    Drift,
+    drift_of,
+    measure_cost,
+    share_in_int8,
+)
 from sparsity.clips.sources import Clip
 from sparsity.evaluation.evaluate import Tracked, since_dense
 from sparsity.profile import BUILTIN
@@ -18,10 +31,10 @@ from sparsity.work.model import ModelChoice, shared_predictor
 from tests.sparsity.calibration.conftest import made
 
 
-def counted(clip: Clip) -> Cost:
+def counted(clip: Clip, base: str = "paper") -> Cost:
     """Operations of a clip's frames, with the demo model at a size at which it is quick."""
     predictor = shared_predictor(ModelChoice(image_size=128))
-    return measure_cost(predictor, clip, BUILTIN["paper"], Adapter(kind="cached"))[0]
+    return measure_cost(predictor, clip, BUILTIN[base], Adapter(kind="cached"))[0]
 
 
 def test_formulations_that_a_process_still_tries_are_not_counted(
@@ -41,6 +54,21 @@ def test_each_object_reads_its_own_memory() -> None:
     one, several = made("smooth", frames=4), made("distractors", frames=4)
     assert len(several.objects) > len(one.objects) == 1
     assert counted(several).keys > counted(one).keys
+
+
+def test_a_frame_whose_features_are_carried_over_spares_the_encoder_and_routing_a_part_of_it():
+    clip = made("smooth", frames=6)
+    carried, routed = counted(clip, WHOLE), counted(clip)
+    assert carried(1, 1) == pytest.approx(1) == routed(1, 1)
+    assert carried(0, 1) < routed(0, 1) < 1 and carried(1, 0) < 1
+
+
+def test_what_int8_leaves_of_the_time_is_a_share():
+    predictor = shared_predictor(ModelChoice(image_size=128))
+    if why_not_int8(predictor.device):
+        pytest.skip("no int8 here")
+    share = share_in_int8(predictor, made("smooth", frames=3))
+    assert 0 < share < 10 and round(share, 2) == share, "no time is asserted: machines are busy"
 
 
 def test_distance_counts_from_the_last_dense_frame():

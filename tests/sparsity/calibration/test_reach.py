@@ -107,11 +107,11 @@ def test_a_long_clip_takes_more_of_a_budget(name, searched, tmp_path):
         return afford(measured(tmp_path, budget=budget), ["a", "b"], ["c", "d", "e"], lengths)
 
     tried, tested = 4, 2
-    # each of the search is tracked once whole, three times for the drift of both bases, and once whole a round
-    whole = 2 * (4 + rounds_of(tried) + tried) + 3 * (1 + tested)
+    # each of the search is tracked once whole, four times for the drift of three bases, and once whole a round
+    whole = 2 * (5 + rounds_of(tried) + tried) + 3 * (1 + tested)
     assert allowed(whole, ALIKE) == (tried, tested) != allowed(whole - 1, ALIKE)
     lengths = ALIKE | {name: 7 * ALIKE[name]}
-    more = 6 * (4 + rounds_of(tried) + tried if searched else 1 + tested)
+    more = 6 * (5 + rounds_of(tried) + tried if searched else 1 + tested)
     assert allowed(whole, lengths) != allowed(whole + more, lengths) == (tried, tested)
 
 
@@ -142,11 +142,11 @@ def test_where_a_bound_fails_the_one_that_asks_for_less_is_named(bound, named):
 
 
 def test_a_budget_that_allows_nothing_is_said_at_once(tmp_path, capsys):
-    """A clip a second: the search tracks two clips six times, the promise three clips twice."""
+    """A clip a second: the search tracks two clips seven times, the promise three clips twice."""
     parts = ["a", "b"], ["c", "d", "e"], ALIKE
-    assert afford(measured(tmp_path, budget=17.0), *parts) == (1, 1)
-    assert "too short: one setting alone takes some 18 s" in capsys.readouterr().err
-    assert afford(measured(tmp_path, budget=18.0), *parts) == (1, 1)
+    assert afford(measured(tmp_path, budget=19.0), *parts) == (1, 1)
+    assert "too short: one setting alone takes some 20 s" in capsys.readouterr().err
+    assert afford(measured(tmp_path, budget=20.0), *parts) == (1, 1)
     assert "allows 1 settings" in capsys.readouterr().err
 
 

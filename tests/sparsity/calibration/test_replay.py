@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from probes.errors import InputError
 from probes.observing import listen
 from sparsity.calibration.capture import capture, read_trace, write_trace
-from sparsity.calibration.cost import BASES, Cost, Drift
+from sparsity.calibration.cost import BASES, SECOND, WHOLE, Cost, Drift
 from sparsity.calibration.report import coverage
 from sparsity.calibration.search import (
     SAVES,
+    Base,
     Candidate,
     candidates,
     describe,
@@ -176,11 +177,11 @@ def test_cells_keep_less_than_their_windows_and_need_a_larger_margin(traces):
 
 def test_both_units_are_tried_and_told_where_a_window_has_several_cells(traces):
     settings, rows = grid(traces, Drift(())), coverage(traces)
-    assert {s.routing.unit for s in settings if s.routing} == {"window", "cell"}
+    assert {s.routing.unit for s in settings} == {"window", "cell"}
     assert {row["unit"] for row in rows} == {"window", "cell"} and len(rows) == 4 * len(MARGINS)
     assert fewest_cells(traces).unit == "cell"
     single = [replace(following("one", [*range(2, 20)]), grid=WindowGrid(24, 2))]
-    assert {s.routing.unit for s in grid(single, Drift(())) if s.routing} == {"window"}
+    assert {s.routing.unit for s in grid(single, Drift(()))} == {"window"}
     assert {row["unit"] for row in coverage(single)} == {"window"}
     assert fewest_cells(single).unit == "window"
 
@@ -191,25 +192,73 @@ def test_hundreds_of_settings_are_replayed(traces, name):
     settings = grid(traces, drift)
     found = candidates(traces, settings, Cost(0.5, 0.3, 0.2), drift, Adapter(kind="cached"), base)
     assert len(found) == len(settings) > 200
-    refreshed = {c.profile.guard.refresh_every for c in found if c.profile.routing}
+    refreshed = {c.profile.guard.refresh_every for c in found}
     assert refreshed == {None, drift.refresh, 2 * drift.refresh}
     for c in found:
-        assert c.profile.adapter.kind == ("cached" if c.profile.routing else "identity")
-        assert ("cached adapter" in describe(c.profile)) is (c.profile.routing is not None)
-        by_cells = c.profile.routing is not None and c.profile.routing.unit == "cell"
-        assert ("by cells" in describe(c.profile)) is by_cells
-        if c.profile.routing:
-            assert c.profile.routing.refresh == base.routing.refresh
-            assert c.profile.reuse == base.reuse
-            readers = c.profile.retrieval.readers if c.profile.retrieval else "all"
-            assert readers == base.retrieval.readers
-        else:
-            assert c.profile.retrieval.readers == "all" and not c.profile.reuse
+        assert c.profile.adapter.kind == "cached" and "cached adapter" in describe(c.profile)
+        assert ("by cells" in describe(c.profile)) is (c.profile.routing.unit == "cell")
+        assert c.profile.routing.refresh == base.routing.refresh
+        assert c.profile.reuse == base.reuse
+        readers = c.profile.retrieval.readers if c.profile.retrieval else "all"
+        assert readers == base.retrieval.readers
     best = frontier(found)
     costs, recalls = [c.cost for c in best], [c.recall for c in best]
     assert costs == sorted(costs) and recalls == sorted(recalls)
     assert all(any(b.cost <= c.cost and b.recall >= c.recall for b in best) for c in found)
     assert shortlist(found, 1) == [([c for c in best if c.cost <= SAVES] or best[:1])[-1]]
+
+
+def on(name: str, int8: float | None = None) -> Base:
+    """A base as it may be measured."""
+    cost = Cost(0.5, 0.3, 0.2)
+    return Base(name, cost, cost, Drift(()), Candidate(BUILTIN[name], 1.0, 1.0, 1.0, 1.0), int8)
+
+
+def test_memory_alone_and_whole_frames_every_second_frame_are_tried(traces):
+    found = on(WHOLE).candidates(traces, Adapter(kind="cached"))
+    alone = [c for c in found if c.profile.routing is None]
+    carried = [c for c in found if c.profile.routing is not None]
+    assert len(carried) == len(alone) + 1 and all(c.profile.retrieval for c in alone)
+    for c in carried:
+        assert c.profile.routing == SECOND and c.profile.guard.scene_cut is not None
+        assert 0.4 < c.windows < 0.8 and "features of one frame in 2" in describe(c.profile)
+        assert "margin" not in describe(c.profile)
+        assert Profile.model_validate_json(c.profile.to_json()) == c.profile, "it may be written"
+    assert all(c.windows == 1 for c in alone)
+    assert not any(c.profile.reuse or c.profile.adapter.kind != "identity" for c in found)
+
+
+@pytest.mark.parametrize("name", [WHOLE, *BASES])
+def test_each_setting_is_tried_in_int8_too_where_that_is_worth_it(traces, name):
+    plain = on(name).candidates(traces[:1], Adapter(kind="cached"))
+    both = on(name, 0.8).candidates(traces[:1], Adapter(kind="cached"))
+    assert not any(c.profile.quantize for c in plain) and both[: len(plain)] == plain
+    quantized = both[len(plain) :]
+    assert all("int8" in describe(c.profile) for c in quantized)
+    if name == WHOLE:
+        assert (quantized[0].windows, quantized[0].keys, quantized[0].cost) == (1, 1, 0.8)
+        quantized = quantized[1:]
+    for one, other in zip(plain, quantized, strict=True):
+        assert other.cost == pytest.approx(0.8 * one.cost) and other.recall == one.recall
+        assert other.profile.routing == one.profile.routing
+    ladder = shortlist(both, 4)
+    assert not any(c.profile.quantize for c in ladder), "of that, replays say nothing"
+    assert shortlist(quantized, 4), "where there is nothing else"
+
+
+def test_frames_that_are_carried_over_are_replayed_as_the_predictor_does(demo_predictor):
+    guard = Guard(scene_cut=0.1, score_below=0.0)
+    profile = Profile(name="p", routing=SECOND, guard=guard, exact=True)
+    clip, real = made("smooth", frames=8), []
+    with listen(demo_predictor, decided=lambda told: real.append(told.what)):
+        trace = capture(demo_predictor, clip, profile)
+    assert replay_decisions(trace, SECOND, guard) == real
+    assert sum(decision.carried for decision in real) == 3
+    frames = report_of(demo_predictor, clip, profile).frames[1:]
+    kept = replay_routing(trace, SECOND, guard).kept
+    assert kept.tolist() == [f.windows_kept / f.windows_total for f in frames]
+    third = SECOND.model_copy(update={"every": 3})
+    assert replay_decisions(trace, third, guard) != real
 
 
 def test_what_saves_nothing_is_not_run():
