@@ -7,12 +7,8 @@ import pytest
 
 from probes.prompts import Prompt
 from probes.video import open_video
-<<<<<<< HEAD
 from sparsity.acceleration.model import attention, choice, linear
-=======
-from sparsity.acceleration.model import attention
 from sparsity.acceleration.model.quantized import why_not_int8
->>>>>>> search
 from sparsity.acceleration.report import FrameReport, Report
 from sparsity.calibration.cost import (
     TOLERATED,
