@@ -1,14 +1,14 @@
-"""Memory attention of a tracked frame: each object's memory is collected, read, and what was chosen is remembered."""
+"""Memory attention of a tracked frame: each object's memory is laid out, collected, read, and what was chosen remembered."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from probes.layout import stored_results
-from sparsity.acceleration.model.bank import Plan, collect, memory_tokens, plan
+from sparsity.acceleration.model.bank import collect, memory_tokens, plan
 from sparsity.acceleration.model.memory_attention import Readers
 from sparsity.acceleration.model.saliency import query_sample
 from sparsity.acceleration.model.windows import window_tokens
@@ -19,42 +19,40 @@ from sparsity.techniques.retrieval import ALL_TOKENS, Retrieval, kept_tokens, re
 from sparsity.techniques.routing import RESCUES
 
 
-def recall(parts: Parts, frame: Frame, feature: Tensor, position: Tensor) -> Tensor:
+def recall(
+    parts: Parts, frame: Frame, num_frames: int, feature: Tensor, position: Tensor
+) -> Tensor:
     """Condition a frame's features on the memory of each tracked object.
 
     Parameters
     ----------
+    num_frames
+        Frames of the video.
     feature, position
         Of the frame, ``[tokens, C]``.
 
     Returns
     -------
     Tensor
-        ``[objects, tokens, C]`` float32; the frame gets the recalls.
+        ``[objects, tokens, C]`` float32; the frame gets the layouts and the recalls.
     """
-    attention, model = parts.attention, parts.model
+    attention, model, now = parts.attention, parts.model, parts.seam.now
     retrieval = parts.here.used.retrieval if frame.objects else ALL_TOKENS
     stride, reverse = model.memory_temporal_stride_for_eval, frame.reverse
-    stored = [
-        stored_results(outputs, layout)
-        for outputs, layout in zip(frame.outputs, frame.layouts, strict=True)
-    ]
+    frame.layouts = tuple(
+        parts.layout(outputs, frame.index, num_frames, reverse) for outputs in frame.outputs
+    )
+    now.moment = replace(now.moment, layouts=frame.layouts)
+    stored = list(map(stored_results, frame.outputs, frame.layouts))
     with torch.autocast(model.device.type, enabled=False):
-        alike: dict[Hashable, list[int]] = {}
-        plans: list[Plan] = []
-        for i, (outputs, layout, known) in enumerate(
-            zip(frame.outputs, frame.layouts, stored, strict=True)
-        ):
+        plans = []
+        for outputs, layout, known in zip(frame.outputs, frame.layouts, stored, strict=True):
             tokens, measure = kept_tokens(layout, known, retrieval, stride, reverse)
             if frame.decision.reason in RESCUES:
                 tokens = [None] * len(tokens)
             prompts = outputs["cond_frame_outputs"].values()
             plans.append(plan(model, layout, known, prompts, tokens, measure, attention.version))
-            alike.setdefault(plans[-1].kind, []).append(i)
-        banks = [
-            (tuple(of), collect(model, attention.dtype, [plans[i] for i in of]))
-            for of in alike.values()
-        ]
+        banks = collect(model, attention.dtype, plans)
         readers = _readers(retrieval, frame)
         queries = len(feature) if readers is None else len(readers.places)
         x, frame.recalls = attention(

@@ -117,7 +117,7 @@ class EarlyStages:
     @property
     def _edited(self) -> bool:
         """Whether a call is edited here, which then comes whole."""
-        return any(self.seam.editors(block.attention.site) for block in self.blocks)
+        return bool(self.seam.editors(tuple(block.attention.site for block in self.blocks)))
 
     def _position(self, size: int, window: int) -> Tensor:
         if size not in self._positions:
