@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from figures.page.assets import joined
+from figures.page import joined
 from figures.paint import jpeg, shrink
 from figures.style import OBJECTS
 from probes.errors import InputError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import traitlets
 
-from figures.page.answering import Answer, AnsweringWidget
+from figures.page import Answer, AnsweringWidget
 from figures.picker.picking import Picking, entries_of, script, style
 
 if TYPE_CHECKING:  # they need torch

@@ -13,8 +13,7 @@ from sparsity.acceleration.model.windows import to_device
 from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.route import route
 from sparsity.acceleration.session import Frame, LastFeatures, RoutedFeatures, Session
-from sparsity.techniques.carry import carried_levels
-from sparsity.techniques.reuse import CHANGE, LastComputed, picture_of
+from sparsity.techniques.reuse import CHANGE, LastComputed, carried_levels, picture_of
 from sparsity.techniques.routing import computed_parts
 
 Entry = tuple[Tensor, dict[str, Any]]
