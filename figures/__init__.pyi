@@ -18,8 +18,8 @@ from .kept import draw_recall as draw_recall
 from .overview import MemoryTile as MemoryTile
 from .overview import draw_overview as draw_overview
 from .overview import memory_tiles as memory_tiles
-from .picker.widget import Picker as Picker
-from .picker.widget import pick as pick
+from .picker import Picker as Picker
+from .picker import pick as pick
 from .player import RoutedFrame as RoutedFrame
 from .player import draw_window_player as draw_window_player
 from .player import routed_frames as routed_frames

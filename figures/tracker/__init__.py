@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import traitlets
 
 from figures.page import Answer, AnsweringWidget, joined, line_of
-from figures.picker.picking import Picking, entries_of, runs, script, style
-from figures.picker.widget import title_of
+from figures.picker import Picking, entries_of, runs, script, style, title_of
 
 if TYPE_CHECKING:  # they need torch
     from probes.correcting import Correcting, MasksByFrame

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
@@ -35,6 +35,8 @@ from sparsity.techniques.select import WindowGrid
 
 ENCODES = ENCODER | {"forward_image"}
 """Parts that are sam2's own where its encoder is."""
+
+Rewrite = TypeVar("Rewrite", Encoder, SparseMemoryAttention)
 
 MOST_OBJECTS = 16
 """Objects that are tracked in one pass; more are tracked in several."""
@@ -269,11 +271,7 @@ class Parts:
     @property
     def encoder(self) -> Encoder:
         """The image encoder in the number format of this run."""
-        linear = self.here.used.linear
-        return self.remember(
-            f"encoder of {linear.__name__}",
-            lambda dtype: Encoder(self.model, dtype, self.seam, linear),
-        )
+        return self._packed(Encoder)
 
     @property
     def encoder_version(self) -> Version | None:
@@ -290,11 +288,16 @@ class Parts:
     @property
     def attention(self) -> SparseMemoryAttention:
         """Memory attention in the number format of this run."""
+        return self._packed(SparseMemoryAttention)
+
+    def _packed(self, kind: type[Rewrite]) -> Rewrite:
+        """A rewrite with the weights as they are now, and linear layers of the kind in use."""
         linear = self.here.used.linear
-        return self.remember(
-            f"memory of {linear.__name__}",
-            lambda dtype: SparseMemoryAttention(self.model, dtype, self.seam, linear),
+        found: Rewrite = self.remember(
+            f"{kind.__name__} of {linear.__name__}",
+            lambda dtype: kind(self.model, dtype, self.seam, linear),
         )
+        return found
 
     @contextmanager
     def tracking(
