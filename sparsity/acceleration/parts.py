@@ -359,8 +359,8 @@ class Parts:
     ) -> Hashable:
         """All that an object's result on a frame is made from, but the picture."""
         self.weights.look(self.model)
-        layout = self.layout(outputs, index, state["num_frames"], reverse)
         kept = self.kept(outputs, index, reverse)
+        layout = self.layout(outputs, index, state["num_frames"], reverse, kept)
         read = made_from(outputs, layout, reverse)
         return self.here.used.profile, self.weights.generation, self.seam.edition(), kept, read
 
@@ -372,9 +372,10 @@ class Parts:
         most, stride = model.num_maskmem - 1, model.memory_temporal_stride_for_eval
         return remembered(outputs, index, reverse, policy, most, stride)
 
-    def layout(self, outputs: Outputs, index: int, num_frames: int, reverse: bool) -> MemoryLayout:
-        """Lay out the memory that an object reads on a frame."""
-        kept = self.kept(outputs, index, reverse)
+    def layout(
+        self, outputs: Outputs, index: int, num_frames: int, reverse: bool, kept: Remembered | None
+    ) -> MemoryLayout:
+        """Lay out the memory that an object reads on a frame: `kept`, or by stock's rule."""
         chosen = None if kept is None else kept.frames
         return memory_layout(self.model, index, outputs, num_frames, reverse, chosen)
 

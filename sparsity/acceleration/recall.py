@@ -13,9 +13,16 @@ from sparsity.acceleration.model.memory_attention import Readers
 from sparsity.acceleration.model.saliency import query_sample
 from sparsity.acceleration.model.windows import window_tokens
 from sparsity.acceleration.parts import Parts
+from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import Frame
 from sparsity.techniques import KEY
-from sparsity.techniques.retrieval import ALL_TOKENS, Retrieval, kept_tokens, remember_choice
+from sparsity.techniques.retrieval import (
+    ALL_TOKENS,
+    Retrieval,
+    kept_tokens,
+    prunable_frames,
+    remember_choice,
+)
 from sparsity.techniques.routing import RESCUES
 
 
@@ -34,14 +41,16 @@ def recall(
     Returns
     -------
     Tensor
-        ``[objects, tokens, C]`` float32; the frame gets the layouts and the recalls.
+        ``[objects, tokens, C]`` float32; the frame gets what is kept by a policy, the layouts and the recalls.
     """
     attention, model, now = parts.attention, parts.model, parts.seam.now
     retrieval = parts.here.used.retrieval if frame.objects else ALL_TOKENS
     stride, reverse = model.memory_temporal_stride_for_eval, frame.reverse
-    frame.layouts = tuple(
-        parts.layout(outputs, frame.index, num_frames, reverse) for outputs in frame.outputs
-    )
+    frame.kept, frame.layouts = [], ()
+    for outputs in frame.outputs:
+        kept = parts.kept(outputs, frame.index, reverse)
+        frame.kept += [] if kept is None else [kept]
+        frame.layouts += (parts.layout(outputs, frame.index, num_frames, reverse, kept),)
     now.moment = replace(now.moment, layouts=frame.layouts)
     stored = list(map(stored_results, frame.outputs, frame.layouts))
     with torch.autocast(model.device.type, enabled=False):
@@ -78,3 +87,15 @@ def _readers(retrieval: Retrieval, frame: Frame) -> Readers | None:
         return None
     where = window_tokens(frame.grid, cells, known[0].device)
     return Readers(where.tokens, torch.stack(known))
+
+
+def note_keys(said: ObjectReport, frame: Frame, b: int) -> None:
+    """Enter into an object's report how many keys were read."""
+    recall, layout = frame.recalls[b], frame.layouts[b]
+    prunable = prunable_frames(layout)
+    said.keys_used, said.keys_total = recall.keys_used, layout.keys
+    said.memory_frames = [entry.frame for entry in layout.frames]
+    said.pruned_frames, said.queries_share = recall.pruned_frames, recall.queries_share
+    said.prunable_keys_total = prunable * layout.tokens
+    kept = sum(recall.prunable_used) / max(1, len(recall.prunable_used))
+    said.prunable_keys_used = kept + (prunable - said.pruned_frames) * layout.tokens

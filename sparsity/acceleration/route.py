@@ -59,7 +59,7 @@ def routed(parts: Parts, session: Session, frame: Frame) -> Decision:
         return Decision(None, "nothing cached")
     if rule.refresh is None:
         return decision
-    image, before = frame.picture, last.parts[picture_of(rule.unit)][0]
+    before, image = last.parts[picture_of(rule.unit)][0], frame.picture
     known = session.routing
     change = known.changes(before, last.frame, frame.index, image, rule, grid)
     return refreshed(decision, change, rule, grid, known.noise_floor, frame.index)
