@@ -28,8 +28,7 @@ from probes.errors import InputError
 from probes.records import Recording
 from probes.video import open_video
 from sparsity import accelerate
-from sparsity.clips.made import Clip, make_clip
-from sparsity.clips.photographed import photographed_cat
+from sparsity.clips.made import Clip, make_clip, photographed_cat
 from sparsity.clips.sources import clip_of
 from sparsity.evaluation.evaluate import track
 from sparsity.evaluation.results import load_result

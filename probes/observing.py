@@ -69,19 +69,13 @@ def listen(predictor: SAM2VideoPredictor, **callbacks: Callable[[Any], Any]) -> 
     _check(predictor, attention=not ATTENTION.isdisjoint(callbacks))
     seam: Seam = predictor.__dict__.get("seam") or predictor.__dict__.get(OBSERVED) or Seam()
     before = dict(seam.listeners)
-    for kind, callback in callbacks.items():
-        seam.listeners[kind] = (*seam.listeners.get(kind, ()), callback)
+    seam.add(callbacks)
     _put_in_place(predictor, seam, before)
     try:
         yield
     finally:
         before = dict(seam.listeners)
-        for kind, callback in callbacks.items():
-            left = tuple(one for one in seam.listeners[kind] if one is not callback)
-            if left:
-                seam.listeners[kind] = left
-            else:
-                del seam.listeners[kind]
+        seam.remove(callbacks)
         _take_away(predictor, seam, before)
 
 

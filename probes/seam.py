@@ -335,12 +335,14 @@ ATTENTION = frozenset({"attention", "gradients", "edit"})
 
 
 class Seam:
-    """Where what happens inside a predictor passes by; not listened to, it costs one look into a dict a call.
+    """Where what happens inside a predictor passes by; not listened to, it costs a look at an attribute a call.
 
     Attributes
     ----------
     listeners
-        Who is told, by the kind of what happens, see `listen`; kinds that nobody listens to are absent.
+        Who is told, by the kind of what happens, see `probes.observing.listen`; kinds that nobody listens to are absent.
+    watched
+        Whether attention calls are told to anybody, or edited.
     now
         What is under way in this thread.
     threads
@@ -349,28 +351,40 @@ class Seam:
 
     def __init__(self) -> None:
         self.listeners: dict[str, tuple[Callable[[Any], Any], ...]] = {}
+        self.watched = False
         self.now = Now()
         self.threads: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: who listens, not what is under way."""
-        return {"listeners": self.listeners}
+        return {"listeners": self.listeners, "watched": self.watched}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, now=Now(), threads=set())
+
+    def add(self, callbacks: Mapping[str, Callable[[Any], Any]]) -> None:
+        """Let callbacks be told from now on, each of the kind that it is given for."""
+        for kind, callback in callbacks.items():
+            self.listeners[kind] = (*self.listeners.get(kind, ()), callback)
+        self.watched = not ATTENTION.isdisjoint(self.listeners)
+
+    def remove(self, callbacks: Mapping[str, Callable[[Any], Any]]) -> None:
+        """Tell them no more."""
+        for kind, callback in callbacks.items():
+            left = tuple(one for one in self.listeners[kind] if one is not callback)
+            if left:
+                self.listeners[kind] = left
+            else:
+                del self.listeners[kind]
+        self.watched = not ATTENTION.isdisjoint(self.listeners)
 
     def tell(self, kind: str, what: Any) -> None:
         """Hand what happened to all that listen to its kind."""
         for listener in self.listeners.get(kind, ()):
             listener(what)
 
-    @property
-    def watched(self) -> bool:
-        """Whether attention calls are told to anybody, or edited."""
-        return not ATTENTION.isdisjoint(self.listeners)
-
-    def editors(self, sites: str = "") -> tuple[Editor, ...]:
-        """Edits that are in place, of sites whose names begin so; the outermost first."""
+    def editors(self, sites: str | tuple[str, ...] = "") -> tuple[Editor, ...]:
+        """Edits that are in place, of sites whose names begin so, or like one of several; the outermost first."""
         found: tuple[Any, ...] = self.listeners.get("edit", ())
         return tuple(one for one in found if any(name.startswith(sites) for name in one.sites))
 

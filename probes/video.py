@@ -7,19 +7,20 @@ decoded when it is asked for and only the latest few are kept.
 from __future__ import annotations
 
 import operator
+import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from probes.ahead import ReadAhead
 from probes.errors import InputError, tell_left_out
 from probes.file_frames import open_file
 from probes.frames import KEPT_FRAMES, ArrayVideo, FolderVideo, Pixels, StreamVideo
@@ -42,6 +43,9 @@ their columns first)."""
 
 THUMBNAIL = 16
 """Side of a frame's thumbnail, by which scene changes are noticed."""
+
+
+Item = TypeVar("Item")
 
 
 @runtime_checkable
@@ -146,6 +150,60 @@ def has_frame(source: VideoSource, index: int) -> bool:
     except EndOfVideo:
         return False
     return True
+
+
+class ReadAhead(Generic[Item]):
+    """Items by their index: what is asked for one after the other, forward or back, is made in a thread ahead.
+
+    Whoever makes them is called by one thread at a time, but by another one than its caller's.
+
+    Parameters
+    ----------
+    make
+        From an index to its item. What it raises is raised where the item is asked for.
+    ahead
+        Items that are made ahead at most; 0: none.
+
+    Attributes
+    ----------
+    seconds
+        Spent in `make` so far.
+    """
+
+    def __init__(self, make: Callable[[int], Item], ahead: int) -> None:
+        self._make, self._ahead = make, ahead
+        self._last: int | None = None
+        self._coming: dict[int, Future[Item]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has nothing made ahead."""
+        return {**self.__dict__, "_coming": {}, "_pool": None, "_last": None}
+
+    def read(self, index: int, count: int) -> Item:
+        """Return an item, and begin to make those that come next among the first `count`."""
+        if self._process != os.getpid():  # threads don't come with a fork
+            self._coming, self._pool, self._process = {}, None, os.getpid()
+        step = 0 if self._last is None else index - self._last
+        self._last = index
+        coming = self._coming.pop(index, None)
+        wanted = (
+            range(index + step, index + step * (self._ahead + 1), step) if abs(step) == 1 else []
+        )
+        for other in [i for i in self._coming if i not in wanted]:
+            self._coming.pop(other).cancel()
+        if coming is None and (wanted or self._coming or self._pool):
+            coming = self._submit(index)
+        for i in wanted:
+            if 0 <= i < count and i not in self._coming:
+                self._coming[i] = self._submit(i)
+        return self._make(index) if coming is None else coming.result()
+
+    def _submit(self, index: int) -> Future[Item]:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="frames")
+        return self._pool.submit(self._make, index)
 
 
 class ModelFrames:

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 from figures.explorer.content import Content
-from figures.page.assets import joined
+from figures.page import joined
 from figures.style import THEMES
 from probes.errors import InputError
 from probes.files import write_text

@@ -12,7 +12,7 @@ import traitlets
 from figures.explorer.content import Content, explorer_content, frames_of
 from figures.explorer.page import script, style
 from figures.explorer.still import still
-from figures.page.answering import Answer, AnsweringWidget
+from figures.page import Answer, AnsweringWidget
 from figures.style import ThemeName
 from probes.errors import InputError
 from probes.records import Recording, load_recording

@@ -13,11 +13,11 @@ from torch import Tensor
 from probes.seam import Told
 from sparsity.acceleration.model.saliency import token_to_image
 from sparsity.acceleration.parts import Parts
+from sparsity.acceleration.recall import note_keys
 from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import Frame, Result, Session
 from sparsity.techniques import KEY
 from sparsity.techniques.memory_policy import NAME, mark_rows, marks_on_host
-from sparsity.techniques.retrieval import prunable_frames
 from sparsity.techniques.routing import cue_row, cues_on_host
 
 
@@ -60,19 +60,14 @@ def decode(
         told = _cue_rows(parts, frame, told)
         if "saliency" in parts.seam.listeners:
             parts.seam.tell("saliency", Told(parts.seam.now.moment, frame.saliency))
-    _mark(parts, frame, found)
+    _mark(frame, found)
     # on its way before the memory encoder runs, which the host then need not wait for
     frame.known, frame.ious = _to_host(told), _to_host(found[2])
     return found
 
 
-def _mark(parts: Parts, frame: Frame, found: tuple[Tensor, ...]) -> None:
+def _mark(frame: Frame, found: tuple[Tensor, ...]) -> None:
     """Have what a memory policy asks of the results sent to the host."""
-    frame.kept = [
-        kept
-        for outputs in frame.outputs
-        if (kept := parts.kept(outputs, frame.index, frame.reverse)) is not None
-    ]
     if not frame.kept:
         return
     pointers = [
@@ -132,7 +127,7 @@ def hand_out(
         if frame.recalls:
             if frame.recalls[b].added is not None:
                 notes["readers"] = frame.recalls[b].added
-            _note_keys(said, frame, b)
+            note_keys(said, frame, b)
         if session.corrections == "keep":
             outputs = frame.outputs[b]
             notes["from"] = parts.made_from(frame.state, outputs, frame.index, frame.reverse)
@@ -150,18 +145,6 @@ def _part_of(value: Any, b: int) -> Any:
     if isinstance(value, Tensor):
         return value[b : b + 1]
     return [item[b : b + 1] for item in value] if isinstance(value, list) else value
-
-
-def _note_keys(said: ObjectReport, frame: Frame, b: int) -> None:
-    """Enter into an object's report how many keys were read."""
-    recall, layout = frame.recalls[b], frame.layouts[b]
-    prunable = prunable_frames(layout)
-    said.keys_used, said.keys_total = recall.keys_used, layout.keys
-    said.memory_frames = [entry.frame for entry in layout.frames]
-    said.pruned_frames, said.queries_share = recall.pruned_frames, recall.queries_share
-    said.prunable_keys_total = prunable * layout.tokens
-    kept = sum(recall.prunable_used) / max(1, len(recall.prunable_used))
-    said.prunable_keys_used = kept + (prunable - said.pruned_frames) * layout.tokens
 
 
 def _to_host(tensor: Tensor) -> Callable[[], Tensor]:

@@ -13,8 +13,7 @@ from sparsity.acceleration.model.windows import to_device
 from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.route import route
 from sparsity.acceleration.session import Frame, LastFeatures, RoutedFeatures, Session
-from sparsity.techniques.carry import carried_levels
-from sparsity.techniques.reuse import CHANGE, LastComputed, picture_of
+from sparsity.techniques.reuse import CHANGE, LastComputed, carried_levels, picture_of
 from sparsity.techniques.routing import computed_parts
 
 Entry = tuple[Tensor, dict[str, Any]]
@@ -28,7 +27,7 @@ def encode(parts: Parts, session: Session, frame: Frame) -> Entry | None:
     did under another profile or with other weights.
     """
     here, cells, known = parts.here, frame.decision.cells, frame.state["cached_features"]
-    latest = session.latest if frame.decision.carried else None
+    latest = session.latest if session.latest and frame.decision.carried else None
     if frame.objects and cells is None and latest is None:
         session.routing.last_dense = frame.index
     if frame.index in known:
@@ -40,11 +39,11 @@ def encode(parts: Parts, session: Session, frame: Frame) -> Entry | None:
             return None
         del known[frame.index]
     if latest is not None:
-        return frame.image(frame.index)[None].float(), _carried(parts, latest, frame)
+        return frame.picture[None].float(), _carried(parts, latest, frame)
     if cells is None:
         session.features = None
         return None
-    image, found, encoder = frame.image(frame.index), session.features, parts.encoder
+    image, found, encoder = frame.picture, session.features, parts.encoder
     version = encoder.version, parts.seam.edition("encoder.")
     if found is None or not found.serve(frame.index, cells, version, image):
         output = _encoded(parts, encoder, ((session, frame),), image[None].float())
@@ -120,7 +119,7 @@ def encode_together(
             those.append((session, frame))
     if len(those) < 2:
         return
-    images = [frame.image(frame.index)[None].float() for _, frame in those]
+    images = [frame.picture[None].float() for _, frame in those]
     with parts.encoding(*those):
         made = forward_image(torch.cat(images))
     for n, (session, frame) in enumerate(those):

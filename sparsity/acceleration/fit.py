@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import ImageEncoder
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
@@ -11,17 +9,11 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from probes.errors import InputError
 from probes.models import fingerprint
-from sparsity.acceleration.model.changes import ENCODER
 from sparsity.acceleration.model.encoder import window_grid
 from sparsity.acceleration.model.quantized import why_not_int8
 from sparsity.profile import Profile
 
 WINDOWED_LAST = "the last block of stage 3 attends inside windows, where SAM 2's sees all tokens"
-
-
-def has_own_encoder(changed: Collection[str]) -> bool:
-    """Whether an encoder with such changed parts is sam2's own."""
-    return not any(part in changed for part in (*ENCODER, "forward_image"))
 
 
 def has_stages(model: SAM2Base) -> bool:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
@@ -15,7 +15,7 @@ from probes.errors import InputError
 from probes.layout import MemoryLayout, memory_layout
 from probes.seam import Moment, Seam
 from probes.video import ModelFrames
-from sparsity.acceleration.fit import check_fit, has_own_encoder, has_stages
+from sparsity.acceleration.fit import check_fit, has_stages
 from sparsity.acceleration.model import graphs
 from sparsity.acceleration.model.changes import ENCODER
 from sparsity.acceleration.model.encoder import Encoder, window_grid
@@ -24,7 +24,7 @@ from sparsity.acceleration.model.memory_attention import SparseMemoryAttention
 from sparsity.acceleration.model.quantized import Int8Linear
 from sparsity.acceleration.model.weights import Derived, Version
 from sparsity.acceleration.report import Report
-from sparsity.acceleration.session import Frame, Made, Outputs, Result, Session, made_from, together
+from sparsity.acceleration.session import Frame, Made, Outputs, Result, Session, made_from
 from sparsity.acceleration.watch import safer_than, watch_over
 from sparsity.profile import Profile
 from sparsity.techniques import KEY
@@ -32,6 +32,14 @@ from sparsity.techniques.adapter import AdapterFunction, load_adapter
 from sparsity.techniques.memory_policy import Remembered, remembered
 from sparsity.techniques.retrieval import ALL_TOKENS, Retrieval
 from sparsity.techniques.select import WindowGrid
+
+ENCODES = ENCODER | {"forward_image"}
+"""Parts that are sam2's own where its encoder is."""
+
+Rewrite = TypeVar("Rewrite", Encoder, SparseMemoryAttention)
+
+MOST_OBJECTS = 16
+"""Objects that are tracked in one pass; more are tracked in several."""
 
 GRAPHED = {
     "encoder": tuple(ENCODER),
@@ -225,7 +233,7 @@ class Parts:
         if here.looked is not None:
             return here.looked
         changed = self.weights.look(self.model) if here.used.rewrites else {}
-        here.routes = here.used.profile.routing is not None and has_own_encoder(changed)
+        here.routes = here.used.profile.routing is not None and ENCODES.isdisjoint(changed)
         here.carried = here.used.carried if here.routes else frozenset()
         return changed
 
@@ -257,16 +265,13 @@ class Parts:
     def batches_pictures(self) -> bool:
         """Whether frames of several videos are encoded in one batch: by sam2's own encoder, while nobody watches attention."""
         used, watched = self.here.used, self.seam.watched
-        return not watched and (used.exact or not used.carried) and has_own_encoder(self.look())
+        wanted = not watched and (used.exact or not used.carried)
+        return wanted and ENCODES.isdisjoint(self.look())
 
     @property
     def encoder(self) -> Encoder:
         """The image encoder in the number format of this run."""
-        linear = self.here.used.linear
-        return self.remember(
-            f"encoder of {linear.__name__}",
-            lambda dtype: Encoder(self.model, dtype, self.seam, linear),
-        )
+        return self._packed(Encoder)
 
     @property
     def encoder_version(self) -> Version | None:
@@ -283,11 +288,16 @@ class Parts:
     @property
     def attention(self) -> SparseMemoryAttention:
         """Memory attention in the number format of this run."""
+        return self._packed(SparseMemoryAttention)
+
+    def _packed(self, kind: type[Rewrite]) -> Rewrite:
+        """A rewrite with the weights as they are now, and linear layers of the kind in use."""
         linear = self.here.used.linear
-        return self.remember(
-            f"memory of {linear.__name__}",
-            lambda dtype: SparseMemoryAttention(self.model, dtype, self.seam, linear),
+        found: Rewrite = self.remember(
+            f"{kind.__name__} of {linear.__name__}",
+            lambda dtype: kind(self.model, dtype, self.seam, linear),
         )
+        return found
 
     @contextmanager
     def tracking(
@@ -304,16 +314,27 @@ class Parts:
                     f"memory_policy {kind!r} given, but the model's memory attention isn't sam2's own; expected that, as it "
                     "reads what is chosen; set memory_policy.kind to 'recent'"
                 )
-            keeps = state[KEY].corrections == "keep"
-            objects = together(
-                state, object_index, index, self.batches_objects,
-                lambda i: keeps and self.known(state, i, index, reverse) is not None,
-            )  # fmt: skip
+            objects = [object_index, *self._with(state, object_index, index, reverse)]
             here.frame = frame = Frame(state, index, self.grid, reverse, objects)
             with self.seam.at(Moment(index, frame.ids, reverse)):
                 yield frame
         finally:
             here.frame = here.looked = None
+
+    def _with(
+        self, state: dict[str, Any], object_index: int, index: int, reverse: bool
+    ) -> list[int]:
+        """Objects that are tracked into a frame in one pass with another one.
+
+        Those that come later and have a prompt, but for those whose results stay as they are.
+        """
+        if not self.batches_objects:
+            return []
+        prompts = {i: own["cond_frame_outputs"] for i, own in state["output_dict_per_obj"].items()}
+        waiting = [i for i, own in prompts.items() if i > object_index and own and index not in own]
+        if state[KEY].corrections == "keep":
+            waiting = [i for i in waiting if self.known(state, i, index, reverse) is None]
+        return waiting[: MOST_OBJECTS - 1]
 
     def resize(self, state: dict[str, Any]) -> None:
         """Have a video's pictures resized as the profile says; those that the client put there stay as they are."""
@@ -338,8 +359,8 @@ class Parts:
     ) -> Hashable:
         """All that an object's result on a frame is made from, but the picture."""
         self.weights.look(self.model)
-        layout = self.layout(outputs, index, state["num_frames"], reverse)
         kept = self.kept(outputs, index, reverse)
+        layout = self.layout(outputs, index, state["num_frames"], reverse, kept)
         read = made_from(outputs, layout, reverse)
         return self.here.used.profile, self.weights.generation, self.seam.edition(), kept, read
 
@@ -351,9 +372,10 @@ class Parts:
         most, stride = model.num_maskmem - 1, model.memory_temporal_stride_for_eval
         return remembered(outputs, index, reverse, policy, most, stride)
 
-    def layout(self, outputs: Outputs, index: int, num_frames: int, reverse: bool) -> MemoryLayout:
-        """Lay out the memory that an object reads on a frame."""
-        kept = self.kept(outputs, index, reverse)
+    def layout(
+        self, outputs: Outputs, index: int, num_frames: int, reverse: bool, kept: Remembered | None
+    ) -> MemoryLayout:
+        """Lay out the memory that an object reads on a frame: `kept`, or by stock's rule."""
         chosen = None if kept is None else kept.frames
         return memory_layout(self.model, index, outputs, num_frames, reverse, chosen)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -518,14 +517,8 @@ class EfficientSAM2VideoPredictor(Shared):
                 frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes,
                 output_dict, num_frames, track_in_reverse,
             )  # fmt: skip
-        frame.layouts = tuple(
-            self.parts.layout(outputs, frame_idx, num_frames, track_in_reverse)
-            for outputs in frame.outputs
-        )
-        now = self.seam.now
-        now.moment = replace(now.moment, layouts=frame.layouts)
         feature, position = current_vision_feats[-1][:, 0], current_vision_pos_embeds[-1][:, 0]
-        x = recall(self.parts, frame, feature, position)
+        x = recall(self.parts, frame, num_frames, feature, position)
         return x.permute(0, 2, 1).view(len(x), self.hidden_dim, *feat_sizes[-1])
 
     def _forward_sam_heads(

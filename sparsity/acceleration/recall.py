@@ -1,60 +1,67 @@
-"""Memory attention of a tracked frame: each object's memory is collected, read, and what was chosen is remembered."""
+"""Memory attention of a tracked frame: each object's memory is laid out, collected, read, and what was chosen remembered."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from probes.layout import stored_results
-from sparsity.acceleration.model.bank import Plan, collect, memory_tokens, plan
+from sparsity.acceleration.model.bank import collect, memory_tokens, plan
 from sparsity.acceleration.model.memory_attention import Readers
 from sparsity.acceleration.model.saliency import query_sample
 from sparsity.acceleration.model.windows import window_tokens
 from sparsity.acceleration.parts import Parts
+from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import Frame
 from sparsity.techniques import KEY
-from sparsity.techniques.retrieval import ALL_TOKENS, Retrieval, kept_tokens, remember_choice
+from sparsity.techniques.retrieval import (
+    ALL_TOKENS,
+    Retrieval,
+    kept_tokens,
+    prunable_frames,
+    remember_choice,
+)
 from sparsity.techniques.routing import RESCUES
 
 
-def recall(parts: Parts, frame: Frame, feature: Tensor, position: Tensor) -> Tensor:
+def recall(
+    parts: Parts, frame: Frame, num_frames: int, feature: Tensor, position: Tensor
+) -> Tensor:
     """Condition a frame's features on the memory of each tracked object.
 
     Parameters
     ----------
+    num_frames
+        Frames of the video.
     feature, position
         Of the frame, ``[tokens, C]``.
 
     Returns
     -------
     Tensor
-        ``[objects, tokens, C]`` float32; the frame gets the recalls.
+        ``[objects, tokens, C]`` float32; the frame gets what is kept by a policy, the layouts and the recalls.
     """
-    attention, model = parts.attention, parts.model
+    attention, model, now = parts.attention, parts.model, parts.seam.now
     retrieval = parts.here.used.retrieval if frame.objects else ALL_TOKENS
     stride, reverse = model.memory_temporal_stride_for_eval, frame.reverse
-    stored = [
-        stored_results(outputs, layout)
-        for outputs, layout in zip(frame.outputs, frame.layouts, strict=True)
-    ]
+    frame.kept, frame.layouts = [], ()
+    for outputs in frame.outputs:
+        kept = parts.kept(outputs, frame.index, reverse)
+        frame.kept += [] if kept is None else [kept]
+        frame.layouts += (parts.layout(outputs, frame.index, num_frames, reverse, kept),)
+    now.moment = replace(now.moment, layouts=frame.layouts)
+    stored = list(map(stored_results, frame.outputs, frame.layouts))
     with torch.autocast(model.device.type, enabled=False):
-        alike: dict[Hashable, list[int]] = {}
-        plans: list[Plan] = []
-        for i, (outputs, layout, known) in enumerate(
-            zip(frame.outputs, frame.layouts, stored, strict=True)
-        ):
+        plans = []
+        for outputs, layout, known in zip(frame.outputs, frame.layouts, stored, strict=True):
             tokens, measure = kept_tokens(layout, known, retrieval, stride, reverse)
             if frame.decision.reason in RESCUES:
                 tokens = [None] * len(tokens)
             prompts = outputs["cond_frame_outputs"].values()
             plans.append(plan(model, layout, known, prompts, tokens, measure, attention.version))
-            alike.setdefault(plans[-1].kind, []).append(i)
-        banks = [
-            (tuple(of), collect(model, attention.dtype, [plans[i] for i in of]))
-            for of in alike.values()
-        ]
+        banks = collect(model, attention.dtype, plans)
         readers = _readers(retrieval, frame)
         queries = len(feature) if readers is None else len(readers.places)
         x, frame.recalls = attention(
@@ -80,3 +87,15 @@ def _readers(retrieval: Retrieval, frame: Frame) -> Readers | None:
         return None
     where = window_tokens(frame.grid, cells, known[0].device)
     return Readers(where.tokens, torch.stack(known))
+
+
+def note_keys(said: ObjectReport, frame: Frame, b: int) -> None:
+    """Enter into an object's report how many keys were read."""
+    recall, layout = frame.recalls[b], frame.layouts[b]
+    prunable = prunable_frames(layout)
+    said.keys_used, said.keys_total = recall.keys_used, layout.keys
+    said.memory_frames = [entry.frame for entry in layout.frames]
+    said.pruned_frames, said.queries_share = recall.pruned_frames, recall.queries_share
+    said.prunable_keys_total = prunable * layout.tokens
+    kept = sum(recall.prunable_used) / max(1, len(recall.prunable_used))
+    said.prunable_keys_used = kept + (prunable - said.pruned_frames) * layout.tokens

@@ -59,25 +59,22 @@ def routed(parts: Parts, session: Session, frame: Frame) -> Decision:
         return Decision(None, "nothing cached")
     if rule.refresh is None:
         return decision
-    image, before = frame.image(frame.index), last.parts[picture_of(rule.unit)][0]
+    before, image = last.parts[picture_of(rule.unit)][0], frame.picture
     known = session.routing
     change = known.changes(before, last.frame, frame.index, image, rule, grid)
     return refreshed(decision, change, rule, grid, known.noise_floor, frame.index)
 
 
 def _chosen(parts: Parts, session: Session, frame: Frame) -> Decision:
-    rule, guard, known = (
-        parts.here.used.profile.routing,
-        parts.here.used.profile.guard,
-        session.routing,
-    )
+    profile, known = parts.here.used.profile, session.routing
+    rule, guard = profile.routing, profile.guard
     assert rule is not None, "it routes"
     since = 1 if known.last_dense is None else abs(frame.index - known.last_dense)
     if session.chooser is not None:
         if guard.refresh_every is not None and since >= guard.refresh_every:
             return Decision(None, "refresh")
         chosen = session.chooser(frame.index)
-        if chosen is not None and carries(session.since_computed(parts.made, frame), rule):
+        if chosen is not None and carries(_since_computed(parts, session, frame), rule):
             return CARRIED
         return _given(chosen, frame.index, frame.grid, rule.unit)
     results = frame.state["output_dict_per_obj"].items()
@@ -97,11 +94,20 @@ def _chosen(parts: Parts, session: Session, frame: Frame) -> Decision:
     change = 0.0
     if guard.scene_cut is not None and None not in cues.values():
         change = known.change_since(frame.adjacent, frame.index, frame.image)
-    computed = session.since_computed(parts.made, frame)
+    computed = _since_computed(parts, session, frame)
     failure = 0.0
     if guard.failure is not None and None not in cues.values():
         failure = _failure(session, frame, guard.failure)
     return decide(FrameCues(cues, change, since, computed, failure), rule, guard, frame.grid)
+
+
+def _since_computed(parts: Parts, session: Session, frame: Frame) -> int | None:
+    """Frames, in the direction of tracking, since features were computed that can be carried over; None: there are none."""
+    latest = session.latest
+    if latest is None or latest.made != parts.made:
+        return None
+    ahead = frame.index - latest.frame
+    return -ahead if frame.reverse else ahead
 
 
 def _failure(session: Session, frame: Frame, model: FailureModel) -> float:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from random import SystemRandom
 from typing import Any, Literal, get_args
 
@@ -35,9 +36,6 @@ getrandbits = SystemRandom().getrandbits
 
 LAST_REPORTED = 10_000
 """Frames that the report keeps of a stream with a bounded history, and of a state that a client made by hand."""
-
-MOST_OBJECTS = 16
-"""Objects that are tracked in one pass; more are tracked in several."""
 
 Chosen = tuple[int, ...] | Decision | None
 """Windows to compute, or a decision that may hold some of their cells alone; None for a dense frame."""
@@ -117,6 +115,11 @@ class Frame:
         """A frame of the video as the model takes it, ``[3, S, S]``, on its device."""
         found: Tensor = self.state["images"][index].to(self.state["device"])
         return found
+
+    @cached_property
+    def picture(self) -> Tensor:
+        """This frame's own `image`, read once while it is under way."""
+        return self.image(self.index)
 
 
 @dataclass(frozen=True)
@@ -239,13 +242,6 @@ class Session:
         known = self.published
         return known[1] if known is not None and known[0] is features else None
 
-    def since_computed(self, made: Made, frame: Frame) -> int | None:
-        """Frames, in the direction of tracking, since features were computed that can be carried over: `made` so."""
-        if self.latest is None or self.latest.made != made:
-            return None
-        ahead = frame.index - self.latest.frame
-        return -ahead if frame.reverse else ahead
-
     def begin_pass(self) -> None:
         """Forget what belongs to an earlier propagation, which may have been abandoned midway."""
         self.ahead.clear()
@@ -268,7 +264,7 @@ class Session:
             current = FrameReport(frame, reverse, grid.count, grid.count, None, decision.reason)
             if self.batch[0] == frame:
                 current.encoded_together = self.batch[1]
-            if decision.carried and self.latest is not None:
+            if self.latest is not None and decision.carried:
                 current.carried_from, current.windows, current.windows_kept = (
                     self.latest.frame,
                     [],
@@ -338,20 +334,6 @@ def alone(session: Session) -> Iterator[None]:
         yield
     finally:
         session.at_work.release()
-
-
-def together(
-    state: dict[str, Any], index: int, frame: int, batched: bool, known: Callable[[int], bool]
-) -> list[int]:
-    """Objects that are tracked into a frame in one pass with object `index`.
-
-    Those that come later and have a prompt, but for `known` ones, whose results stay as they are.
-    """
-    if not batched:
-        return [index]
-    prompts = {i: own["cond_frame_outputs"] for i, own in state["output_dict_per_obj"].items()}
-    waiting = [i for i, own in prompts.items() if i > index and own and frame not in own]
-    return [index, *[i for i in waiting if not known(i)][: MOST_OBJECTS - 1]]
 
 
 def made_from(outputs: dict[str, dict[int, Any]], layout: MemoryLayout, reverse: bool) -> Hashable:

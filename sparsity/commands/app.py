@@ -17,20 +17,13 @@ import typer
 
 from probes.errors import BeyondPromise, InputError, LeftOut
 from sparsity.commands.bench import bench
-from sparsity.commands.calibrate import calibrate
-from sparsity.commands.card import card
-from sparsity.commands.compare import compare
-from sparsity.commands.demo import demo
-from sparsity.commands.evaluate import evaluate
-from sparsity.commands.explore import explore
-from sparsity.commands.fetch import fetch
+from sparsity.commands.calibrate import calibrate, recheck
+from sparsity.commands.evaluate import card, evaluate, score
+from sparsity.commands.models import fetch, profiles, sites
+from sparsity.commands.pages import compare, demo, explore
 from sparsity.commands.pick import pick
 from sparsity.commands.probe import probe
-from sparsity.commands.profile import profiles
-from sparsity.commands.recheck import recheck
-from sparsity.commands.score import score
 from sparsity.commands.segment import segment
-from sparsity.commands.sites import sites
 
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a command line it can't parse; newer versions carry a click of their own."""

@@ -29,7 +29,7 @@ from sparsity.commands.options import with_model
 if TYPE_CHECKING:  # they need torch
     from collections.abc import Iterator
 
-    from figures.picker.picking import Picking
+    from figures.picker import Picking
     from sparsity.work.model import ModelChoice
 
 SILENCE = 600.0
@@ -88,7 +88,7 @@ def pick(
     target = prompts if out is None else out
     assert target is not None, "one of the two is given"
     check_out(target, force or target == prompts)
-    from figures.picker.picking import Picking, entries_of
+    from figures.picker import Picking, entries_of
     from probes import open_video, read_prompts
     from sparsity.work.model import shared_stock
 
@@ -243,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Give a file of the page, or a frame."""
         folder, _, name = self.what.partition("/")
         if self.what in PAGE:
-            from figures.picker.picking import page_file
+            from figures.picker import page_file
 
             self._give(page_file(self.what).encode(), f"{PAGE[self.what]}; charset=utf-8")
         elif folder == "frames" and name.endswith(".jpg") and name[:-4].isdecimal():

@@ -28,9 +28,8 @@ from probes.video import open_video
 from sparsity.acceleration.build import accelerate
 from sparsity.calibration.calibrate import Calibration, calibrate, say
 from sparsity.calibration.request import Request
+from sparsity.clips.made import PHOTOGRAPHED, photographed_cat
 from sparsity.clips.masks import draw_over, write_video
-from sparsity.clips.photographed import NAME as PHOTOGRAPHED
-from sparsity.clips.photographed import photographed_cat
 from sparsity.clips.sources import Clip, ClipSource, clip_of
 from sparsity.evaluation.evaluate import Tracked, score, track_in_turn
 from sparsity.profile import Profile, load_profile, save_profile

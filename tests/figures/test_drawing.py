@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 import figures
 from figures.attention import lift
-from figures.concentration import gini, top_mass
 from figures.paint import data_uris_within, even_shares, outline_all
+from figures.statistics import gini, top_mass
 from figures.style import DEMO, THEMES, evidence
 from probes.errors import InputError
 from probes.estimates import Estimate

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import figures
-from figures.picker.picking import Picking, page_file, runs, script, style
+from figures.picker import Picking, page_file, runs, script, style
 from probes import InputError, build_predictor, open_video, read_prompts
 from probes.prompts import read_coco_mask
 from sparsity import accelerate

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from figures.picker.picking import Picking
+from figures.picker import Picking
 from probes import open_video, read_prompts
 from sparsity import ModelChoice, run_segment
 from sparsity.commands import pick

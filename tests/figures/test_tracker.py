@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import figures
-from figures.picker.picking import runs
-from figures.tracker.widget import Tracker
+from figures.picker import runs
+from figures.tracker import Tracker
 from probes import InputError, build_predictor, open_video, read_prompts
 from sparsity import accelerate
 from tests.conftest import FRAMES, HEIGHT, WIDTH

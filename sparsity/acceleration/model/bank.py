@@ -38,9 +38,31 @@ class Held:
     values: dict[int, Tensor] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
+class BankTensors:
+    """The tensors of a `Bank`, in the products' dtype.
+
+    Attributes
+    ----------
+    values
+        Tokens of the frames that are read whole, then the pointers', ``[B, W * tokens + pointers, mem]``.
+    keyed
+        The same with positions added: the input of the key projection.
+    pruned
+        What is read of the frames that are read in part; None where there are none.
+    held
+        Projections of the first ``len(held)`` whole frames, of each object.
+    """
+
+    values: Tensor
+    keyed: Tensor
+    pruned: Pruned | None
+    held: list[list[Held]]
+
+
+@dataclass(frozen=True)
 class Bank:
-    """Memory of B objects that is alike but for its content, in the products' dtype.
+    """Memory of B objects that is alike but for its content.
 
     Attributes
     ----------
@@ -48,52 +70,30 @@ class Bank:
         Which key of a dense run is what; of the first object.
     whole
         Positions in ``layout.frames`` of the frames that are read whole, ascending.
-    values
-        Their tokens, then the pointers', ``[B, W * tokens + pointers, mem]``.
-    keyed
-        The same with positions added: the input of the key projection.
-    pruned
-        What is read of the frames that are read in part; None where there are none.
-    held
-        Projections of the first ``len(held)`` whole frames, of each object.
     measure
         Positions in ``layout.frames`` of (whole) frames whose token saliency is to be measured now.
+    tensors
+        What lies there.
     """
 
     layout: MemoryLayout
     whole: tuple[int, ...]
-    values: Tensor
-    keyed: Tensor
-    pruned: Pruned | None
-    held: list[list[Held]]
-    measure: tuple[int, ...] = ()
+    measure: tuple[int, ...]
+    tensors: BankTensors
 
     @property
     def kind(self) -> Hashable:
         """All that tells one bank's operations from another's, but the sizes of tensors."""
         return self.layout.tokens, self.whole, self.measure
 
-    @property
-    def tensors(self) -> BankTensors:
-        """Its tensors alone."""
-        return BankTensors(self.values, self.keyed, self.pruned, self.held)
-
     def with_tensors(self, tensors: BankTensors) -> Bank:
         """The same with other tensors; what it comes to hold is its own."""
         held = [[Held(h.version, dict(h.keys), dict(h.values)) for h in of] for of in tensors.held]
-        return replace(
-            self, values=tensors.values, keyed=tensors.keyed, pruned=tensors.pruned, held=held
-        )
+        return replace(self, tensors=replace(tensors, held=held))
 
 
-@dataclass(frozen=True)
-class BankTensors:
-    """The tensors of a `Bank`, as there."""
-
-    values: Tensor
-    keyed: Tensor
-    pruned: Pruned | None
-    held: list[list[Held]]
+Alike = tuple[tuple[int, ...], Bank]
+"""Which objects, and their memory."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,16 @@ def plan(
     return Plan(layout, stored, tokens, tuple(measure), held)
 
 
-def collect(model: SAM2Base, dtype: torch.dtype, plans: list[Plan]) -> Bank:
-    """Collect the memory of objects whose plans are of one kind."""
+def collect(model: SAM2Base, dtype: torch.dtype, plans: list[Plan]) -> list[Alike]:
+    """Collect the memory of objects, of those together whose plans are of one kind."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, one in enumerate(plans):
+        alike.setdefault(one.kind, []).append(i)
+    return [(tuple(of), _bank(model, dtype, [plans[i] for i in of])) for of in alike.values()]
+
+
+def _bank(model: SAM2Base, dtype: torch.dtype, plans: list[Plan]) -> Bank:
+    """The memory of objects whose plans are of one kind."""
     device, (first, *_) = model.maskmem_tpos_enc.device, plans
     cut = tuple(f for f, chosen in enumerate(first.tokens) if chosen is not None)
     whole = tuple(f for f, chosen in enumerate(first.tokens) if chosen is None)
@@ -228,7 +236,8 @@ def collect(model: SAM2Base, dtype: torch.dtype, plans: list[Plan]) -> Bank:
             cut, kept, *_joined(model, some, [temporal[f] for f in cut], sizes, len(plans), dtype)
         )
     held = [list(of_slot) for of_slot in zip(*(one.held for one in plans), strict=True)]
-    return Bank(first.layout, whole, values, keyed, pruned, held, first.measure)
+    tensors = BankTensors(values, keyed, pruned, held)
+    return Bank(first.layout, whole, first.measure, tensors)
 
 
 def _joined(
@@ -300,28 +309,28 @@ def _release(prompts: Iterable[dict[str, Any]], held: list[Held]) -> None:
 
 def read(bank: Bank, layer: int) -> Read:
     """What a layer reads of a bank."""
-    pruned = bank.pruned
+    whole, pruned = bank.tensors, bank.tensors.pruned
     if pruned is None:
-        nothing = torch.empty(len(bank.values), 0, dtype=torch.int64, device=bank.values.device)
-        return Read(bank.values, bank.keyed, nothing)
+        nothing = torch.empty(len(whole.values), 0, dtype=torch.int64, device=whole.values.device)
+        return Read(whole.values, whole.keyed, nothing)
     first = len(bank.whole) * bank.layout.tokens
 
     def with_kept(all_of: Tensor, some: Tensor) -> Tensor:
         return torch.cat([all_of[:, :first], *pruned.of_layer(some, layer), all_of[:, first:]], 1)
 
     kept = torch.cat([of_frame[layer] for of in pruned.kept for of_frame in of])
-    values, keyed = with_kept(bank.values, pruned.values), with_kept(bank.keyed, pruned.keyed)
+    values, keyed = with_kept(whole.values, pruned.values), with_kept(whole.keyed, pruned.keyed)
     return Read(values, keyed, kept.view(len(pruned.kept), -1))
 
 
 def key_ids(bank: Bank, layer: int, b: int) -> Tensor | None:
     """Which of a dense run's keys a layer reads of object `b`, int64 in the order of `read`; None for all of them."""
-    if bank.pruned is None:
+    layout, pruned, device = bank.layout, bank.tensors.pruned, bank.tensors.values.device
+    if pruned is None:
         return None
-    layout, device = bank.layout, bank.values.device
     every = torch.arange(layout.tokens, device=device)
     pieces = [every + f * layout.tokens for f in bank.whole]
-    for f, per_layer in zip(bank.pruned.frames, bank.pruned.kept[b], strict=True):
+    for f, per_layer in zip(pruned.frames, pruned.kept[b], strict=True):
         pieces.append(per_layer[layer] + f * layout.tokens)
     pieces.append(torch.arange(layout.frame_keys, layout.keys, device=device))
     return torch.cat(pieces)

@@ -102,11 +102,11 @@ class Block:
         wide, qkv = self.widen(y), self.qkv(y)
         if where.padded:
             wide, qkv = where.scatter(wide, self.widen.bias), where.scatter(qkv, self.qkv.bias)
-        shortcut = into.gather(
-            max_pool(wide.view(-1, window, window, wide.shape[-1])).flatten(0, 2)
-        )
+        shortcut = max_pool(wide.view(-1, window, window, wide.shape[-1])).flatten(0, 2)
         attended = self.attention(qkv, window**2, where, pool=window)
-        return self.mlp(shortcut.float().add_(self.out(into.gather(attended))))
+        if into.padded:
+            shortcut, attended = into.gather(shortcut), into.gather(attended)
+        return self.mlp(shortcut.float().add_(self.out(attended)))
 
 
 def trunk_block(

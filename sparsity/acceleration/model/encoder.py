@@ -190,10 +190,9 @@ class Encoder:
     def places(self, encoding: Encoding, device: torch.device, pictures: int = 1) -> Places:
         """Find what is computed in each picture."""
         cells, grid = encoding.cells, self.grid
-        early = None
+        early, late = None, cells if encoding.kept_by("stage4") else None
         if cells is not None and encoding.kept_by("early"):
             early = to_device(torch.tensor(cells), device)
-        late = cells if encoding.kept_by("stage4") else None
         tokens = grid.tokens**2
         return Places(
             window_tokens(grid, cells, device).in_each(pictures, tokens),

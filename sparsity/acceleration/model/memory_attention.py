@@ -24,7 +24,7 @@ from torch import Tensor
 
 from probes.seam import Seam
 from sparsity.acceleration.model.attention import CLEARLY, attend, blocked, fastest, fused
-from sparsity.acceleration.model.bank import Bank, BankTensors, Read, key_ids, read
+from sparsity.acceleration.model.bank import Alike, Bank, BankTensors, Read, key_ids, read
 from sparsity.acceleration.model.graphs import Run, plainly
 from sparsity.acceleration.model.linear import Linear, Mlp, Norm, Phases, halves, rotated
 from sparsity.acceleration.model.saliency import Watch
@@ -80,9 +80,6 @@ Kept = dict[int, Tensor]
 """`Held.keys` or `Held.values`."""
 
 Given = tuple[Tensor, Tensor, Tensor | None, Readers | None, list[BankTensors], list[Tensor]]
-
-Alike = tuple[tuple[int, ...], Bank]
-"""Which objects, and their memory."""
 
 
 class SparseMemoryAttention:
@@ -155,7 +152,7 @@ class SparseMemoryAttention:
             held = [
                 (_new(now.keys, before.keys), _new(now.values, before.values))
                 for (_, bank), own in zip(read, tensors, strict=True)
-                for now, before in zip(chain(*bank.held), chain(*own.held), strict=True)
+                for now, before in zip(chain(*bank.tensors.held), chain(*own.held), strict=True)
             ]
             return x, recalls, held
 
@@ -163,7 +160,7 @@ class SparseMemoryAttention:
         tensors = [bank.tensors for _, bank in banks]
         rows = [to_device(torch.tensor(of), feature.device) for of, _ in banks if len(banks) > 1]
         x, recalls, made = run(kind, attend, (feature, position, sample, readers, tensors, rows))
-        every = [one for _, bank in banks for one in chain(*bank.held)]
+        every = [one for _, bank in banks for one in chain(*bank.tensors.held)]
         for held, (keys, values) in zip(every, made, strict=True):
             held.keys.update(keys)
             held.values.update(values)
@@ -213,8 +210,9 @@ class SparseMemoryAttention:
                     x.index_add_(0, rows[n], out.to(x.dtype))
                 else:
                     x.add_(out)
-                self._note(recalls, of, bank, index)
             layer.mlp(x)
+        for of, bank in banks:
+            self._note(recalls, of, bank)
         few = retrieval.counts(len(self.layers), len(phases.cos))
         for (of, _), by_frame in zip(banks, chosen, strict=True):
             for f, per_layer in by_frame.items():
@@ -260,13 +258,14 @@ class SparseMemoryAttention:
             out[b] = instead
         return out, saliency
 
-    def _note(self, recalls: list[Recall], of: tuple[int, ...], bank: Bank, index: int) -> None:
-        """Note how many keys a layer read of some objects' memory."""
-        pruned = bank.pruned
-        kept = 0 if pruned is None else sum(len(f[index]) for f in pruned.kept[0])
+    def _note(self, recalls: list[Recall], of: tuple[int, ...], bank: Bank) -> None:
+        """Note how many keys each layer read of some objects' memory."""
+        pruned, kept = bank.tensors.pruned, [0] * len(self.layers)
+        if pruned is not None:
+            kept = [sum(map(len, of_layer)) for of_layer in zip(*pruned.kept[0], strict=True)]
         for i in of:
-            recalls[i].keys_used.append(bank.values.shape[1] + kept)
-            recalls[i].prunable_used.append(kept)
+            recalls[i].keys_used = [bank.tensors.values.shape[1] + count for count in kept]
+            recalls[i].prunable_used = list(kept)
             recalls[i].pruned_frames = 0 if pruned is None else len(pruned.frames)
 
     def _rotation(self, tokens: int, device: torch.device) -> Phases:
@@ -332,11 +331,11 @@ class MemoryLayer:
 
     def keys(self, index: int, what: Read, bank: Bank, phases: Phases) -> Tensor:
         """Project keys ``[B, keys, C]`` and turn those of memory frames; those that are held, once for all frames to come."""
-        tokens, width = bank.layout.tokens, self.width
-        held, first = len(bank.held) * tokens, len(bank.whole) * tokens
+        tokens, width, known = bank.layout.tokens, self.width, bank.tensors.held
+        held, first = len(known) * tokens, len(bank.whole) * tokens
         objects, last = len(what.keyed), first + what.kept.shape[1]
         keys = what.keyed.new_empty(*what.keyed.shape[:2], width)
-        for n, pieces in enumerate(bank.held):
+        for n, pieces in enumerate(known):
             span = slice(n * tokens, (n + 1) * tokens)
             for b, piece in enumerate(pieces):
                 if index not in piece.keys:
@@ -355,10 +354,9 @@ class MemoryLayer:
 
     def projected(self, index: int, values: Tensor, bank: Bank) -> Tensor:
         """Values ``[B, keys, mem]`` projected, those that are held once for all."""
-        tokens = bank.layout.tokens
-        held = len(bank.held) * tokens
-        made = []
-        for n, pieces in enumerate(bank.held):
+        tokens, known = bank.layout.tokens, bank.tensors.held
+        held, made = len(known) * tokens, []
+        for n, pieces in enumerate(known):
             for b, piece in enumerate(pieces):
                 if index not in piece.values:
                     piece.values[index] = self.value(values[b, n * tokens : (n + 1) * tokens])
@@ -392,14 +390,12 @@ class MemoryLayer:
         tuple
             ``[B, tokens, C]``, and the saliency of each watched frame, ``[B, tokens]``.
         """
-        q, k = queries[:, None], keys[:, None]
-
-        def out_of(layer: Linear, attended: Tensor) -> Tensor:
-            return layer(attended.flatten(0, 2)).view(*queries.shape[:2], -1)
+        q, k, shape = queries[:, None], keys[:, None], (*queries.shape[:2], -1)
 
         def projected() -> tuple[Tensor, list[Tensor]]:
             out = F.scaled_dot_product_attention(q, k, project()[:, None])
-            return out_of(self.out, out), watch.measure(queries, keys) if watch.firsts else []
+            out = self.out(out.flatten(0, 2)).view(shape)
+            return out, watch.measure(queries, keys) if watch.firsts else []
 
         def absorbed() -> tuple[Tensor, list[Tensor]]:
             seen = [watch.seen(its) for its in queries]
@@ -408,9 +404,8 @@ class MemoryLayer:
                 for frame in seen[b]:
                     frame.see(weights, row)
 
-            out = blocked(q, k, values[:, None], see)
-            found = [torch.stack([f.result() for f in of]) for of in zip(*seen, strict=True)]
-            return out_of(self.value_out, out), found
+            out = self.value_out(blocked(q, k, values[:, None], see).flatten(0, 2)).view(shape)
+            return out, [torch.stack([f.result() for f in of]) for of in zip(*seen, strict=True)]
 
         candidates = {"fused": projected, "absorbed": absorbed} if exact else {"fused": projected}
         what = "recall and watch" if watch.firsts else "recall"

@@ -42,6 +42,7 @@ class EarlyStages:
         self.trunk, self.dtype, self.seam = model.image_encoder.trunk, dtype, seam
         count = self.trunk.stage_ends[1] + 2
         self.blocks = [trunk_block(self.trunk, i, dtype, seam, linear) for i in range(count)]
+        self.sites = tuple(block.attention.site for block in self.blocks)
         conv = self.trunk.patch_embed.proj
         self.stride, self.padding = conv.stride, conv.padding
         self.weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
@@ -84,7 +85,8 @@ class EarlyStages:
         fine = patches.new_empty(total, window**2, len(self.level0.weight))
         middle = patches.new_empty(total, half**2, len(self.level1.weight))
         entry = position.new_empty(total, quarter**2, 4 * patches.shape[-1])
-        strips = image.device.type == "cpu" and not self._edited
+        # calls that are edited come whole
+        strips = image.device.type == "cpu" and not self.seam.editors(self.sites)
         rows = max(1, STRIP_TOKENS // (side * window * window)) if strips else below
         for first in range(0, total, rows * side):
             if places is None:
@@ -113,11 +115,6 @@ class EarlyStages:
             _to_map(fine, side, window),
             _to_map(middle, side, half),
         ]
-
-    @property
-    def _edited(self) -> bool:
-        """Whether a call is edited here, which then comes whole."""
-        return any(self.seam.editors(block.attention.site) for block in self.blocks)
 
     def _position(self, size: int, window: int) -> Tensor:
         if size not in self._positions:

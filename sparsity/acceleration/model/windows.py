@@ -58,20 +58,18 @@ class WindowTokens:
         return WindowTokens(self.window, there, slots, self.ids.repeat(pictures), None, self.padded)
 
     def scatter(self, projected: Tensor, bias: Tensor | None) -> Tensor:
-        """Lay packed tokens ``[P, C]``, projected with a bias, into slots ``[windows * window**2, C]``.
+        """Lay packed tokens ``[P, C]``, projected with a bias, into slots ``[windows * window**2, C]``, where some are empty.
 
         Stock SAM 2 pads with zeros before the projection and does not mask them, so padding takes part as keys: all
         that is left of it is the bias.
         """
-        if not self.padded:
-            return projected
         count = self.windows * self.window**2
         padding = projected.new_zeros(projected.shape[1]) if bias is None else bias
         return padding.repeat(count, 1).index_copy_(0, self.slots, projected)
 
     def gather(self, slots: Tensor) -> Tensor:
         """Pick the packed tokens ``[P, C]`` out of slots."""
-        return slots.index_select(0, self.slots) if self.padded else slots
+        return slots.index_select(0, self.slots)
 
 
 @lru_cache(maxsize=256)

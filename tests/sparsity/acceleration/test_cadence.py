@@ -15,7 +15,7 @@ from probes.observing import listen
 from sparsity import accelerate
 from sparsity.clips.made import Clip, make_clip
 from sparsity.profile import BUILTIN, FURTHER, Profile, parse_profile
-from sparsity.techniques.carry import carried_levels
+from sparsity.techniques.reuse import carried_levels
 from sparsity.techniques.routing import Refresh, Routing
 from tests.sparsity.acceleration.conftest import run
 

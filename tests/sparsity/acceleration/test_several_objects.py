@@ -16,8 +16,8 @@ from sparsity import accelerate
 from sparsity.acceleration import predictor
 from sparsity.acceleration.model import attention, linear
 from sparsity.acceleration.model.encoder import window_grid
+from sparsity.acceleration.parts import MOST_OBJECTS
 from sparsity.acceleration.recall import recall
-from sparsity.acceleration.session import MOST_OBJECTS
 from sparsity.profile import Profile
 from sparsity.techniques.retrieval import Retrieval
 from tests.sparsity.acceleration.conftest import (

@@ -292,7 +292,8 @@ def test_a_client_that_drives_parts_gets_exact_rewrites(small_demo: Any, clip: s
     assert torch.equal(found["dense"], found["stock"])
     assert not torch.equal(found["exact"], found["stock"])
     assert off_by(found["exact"], found["stock"]) <= 1e-4
-    assert {"encoder of Linear", "memory of Linear"} <= reads["exact"] and not reads["dense"]
+    packed = {"Encoder of Linear", "SparseMemoryAttention of Linear"}
+    assert packed <= reads["exact"] and not reads["dense"]
 
 
 def test_a_clients_own_step_is_reported_as_such(small_demo: Any, clip: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from sparsity.clips.made import PHOTOGRAPH, photographed_cat
 from sparsity.clips.made_scenes import photograph
-from sparsity.clips.photographed import PHOTOGRAPH, photographed_cat
 
 FRAMES = 5
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from figures.picker.picking import Picking
+from figures.picker import Picking
 from probes import open_video
 from sparsity.commands import pick
 from sparsity.commands.app import run
