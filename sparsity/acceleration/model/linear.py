@@ -86,6 +86,10 @@ class Linear:
         self.packed: Tensor | None = None
         if weight.device.type == "cpu" and onednn_linear(dtype):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 4096)
+        self.worth_timing = -(-WORTH_TIMING // self.weight.numel())
+        """Rows from which a call is large enough for a clock."""
+        self.plain: dict[tuple[Activation, int], bool] = {}
+        """Whether the plain kernel is taken, by activation and number of threads."""
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> Linear:
@@ -95,15 +99,19 @@ class Linear:
     def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
         if self.packed is None:
             return self._plain(x, activation)
-        kernels = {"packed": self._packed, "plain": self._plain}
-        outs, ins = self.weight.shape
-        rows = -(-WORTH_TIMING // (ins * outs))
-        if len(x) < rows:
+        if len(x) < self.worth_timing:
             return self._packed(x, activation)
-        some = x[:rows]
-        tried = {name: partial(run, some, activation) for name, run in kernels.items()}
-        kind = "linear", ins, outs, activation, x.dtype
-        return kernels[chosen(kind, tried, CLEARLY, TRIES)](x, activation)
+        how = activation, torch.get_num_threads()
+        if how not in self.plain:
+            self.plain[how] = self._chosen(x[: self.worth_timing], activation) == "plain"
+        return self._plain(x, activation) if self.plain[how] else self._packed(x, activation)
+
+    def _chosen(self, x: Tensor, activation: Activation) -> str:
+        """The kernel that the clock found for layers of this kind."""
+        kernels = {"packed": self._packed, "plain": self._plain}
+        tried = {name: partial(run, x, activation) for name, run in kernels.items()}
+        kind = "linear", *self.weight.shape, activation, x.dtype
+        return chosen(kind, tried, CLEARLY, TRIES)
 
     def _packed(self, x: Tensor, activation: Activation) -> Tensor:
         """By oneDNN's own layout of the weights, with the activation fused."""
