@@ -195,7 +195,8 @@ class Profile(Settings):
     routing, retrieval
         SWR and SMR; None switches one off.
     memory_policy
-        Which tracked frames an object's memory holds; ``recent`` is stock. Not part of the published method.
+        Which tracked frames an object's memory holds, and which of the candidate masks; ``recent`` without
+        ``stable_below`` is stock. Not part of the published method.
     reuse
         Parts of the encoder that routed frames take over where they are not computed: all, or those named, which
         is how each is measured alone. Not part of the published method.

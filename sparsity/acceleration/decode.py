@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from threading import get_ident
 from typing import Any
 
 import torch
 from sam2.modeling.sam.transformer import TwoWayTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from probes.errors import InputError
 from probes.seam import Told
 from sparsity.acceleration.model.saliency import token_to_image
 from sparsity.acceleration.parts import Parts
@@ -17,7 +19,7 @@ from sparsity.acceleration.recall import note_keys
 from sparsity.acceleration.report import ObjectReport
 from sparsity.acceleration.session import Frame, Result, Session
 from sparsity.techniques import KEY
-from sparsity.techniques.memory_policy import NAME, mark_rows, marks_on_host
+from sparsity.techniques.memory_policy import NAME, mark_on_host, mark_rows, worth
 from sparsity.techniques.routing import cue_row, cues_on_host
 
 
@@ -43,17 +45,23 @@ def decode(
         getattr(model.sam_mask_decoder, "transformer", None), TwoWayTransformer
     )
 
-    def masks(given: tuple[Tensor, list[Tensor] | None]) -> tuple[Any, Tensor | None]:
-        features, fine = given
-        with token_to_image(model.sam_mask_decoder) if looks else nullcontext() as noted:
-            found = heads(features, None, None, fine, multimask)
-        if noted is None:
-            return found, None
-        with parts.casting_once() if parts.rewritten("mask decoder") else nullcontext():
-            return found, noted.saliency(model.sam_image_embedding_size)
+    stable_below = parts.here.used.profile.memory_policy.stable_below if multimask else 0.0
 
-    kind = "mask decoder", routes, multimask
-    found, frame.saliency = parts.run(kind, masks, (features, high_res))
+    def masks(given: tuple[Tensor, list[Tensor] | None]) -> tuple[Any, Tensor | None, Tensor]:
+        features, fine = given
+        with (
+            token_to_image(model.sam_mask_decoder) if looks else nullcontext() as noted,
+            _stable_masks(model.sam_mask_decoder, stable_below) as predicted,
+        ):
+            found = heads(features, None, None, fine, multimask)
+        ious = predicted[-1] if predicted else found[2]
+        if noted is None:
+            return found, None, ious
+        with parts.casting_once() if parts.rewritten("mask decoder") else nullcontext():
+            return found, noted.saliency(model.sam_image_embedding_size), ious
+
+    kind = "mask decoder", routes, multimask, stable_below
+    found, frame.saliency, ious = parts.run(kind, masks, (features, high_res))
     told = found[6].flatten(1).amax(1)
     if routes:
         frame.candidates, frame.best = found[0], found[3][:, 0]
@@ -62,8 +70,35 @@ def decode(
             parts.seam.tell("saliency", Told(parts.seam.now.moment, frame.saliency))
     _mark(frame, found)
     # on its way before the memory encoder runs, which the host then need not wait for
-    frame.known, frame.ious = _to_host(told), _to_host(found[2])
+    frame.known, frame.ious = _to_host(told), _to_host(ious)
+    frame.taken = _to_host(found[2].argmax(1)) if stable_below else None
     return found
+
+
+@contextmanager
+def _stable_masks(decoder: nn.Module, below: float) -> Iterator[list[Tensor]]:
+    """Have sam2 choose among candidate masks by `worth`, in this thread and as long as the context lasts.
+
+    The predicted IoUs ``[B, M]`` that this replaces are put into the list.
+    """
+    predicted: list[Tensor] = []
+    if not below:
+        yield predicted
+        return
+    here = get_ident()  # predictors in other threads may share the decoder
+
+    def choose(module: nn.Module, given: Any, found: tuple[Tensor, ...]) -> Any:
+        if get_ident() != here:
+            return found
+        masks, ious, *others = found
+        predicted.append(ious)
+        return masks, worth(masks, ious, below), *others
+
+    handle = decoder.register_forward_hook(choose)
+    try:
+        yield predicted
+    finally:
+        handle.remove()
 
 
 def _mark(frame: Frame, found: tuple[Tensor, ...]) -> None:
@@ -109,6 +144,11 @@ def hand_out(
     """Give every object its part of a batched result, with what techniques remember of it, and enter it into the report."""
     cues, rule, model = None, parts.here.used.profile.routing, parts.model
     if frame.known is None:  # the client's own method decoded
+        if parts.here.used.profile.memory_policy.stable_below:
+            raise InputError(
+                "memory_policy.stable_below given, but the client's own method decodes masks; expected sam2's "
+                "_forward_sam_heads, whose choice it changes; set it to 0"
+            )
         known = together["object_score_logits"].flatten(1).amax(1)
     else:
         known = frame.known()
@@ -116,12 +156,13 @@ def hand_out(
         cues = cues_on_host(known, frame.grid)
     ious = frame.ious().tolist() if frame.ious else [[] for _ in frame.objects]
     scores = known.tolist() if cues is None else [cue.score for cue in cues]
-    marks = marks_on_host(frame.marks(), scores, ious) if frame.marks else []
+    taken = frame.taken().tolist() if frame.taken else [None] * len(scores)
     report = session.frame_report(frame.index, frame.reverse, frame.decision, frame.grid)
+    marks = frame.marks().tolist() if frame.marks else None
     found: list[Result] = []
     for b, score in enumerate(scores):
         notes: dict[str, Any] = {} if cues is None else {"routing": (cues[b], rule)}
-        said = report.objects[frame.ids[b]] = ObjectReport(score, ious=ious[b])
+        said = report.objects[frame.ids[b]] = ObjectReport(score, ious=ious[b], taken=taken[b])
         if (before := frame.before[b]) is not None and KEY in before:
             before[KEY].pop("readers", None)  # handed on; it is as large as a frame's features
         if frame.recalls:
@@ -131,9 +172,10 @@ def hand_out(
         if session.corrections == "keep":
             outputs = frame.outputs[b]
             notes["from"] = parts.made_from(frame.state, outputs, frame.index, frame.reverse)
-        if marks:
+        if marks is not None:
+            mark = mark_on_host(marks[b], score, said.iou)
             notes[NAME] = frame.kept[b].after(
-                frame.index, marks[b], model.num_maskmem - 1, model.memory_temporal_stride_for_eval
+                frame.index, mark, model.num_maskmem - 1, model.memory_temporal_stride_for_eval
             )
         part = {key: _part_of(value, b) for key, value in together.items()}
         found.append(({**part, KEY: notes}, logits[b : b + 1]))

@@ -31,8 +31,11 @@ class ObjectReport:
     score
         Object-score logit; above 0 the object is present.
     ious
-        IoU that the mask decoder predicts of each candidate mask, of which the best is taken; none where no mask was
-        decoded (a mask as prompt, a result that was given out unchanged).
+        IoU that the mask decoder predicts of each candidate mask; none where no mask was decoded (a mask as prompt, a
+        result that was given out unchanged).
+    taken
+        Place of the candidate that was taken; None for the one of the highest predicted IoU, as ever without a
+        ``memory_policy.stable_below``.
     keys_used
         Keys that memory cross-attention read, one number per layer; empty where none ran.
     keys_total
@@ -58,8 +61,16 @@ class ObjectReport:
     pruned_frames: int = 0
     queries_share: float = 1.0
     ious: list[float] = field(default_factory=list)
+    taken: int | None = None
     memory_frames: list[int] = field(default_factory=list)
     failure: float | None = None
+
+    @property
+    def iou(self) -> float | None:
+        """Predicted IoU of the mask that was taken; None where none was predicted."""
+        if self.taken is not None:
+            return self.ious[self.taken]
+        return max(self.ious, default=None)
 
 
 @dataclass
@@ -304,7 +315,7 @@ def note_failures(report: Report, state: dict[str, Any], model: FailureModel) ->
         masks = [out["pred_masks"][0, 0] > 0 for out in made]
         features = run_features(
             [one.score for one in history],
-            [max(one.ious, default=math.nan) for one in history],
+            [math.nan if one.iou is None else one.iou for one in history],
             mask_change(masks[1].to(masks[0].device), masks[0], masks[2].to(masks[0].device)),
         )
         said.failure = round(model.probability(features), 4)

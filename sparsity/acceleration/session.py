@@ -77,9 +77,10 @@ class Frame:
     candidates, best, saliency
         What the decoder says for routing: candidate masks ``[objects, M, h, w]``, the chosen ones
         ``[objects, h, w]`` (logits), and decoder saliency ``[objects, grid, grid]``.
-    known, ious, marks
-        Give what the host has to know of the masks, predicted IoUs ``[objects, M]``, and what a memory policy asks of the
-        results (`sparsity.techniques.memory_policy.mark_rows`), once they have arrived.
+    known, ious, taken, marks
+        Give what the host has to know of the masks, predicted IoUs ``[objects, M]``, which candidate was taken
+        ``[objects]`` where it isn't always the one of the highest of these, and what a memory policy asks of the results
+        (`sparsity.techniques.memory_policy.mark_rows`), once they have arrived.
     kept
         What each object's memory holds by a policy; none by stock's.
     """
@@ -98,6 +99,7 @@ class Frame:
     saliency: Tensor | None = None
     known: Callable[[], Tensor] | None = None
     ious: Callable[[], Tensor] | None = None
+    taken: Callable[[], Tensor] | None = None
     kept: list[Remembered] = field(default_factory=list)
     marks: Callable[[], Tensor] | None = None
 

@@ -1,9 +1,12 @@
-"""Memory policies: which of the tracked frames an object's memory holds, in place of the newest ones.
+"""Memory policies: which of the tracked frames an object's memory holds, in place of the newest ones, and which of the masks.
 
 SAM 2 reads the prompt and the newest ``num_maskmem - 1`` frames, good or bad: while an object is hidden or has been taken
 for another, they soon show nothing else. A policy keeps as many frames and chooses them, object by object. It goes from
 frame to frame: those kept so far and the one just tracked, of which one may have to go. So a choice needs no frame that
 isn't kept, and memory stays flat. Conditioning frames and object pointers are read as ever.
+
+Of a tracked frame the decoder makes several candidate masks and SAM 2 takes, and remembers, the one of the highest predicted
+IoU. Where that one is unstable, a policy may take the most stable one.
 """
 
 from __future__ import annotations
@@ -62,6 +65,11 @@ class MemoryPolicy(Settings):
         An anchor's box has at most this share of the area of one that holds another candidate mask too.
     anchor_gap
         Frames between anchors, at least.
+    stable_below
+        Where the candidate mask of the highest predicted IoU is less stable than this, the most stable one is taken in its
+        place, given out and remembered (`stability`); of any kind, 0 for never. SAM 2 falls back on candidates in the same
+        way where a single mask is unstable (``dynamic_multimask_via_stability``), but chooses among them by predicted
+        IoU alone.
     """
 
     kind: Literal["recent", "quality", "distractor", "spread"] = "recent"
@@ -72,7 +80,11 @@ class MemoryPolicy(Settings):
     anchor_iou_above: FiniteFloat = 0.8
     anchor_box_below: Share = 0.7
     anchor_gap: PositiveInt = 5
+    stable_below: Share = 0.0
 
+
+STABILITY_OFFSET = 1.0
+"""Logits between whose two signs a stable mask hardly changes: the default of SAM's ``stability_score_offset``."""
 
 POSITION_GAIN, SPEED_GAIN = 0.7, 0.3
 """Shares of a box's surprise by which position and velocity follow it: a Kalman filter of constant velocity in its steady
@@ -257,6 +269,45 @@ def remembered(
     return found
 
 
+def stability(logits: Tensor) -> Tensor:
+    """Area of masks where their logit is above 1, over that where it is above -1; 1 of masks without either.
+
+    The stability score of SAM (Kirillov et al., arXiv 2304.02643, appendix B): the IoU of a mask drawn narrowly and widely.
+
+    Parameters
+    ----------
+    logits
+        ``[..., h, w]``.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[...]``, in [0, 1].
+    """
+    narrow, wide = ((logits > edge).sum((-2, -1)) for edge in (STABILITY_OFFSET, -STABILITY_OFFSET))
+    return torch.where(wide > 0, narrow / wide, 1.0)
+
+
+def worth(logits: Tensor, ious: Tensor, stable_below: float) -> Tensor:
+    """What candidate masks are chosen by, in place of their predicted IoU.
+
+    Parameters
+    ----------
+    logits, ious
+        ``[B, M, h, w]`` and ``[B, M]``.
+    stable_below
+        See `MemoryPolicy`.
+
+    Returns
+    -------
+    Tensor
+        ``[B, M]``: predicted IoUs, of objects whose best candidate is unstable all candidates' stability.
+    """
+    steady = stability(logits).to(ious.dtype)
+    unstable = steady.gather(1, ious.argmax(1, keepdim=True)) < stable_below
+    return torch.where(unstable, steady, ious)
+
+
 def mark_rows(
     candidates: Tensor, best: Tensor, pointers: Tensor, kept: Sequence[Sequence[Tensor]]
 ) -> Tensor:
@@ -294,17 +345,12 @@ def mark_rows(
     return torch.cat([boxes, alone[:, None], alike], 1)
 
 
-def marks_on_host(
-    rows: Tensor, scores: Sequence[float], ious: Sequence[Sequence[float]]
-) -> list[Mark]:
-    """Read the `mark_rows` of each object, with its object score and predicted IoUs."""
-    found = []
-    for row, score, known in zip(rows.tolist(), scores, ious, strict=True):
-        x0, y0, x1, y1, alone, *alike = row
-        box = None if x0 != x0 else ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
-        cosines = tuple(one for one in alike if one == one)
-        found.append(Mark(score, max(known, default=1.0), box, alone, cosines))
-    return found
+def mark_on_host(row: Sequence[float], score: float, iou: float | None) -> Mark:
+    """Read an object's `mark_rows`, with its object score and its mask's predicted IoU."""
+    x0, y0, x1, y1, alone, *alike = row
+    box = None if x0 != x0 else ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
+    cosines = tuple(one for one in alike if one == one)
+    return Mark(score, 1.0 if iou is None else iou, box, alone, cosines)
 
 
 def box_iou(a: Box, b: Box) -> float:

@@ -192,7 +192,7 @@ def _entry(found: FrameMasks, number: int) -> dict[str, Any]:
     code = coco.encode(np.asfortranarray(found.layers[number].astype(np.uint8)))
     figures = found.figures.get(number)
     score = None if figures is None else figures.score
-    ious = [] if figures is None else figures.ious
+    ious, iou = ([], None) if figures is None else (figures.ious, figures.iou)
     presence = 1.0 if score is None else 1 / (1 + math.exp(-max(score, -500)))
     return {
         "image_id": found.frame,
@@ -200,7 +200,7 @@ def _entry(found: FrameMasks, number: int) -> dict[str, Any]:
         "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
         "bbox": coco.toBbox(code).tolist(),
         "area": int(coco.area(code)),
-        "score": max(ious) if ious else presence,
+        "score": presence if iou is None else iou,
         "file_name": found.name,
         "object_score": score,
         "ious": ious,
@@ -212,7 +212,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     x, y, width, height = (int(side) for side in entry["bbox"])
     box = (x, y, x + width, y + height) if entry["area"] else ("",) * 4
     score = "" if entry["object_score"] is None else f"{entry['object_score']:.4f}"
-    iou = f"{max(entry['ious']):.4f}" if entry["ious"] else ""
+    iou = f"{entry['score']:.4f}" if entry["ious"] else ""
     at = entry["image_id"], entry["file_name"], entry["category_id"]
     return *at, *box, entry["area"], score, iou
 

@@ -18,8 +18,8 @@ from sparsity.techniques.memory_policy import (
     Motion,
     Remembered,
     box_iou,
+    mark_on_host,
     mark_rows,
-    marks_on_host,
     remembered,
 )
 
@@ -133,7 +133,8 @@ def test_what_a_result_says() -> None:
         candidates = torch.stack([torch.cat([best[:1], other]), empty.expand(2, -1, -1)])
         stored = [[pointers[:1], pointers[1:]], []]
         rows = mark_rows(candidates, best, pointers, stored)
-        there, gone = marks_on_host(rows, [3.0, -1.0], [[0.2, 0.7], [0.1, 0.1]])
+        there = mark_on_host(rows[0].tolist(), 3.0, 0.7)
+        gone = mark_on_host(rows[1].tolist(), -1.0, 0.1)
         assert there.box == (6 / 16, 6 / 16, 8 / 16, 4 / 16)
         assert there.alone == pytest.approx(alone) and there.alike == (1.0, 0.0)
         assert (there.iou, there.score) == (pytest.approx(0.7), 3.0)
