@@ -45,7 +45,7 @@ def decode(
         getattr(model.sam_mask_decoder, "transformer", None), TwoWayTransformer
     )
 
-    stable_below = parts.here.used.profile.memory_policy.stable_below if multimask else 0.0
+    stable_below = parts.here.used.profile.memory_policy.stable_below if multimask else None
 
     def masks(given: tuple[Tensor, list[Tensor] | None]) -> tuple[Any, Tensor | None, Tensor]:
         features, fine = given
@@ -76,13 +76,13 @@ def decode(
 
 
 @contextmanager
-def _stable_masks(decoder: nn.Module, below: float) -> Iterator[list[Tensor]]:
+def _stable_masks(decoder: nn.Module, below: float | None) -> Iterator[list[Tensor]]:
     """Have sam2 choose among candidate masks by `worth`, in this thread and as long as the context lasts.
 
     The predicted IoUs ``[B, M]`` that this replaces are put into the list.
     """
     predicted: list[Tensor] = []
-    if not below:
+    if below is None:
         yield predicted
         return
     here = get_ident()  # predictors in other threads may share the decoder
@@ -147,7 +147,7 @@ def hand_out(
         if parts.here.used.profile.memory_policy.stable_below:
             raise InputError(
                 "memory_policy.stable_below given, but the client's own method decodes masks; expected sam2's "
-                "_forward_sam_heads, whose choice it changes; set it to 0"
+                "_forward_sam_heads, whose choice it changes; set it to null"
             )
         known = together["object_score_logits"].flatten(1).amax(1)
     else:

@@ -317,8 +317,8 @@ class Parts:
             several = model.multimask_output_in_sam and model.multimask_output_for_tracking
             if policy.stable_below and not several:
                 raise InputError(
-                    f"memory_policy.stable_below {policy.stable_below:g} given, but the model tracks with a single mask; "
-                    "expected candidates to choose from (multimask_output_for_tracking); set it to 0"
+                    f"memory_policy.stable_below {policy.stable_below} given, but the model tracks with a single mask; "
+                    "expected candidates to choose from (multimask_output_for_tracking); set it to null"
                 )
             objects = [object_index, *self._with(state, object_index, index, reverse)]
             here.frame = frame = Frame(state, index, self.grid, reverse, objects)

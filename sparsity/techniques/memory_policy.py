@@ -67,7 +67,7 @@ class MemoryPolicy(Settings):
         Frames between anchors, at least.
     stable_below
         Where the candidate mask of the highest predicted IoU is less stable than this, the most stable one is taken in its
-        place, given out and remembered (`stability`); of any kind, 0 for never. SAM 2 falls back on candidates in the same
+        place, given out and remembered (`stability`); of any kind, None for never. SAM 2 falls back on candidates in the same
         way where a single mask is unstable (``dynamic_multimask_via_stability``), but chooses among them by predicted
         IoU alone.
     """
@@ -80,7 +80,7 @@ class MemoryPolicy(Settings):
     anchor_iou_above: FiniteFloat = 0.8
     anchor_box_below: Share = 0.7
     anchor_gap: PositiveInt = 5
-    stable_below: Share = 0.0
+    stable_below: Share | None = None
 
 
 STABILITY_OFFSET = 1.0

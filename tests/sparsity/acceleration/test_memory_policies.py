@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sam2.utils.amg import calculate_stability_score
 
 from probes import build_predictor, observe
 from probes.errors import InputError
@@ -231,3 +232,69 @@ def test_a_memory_attention_of_ones_own_is_refused(clip: Clip) -> None:
         run(fast, state)
     with fast.use("exact"):
         assert len(run(fast, begun(fast, clip))) == FRAMES
+
+
+STABLE = 0.9
+"""So that candidates are taken by stability on some frames and not on others."""
+
+
+def stable_masks(base: str = "exact") -> Profile:
+    policy = MemoryPolicy(stable_below=STABLE)
+    return BUILTIN[base].model_copy(update={"memory_policy": policy})
+
+
+@pytest.fixture
+def shaky(clip: Clip) -> Any:
+    """Stock sam2 whose decoder is made to prefer stable masks by SAM's own score."""
+
+    def prefer(module: Any, given: Any, made: tuple[torch.Tensor, ...]) -> Any:
+        masks, ious, *others = made
+        if masks.shape[1] == 1:
+            return made
+        score = calculate_stability_score(masks, 0.0, 1.0).nan_to_num(1.0)
+        for b, best in enumerate(ious.argmax(1)):
+            if score[b, best] < STABLE:
+                ious = ious.index_copy(0, torch.tensor([b]), score[b : b + 1])
+        return masks, ious, *others
+
+    stock = build_predictor("demo", device="cpu", image_size=128)
+    stock.sam_mask_decoder.register_forward_hook(prefer)
+    state = accelerate(stock, "dense").init_state(clip.frames)
+    for i in (1, 2):
+        stock.add_new_mask(state, 0, i, clip.masks[0] == i)
+    return run(stock, state)
+
+
+def test_stable_masks_are_given_out_and_remembered(
+    fast: Any, clip: Clip, full: Any, shaky: Logits
+) -> None:
+    found, state = tracked(fast, clip, stable_masks())
+    for t, logits in shaky.items():
+        assert torch.allclose(found[t], logits, atol=2e-2)
+    assert not all(torch.allclose(full["recent"][0][t], shaky[t], atol=2e-2) for t in shaky)
+    said = [one.objects[i] for one in fast.report(state).frames for i in (1, 2) if one.frame]
+    assert all(one.iou == one.ious[one.taken] for one in said)
+    others = [one for one in said if one.iou != max(one.ious)]
+    assert 0 < len(others) < len(said)
+    plain = fast.report(full["recent"][1]).frames[-1].objects[1]
+    assert plain.taken is None and plain.iou == max(plain.ious)
+
+
+@pytest.mark.parametrize("base", ["recommended", "exact"])
+def test_stable_masks_with_other_techniques(fast: Any, clip: Clip, base: str) -> None:
+    profile = stable_masks(base)
+    masks, _ = tracked(fast, clip, profile)
+    bounded, _ = tracked(fast, clip, profile, history="bounded")
+    assert equal(masks, bounded) and not equal(masks, tracked(fast, clip, BUILTIN[base])[0])
+    policy = profile.memory_policy.model_copy(update={"kind": "spread", "recent": 1})
+    with_both, _ = tracked(fast, clip, profile.model_copy(update={"memory_policy": policy}))
+    assert not equal(masks, with_both)
+
+
+def test_a_single_mask_leaves_nothing_to_choose(
+    fast: Any, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast, "multimask_output_for_tracking", False)
+    with pytest.raises(InputError, match="stable_below 0.9 given, but .* a single mask"):
+        tracked(fast, clip, stable_masks())
+    assert len(tracked(fast, clip, BUILTIN["exact"])[0]) == FRAMES

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sam2.utils.amg import calculate_stability_score
 
 from sparsity.techniques import KEY
 from sparsity.techniques.memory_policy import (
@@ -21,6 +22,8 @@ from sparsity.techniques.memory_policy import (
     mark_on_host,
     mark_rows,
     remembered,
+    stability,
+    worth,
 )
 
 MOST = 4
@@ -139,3 +142,30 @@ def test_what_a_result_says() -> None:
         assert there.alone == pytest.approx(alone) and there.alike == (1.0, 0.0)
         assert (there.iou, there.score) == (pytest.approx(0.7), 3.0)
         assert gone == Mark(-1.0, 0.1, None) and gone.box is None
+
+
+def test_stability_is_that_of_sam() -> None:
+    logits = 2 * torch.randn(3, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits[0, 0], logits[1, 1] = -5, 0
+    expected = calculate_stability_score(logits, 0.0, 1.0).nan_to_num(1.0)
+    assert torch.equal(stability(logits), expected)
+    assert expected[0, 0] == 1 and expected[1, 1] == 0, (
+        "no mask is stable, one that is all edge is not"
+    )
+
+
+def test_candidates_are_taken_by_stability_where_the_best_is_unstable() -> None:
+    ious = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.8, 0.3]])
+    logits = torch.full((2, 3, 4, 4), -5.0)
+    for b, m, sure, unsure in (
+        (0, 0, 1, 3),
+        (0, 1, 3, 1),
+        (0, 2, 2, 2),
+        (1, 0, 4, 0),
+        (1, 1, 3, 1),
+    ):
+        logits[b, m, 0, :sure], logits[b, m, 1, :unsure] = 5, 0
+    chosen = worth(logits, ious, 0.7)
+    assert torch.equal(chosen[0], torch.tensor([0.25, 0.75, 0.5])), "0.25 is unstable"
+    assert torch.equal(chosen[1], ious[1]), "0.75 is stable enough"
+    assert torch.equal(worth(logits, ious, 0.25), ious)
