@@ -35,9 +35,11 @@ HERE = Path(__file__).parent
 SEEDS, FRAMES, SIZE, IMAGE_SIZE = 6, 40, (144, 256), 256
 BASES = ("exact", "paper", "recommended")
 KINDS: tuple[str, ...] = get_args(MemoryPolicy.model_fields["kind"].annotation)
+STABLE, STABLE_BELOW = "stable masks", 0.7
 SECOND = "every second frame"
 
-ROWS = {"policies": KINDS, "cadence": (KINDS[0], SECOND)}
+POLICIES = (*KINDS, STABLE)
+ROWS = {"policies": POLICIES, "cadence": (KINDS[0], SECOND)}
 """What is measured on top of each profile; the first one is the profile as it is."""
 
 OBJECTS = {
@@ -64,7 +66,7 @@ def profile_of(base: str, row: str) -> Profile:
         if profile.routing is None:
             return profile.model_copy(update={"routing": Routing(unit="frame", every=2)})
         return FURTHER[SECOND](profile)
-    policy = MemoryPolicy(kind=row)
+    policy = MemoryPolicy(kind=row) if row != STABLE else MemoryPolicy(stable_below=STABLE_BELOW)
     return profile.model_copy(update={"name": f"{base}, {row}", "memory_policy": policy})
 
 

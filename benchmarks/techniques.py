@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from made_clips import BASES, KINDS, profile_of
+from made_clips import BASES, POLICIES, profile_of
 
 from probes.files import write_text
 from sparsity.clips.layouts import listed_names
@@ -64,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     profiles = [row.profile for row in ladder() if row.profile is not None]
     if options.policies:
-        profiles = [profile_of(base, kind) for base in BASES for kind in KINDS]
+        profiles = [profile_of(base, row) for base in BASES for row in POLICIES]
     chosen = [p for p in profiles if not options.rows or p.name in options.rows]
     added = options.out.exists() and bool(options.rows)
     beside = options.out.with_name(f"{options.out.stem}-rows.json")
