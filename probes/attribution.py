@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum.attr import FeatureAblation
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -44,22 +43,8 @@ class GroupEffects:
     passes: int
 
 
-class _Remembered:
-    """Runs the model once for each set of kept groups."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.seen: dict[tuple[bool, ...], Tensor] = {}
-
-    def __call__(self, kept: Tensor) -> Tensor:
-        key = tuple(kept.tolist())
-        if key not in self.seen:
-            self.seen[key] = self.run(kept).detach().float().clone()
-        return self.seen[key]
-
-
 def ablate_groups(run: Run, groups: int) -> GroupEffects:
-    """Take each group away in turn (captum's `FeatureAblation`): ``groups + 1`` passes of the model.
+    """Take each group away in turn: ``groups + 1`` passes of the model.
 
     Parameters
     ----------
@@ -68,20 +53,15 @@ def ablate_groups(run: Run, groups: int) -> GroupEffects:
     groups
         Number of groups G.
     """
-    remembered = _Remembered(run)
-    whole = remembered(torch.ones(groups, dtype=torch.bool))
-
-    def iou_to_whole(present: Tensor) -> Tensor:
-        return torch.stack([iou(remembered(row > 0.5) > 0, whole > 0) for row in present])
-
-    def likeness(present: Tensor) -> Tensor:
-        return torch.stack([-(remembered(row > 0.5) - whole).abs().mean() for row in present])
-
-    present = torch.ones(1, groups)
-    iou_loss, change = (
-        FeatureAblation(measure).attribute(present)[0] for measure in (iou_to_whole, likeness)
-    )
-    return GroupEffects(iou_loss.float(), change.float(), len(remembered.seen))
+    whole = run(torch.ones(groups, dtype=torch.bool)).detach().float().clone()
+    losses, changes = [], []
+    for group in range(groups):
+        kept = torch.ones(groups, dtype=torch.bool)
+        kept[group] = False
+        logits = run(kept).detach().float()
+        losses.append(1 - iou(logits > 0, whole > 0))
+        changes.append((logits - whole).abs().mean())
+    return GroupEffects(torch.stack(losses), torch.stack(changes), groups + 1)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -129,20 +109,12 @@ def removal_curve(
 
 
 def random_curve(
-    run: Run,
-    groups: int,
-    counts: Sequence[int],
-    *,
-    insert: bool = False,
-    orders: int = 5,
-    seed: int = 0,
+    run: Run, groups: int, counts: Sequence[int], *, orders: int = 5, seed: int = 0
 ) -> list[float]:
     """Mean `removal_curve` over random orders: what any saliency must beat."""
     generator = torch.Generator().manual_seed(seed)
     curves = [
-        removal_curve(
-            run, torch.randperm(groups, generator=generator).tolist(), counts, insert=insert
-        )
+        removal_curve(run, torch.randperm(groups, generator=generator).tolist(), counts)
         for _ in range(orders)
     ]
     return torch.tensor(curves).mean(0).tolist()

@@ -314,13 +314,12 @@ class TransformersPredictor:
         tuple
             Frame, ids of objects, and their logits ``[objects, 1, H, W]``.
         """
+        size = (state["video_height"], state["video_width"])
         for made in self.model.propagate_in_video_iterator(
             state["session"], start_frame_idx, max_frame_num_to_track, reverse
         ):
-            size = (state["video_height"], state["video_width"])
-            logits = F.interpolate(
-                made.pred_masks.float(), size, mode="bilinear", align_corners=False
-            )
+            masks = made.pred_masks.float()
+            logits = F.interpolate(masks, size, mode="bilinear", align_corners=False)
             yield made.frame_idx, made.object_ids, logits
 
 
