@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from probes.models import fingerprint
 from sparsity.acceleration.model.encoder import window_grid
 from sparsity.acceleration.model.quantized import why_not_int8
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
@@ -75,7 +73,7 @@ from sparsity.clips.sources import Clip
 from sparsity.evaluation.evaluate import ClipWork
 from sparsity.profile import BUILTIN, Profile
 from sparsity.techniques.adapter import Adapter
-from sparsity.work.model import ModelChoice, SameModel, shared_predictor
+from sparsity.work.model import SameModel, shared_predictor, stamp_of
 from sparsity.work.spread import Spread, map_clips
 from sparsity.work.store import kept
 
@@ -167,17 +165,6 @@ class Workplace:
         )
         summary.check()
         return summary.results
-
-
-def stamp_of(predictor: EfficientSAM2VideoPredictor, choice: ModelChoice) -> dict[str, Any]:
-    """What decides the figures of a clip beside the clip: those of another model or device are not gone on with."""
-    return {
-        "model": fingerprint(predictor),
-        "size": predictor.image_size,
-        "device": predictor.device.type,
-        "dtype": choice.number_format(predictor.device.type),
-        "made_by": version("efficient-sam2"),
-    }
 
 
 def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
