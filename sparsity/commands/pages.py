@@ -45,9 +45,8 @@ def explore(
 
     It is one file while its attention rows take up to 8 MB; more lie in a folder beside it, which it tells beforehand.
     """
-    from figures.explorer.content import explorer_content
+    from figures.explorer.content import explorer_content, frames_of
     from figures.explorer.page import write_page
-    from figures.explorer.widget import frames_of
     from probes.records import load_recording
 
     check_out(out, ".html")
