@@ -27,7 +27,7 @@ import numpy as np
 
 from probes.files import write_text
 from sparsity.calibration.bounds import choose
-from sparsity.calibration.calibrate import Workplace, calibrate, cost_of, stamp_of
+from sparsity.calibration.calibrate import Workplace, calibrate, cost_of
 from sparsity.calibration.cost import BASES, Cost, Setting, built_on
 from sparsity.calibration.ledger import FILE
 from sparsity.calibration.request import Request
@@ -38,7 +38,7 @@ from sparsity.profile import BUILTIN, Profile
 from sparsity.techniques.adapter import Adapter
 from sparsity.techniques.retrieval import Retrieval
 from sparsity.techniques.routing import Guard
-from sparsity.work.model import ModelChoice, shared_predictor
+from sparsity.work.model import ModelChoice, shared_predictor, stamp_of
 from sparsity.work.spread import Spread
 
 OUT = Path(__file__).with_suffix(".json")

@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from figures.paint import (
-    FLOOR,
-    UNDERNEATH,
     Picture,
     add_scale,
     colour,
+    darkened,
     data_uris_within,
+    heat_map,
     outline,
     stretch,
 )
@@ -217,7 +217,7 @@ def _panels(view: _View, pictures: Sequence[Sequence[Picture]]) -> list[list[_Pa
     if view.recorded is None or site is None:
         apart = [_differing(view, pictures[0][t], t) for t in frames]
         return [[*own, _Panel("in one mask alone", apart) if pair.same_video else None]]
-    dark = [[_outlined(view, _dark(pictures[s][t]), t, s) for t in frames] for s in sides]
+    dark = [[_outlined(view, darkened(pictures[s][t]), t, s) for t in frames] for s in sides]
     mass = [
         [received(of, site, pair.frames[t][s], view.object) for t in frames]
         for s, of in zip(sides, view.recorded, strict=True)
@@ -271,19 +271,12 @@ def _outlined(view: _View, picture: Picture, t: int, *sides: int) -> Picture:
 
 def _differing(view: _View, picture: Picture, t: int) -> Picture:
     """A dark frame, but where one run alone has an object, in that run's colour."""
-    drawn = _dark(picture)
+    drawn = darkened(picture)
     for i in view.pair.objects:
         a, b = view.pair.overlap(t, i)
         for only, shade in ((a & ~b, RUNS[0]), (b & ~a, RUNS[1])):
             drawn[stretch(only, *drawn.shape[:2]).astype(bool)] = colour(shade)
     return drawn
-
-
-def _dark(picture: Picture) -> Picture:
-    """A frame without colours and not bright, so that heat stands out."""
-    grey = picture.mean(axis=2, keepdims=True)
-    scale = min(1.0, UNDERNEATH / max(1.0, grey.mean()))
-    return np.repeat(grey * scale, 3, axis=2).astype(np.uint8)
 
 
 def _charts(view: _View, theme: ThemeName) -> list[_Chart]:
@@ -383,7 +376,9 @@ def _draw(
                 add([_image(next(sources), p, wide, tall) for p in panel.pictures], r, c)
             if panel.heat is not None:
                 plain = panel.pictures is None
-                add([_heat(heat, wide, tall, plain) for heat in panel.heat], r, c)
+                unknown = np.full((1, 1), np.nan)
+                heat = [unknown if shares is None else shares for shares in panel.heat]
+                add([heat_map(shares, wide, tall, plain) for shares in heat], r, c)
             if panel.marks is not None:
                 add([_cross(x * wide, y * tall) for x, y in panel.marks], r, c)
             figure.update_xaxes(range=[0, wide], visible=False, row=r, col=c)
@@ -421,19 +416,6 @@ def _image(source: str, picture: Picture, wide: int, tall: int) -> go.Image:
     h, w = picture.shape[:2]
     dx, dy = wide / w, tall / h
     return go.Image(source=source, x0=dx / 2, dx=dx, y0=dy / 2, dy=dy, hoverinfo="skip")
-
-
-def _heat(shares: Map | None, wide: int, tall: int, difference: bool) -> go.Heatmap:
-    """Even shares, or the difference of some, over the whole frame; nothing where nothing is known."""
-    found = np.full((1, 1), np.nan) if shares is None else shares
-    h, w = found.shape
-    return go.Heatmap(
-        z=(found if difference else np.log10(np.maximum(found, FLOOR))).astype(np.float32),
-        customdata=found.astype(np.float32),
-        x0=wide / w / 2, dx=wide / w, y0=tall / h / 2, dy=tall / h,
-        coloraxis="coloraxis2" if difference else "coloraxis",
-        hoverongaps=False, hovertemplate="%{customdata:.2f} × even share<extra></extra>",
-    )  # fmt: skip
 
 
 def _cross(x: float, y: float) -> go.Scatter:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from probes.errors import InputError
-from probes.files import whole, write_text
+from probes.files import check_folder_of, whole, write_text
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -66,15 +66,13 @@ def check_name(path: Path) -> None:
         raise InputError(
             f"{path.name} given; expected a name that ends in .html, .png, .svg or .pdf; change its suffix"
         )
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} is no folder; expected one to write into; make it first")
+    check_folder_of(path)
 
 
 def _picture(figure: go.Figure, kind: str, scale: float) -> bytes:
     try:
-        still = go.Figure(
-            figure.data, figure.layout
-        )  # a player's frames would all be sent to the browser
+        # without a player's frames, which would all be sent to the browser
+        still = go.Figure(figure.data, figure.layout)
         content: bytes = still.to_image(format=kind, scale=scale)
     except RuntimeError as error:  # what plotly makes of kaleido's complaint
         if "chrome" not in str(error).lower():

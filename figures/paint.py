@@ -101,15 +101,15 @@ def dim(picture: Picture, kept: NDArray[np.bool_], strength: float = 0.72) -> Pi
     return np.where(kept[..., None], picture, grey).astype(np.uint8)
 
 
-def window_lines(picture: Picture, window: float, shade: str = "#ffffff") -> Picture:
-    """Draw the window grid, a `window` being that share of the picture's side."""
+def window_lines(picture: Picture, window: float) -> Picture:
+    """Draw the window grid in white, a `window` being that share of the picture's side."""
     drawn = picture.astype(np.uint16)
     height, width = picture.shape[:2]
     lines = np.zeros((height, width), bool)
     for n in range(1, int(np.ceil(1 / window - 1e-9))):
         lines[min(height - 1, round(n * window * height))] = True
         lines[:, min(width - 1, round(n * window * width))] = True
-    drawn[lines] = (drawn[lines] * 2 + colour(shade)) // 3
+    drawn[lines] = (drawn[lines] * 2 + 255) // 3
     return drawn.astype(np.uint8)
 
 
@@ -214,22 +214,29 @@ def lay_picture(
     )
 
 
-def lay_heat(
-    figure: go.Figure, shares: NDArray[np.float64], wide: int, tall: int, place: dict[str, int]
-) -> None:
-    """Lay multiples of the even share over a picture of `wide` x `tall` pixels, at a row and column of the figure."""
+def heat_map(
+    shares: NDArray[np.float64], wide: int, tall: int, difference: bool = False
+) -> go.Heatmap:
+    """Multiples of the even share, or the difference of some, over a picture of `wide` x `tall` pixels."""
     h, w = shares.shape
-    figure.add_heatmap(
-        z=np.log10(np.maximum(shares, FLOOR)).astype(np.float32),
+    return go.Heatmap(
+        z=(shares if difference else np.log10(np.maximum(shares, FLOOR))).astype(np.float32),
         customdata=shares.astype(np.float32),
-        x0=wide / w / 2,
-        dx=wide / w,
-        y0=tall / h / 2,
-        dy=tall / h,
-        coloraxis="coloraxis",
-        hovertemplate="%{customdata:.2f} × even share<extra></extra>",
-        **place,
-    )
+        x0=wide / w / 2, dx=wide / w, y0=tall / h / 2, dy=tall / h,
+        coloraxis="coloraxis2" if difference else "coloraxis",
+        hoverongaps=False, hovertemplate="%{customdata:.2f} × even share<extra></extra>",
+    )  # fmt: skip
+
+
+def underneath(frame: Picture) -> NDArray[Any]:
+    """A frame without its colours and not bright, so that heat stands out, ``[H, W, 1]``."""
+    grey: NDArray[Any] = frame.mean(axis=2, keepdims=True)
+    return grey * min(1.0, UNDERNEATH / max(1.0, grey.mean()))
+
+
+def darkened(frame: Picture) -> Picture:
+    """`underneath` as a picture."""
+    return np.repeat(underneath(frame), 3, axis=2).astype(np.uint8)
 
 
 def heat_opacity() -> NDArray[np.float64]:
@@ -239,8 +246,7 @@ def heat_opacity() -> NDArray[np.float64]:
 
 def heated(frame: Picture, shares: NDArray[np.floating], top: float) -> Picture:
     """The frame, grey and dim, with multiples of the even share ``[h, w]`` over it, on a scale that ends at `top`."""
-    grey = frame.mean(axis=2, keepdims=True)
-    grey = grey * min(1.0, UNDERNEATH / max(1.0, grey.mean()))
+    grey = underneath(frame)
     place = np.log10(np.maximum(shares, FLOOR) / FLOOR) / np.log10(top / FLOOR)
     entries = np.round(255 * np.minimum(place, 1)).astype(np.uint8)
     opacity = np.where(shares < FLOOR, 0, heat_opacity()[entries])

@@ -15,20 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from figures.explorer.content import frames_of, thumbnail_picture
+from figures.explorer.content import frames_of, frames_of_clip, thumbnail_picture
 from figures.paint import UNDERNEATH, Picture, even_shares, shrink, stretch
 from figures.readings import mean_over, nearest_query
 from probes.errors import InputError, some_of
 from probes.frames import natural_key
-from probes.records import (
-    HEADER,
-    ClipInfo,
-    ClipRecord,
-    Header,
-    Recording,
-    frames_of_clip,
-    load_recording,
-)
+from probes.records import HEADER, ClipInfo, ClipRecord, Header, Recording, load_recording
 from sparsity.clips.drawn import read_mask
 
 MOST_CELLS = 32

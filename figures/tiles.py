@@ -11,12 +11,11 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from figures.paint import (
-    UNDERNEATH,
-    Picture,
     add_scale,
     check_frame,
+    darkened,
     even_shares,
-    lay_heat,
+    heat_map,
     lay_picture,
     shrink,
     stretch,
@@ -128,12 +127,13 @@ def _place(
     frame = check_frame(tile.frame)
     tall, wide = frame.shape[:2]
     place = {"row": r, "col": c}
-    picture = shrink(frame, 520) if tile.mass is None else _grey(frame)
+    small = shrink(frame, 520)
+    picture = small if tile.mass is None else darkened(small)
     lay_picture(figure, picture, 0, 0, wide, tall, layer="below", **place)
     figure.update_xaxes(range=[0, wide], **place)
     figure.update_yaxes(range=[tall, 0], **place)
     if tile.mass is not None:
-        lay_heat(figure, even_shares(tile.mass, tile.even), wide, tall, place)
+        figure.add_trace(heat_map(even_shares(tile.mass, tile.even), wide, tall), **place)
     for identity, mask in tile.masks.items():
         line = {"color": OBJECTS[ids.index(identity) % len(OBJECTS)], "width": thick}
         _contour(figure, mask, line, wide, tall, place)
@@ -149,14 +149,6 @@ def _place(
     if tile.note:
         font = {"size": 12, "color": THEMES[theme].ink}
         write(figure, tile.note, wide / 2, tall, "center top", place, font=font)
-
-
-def _grey(frame: Picture) -> Picture:
-    """The frame without its colours and not bright, so that those of the heat map stand out."""
-    grey = shrink(frame, 520).mean(axis=2, keepdims=True)
-    return np.repeat(grey * min(1.0, UNDERNEATH / max(1.0, grey.mean())), 3, axis=2).astype(
-        np.uint8
-    )
 
 
 def _contour(

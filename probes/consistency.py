@@ -63,8 +63,8 @@ def jaccard(a: Tensor, b: Tensor) -> Tensor:
     return (a & b).sum(-1) / (a | b).sum(-1).clamp(min=1)
 
 
-def mass_recall(first: Tensor, now: Tensor, shares: tuple[float, ...] = KEEP_SHARES) -> Tensor:
-    """Share of the mass ``now`` that the top tokens of ``first`` catch, for each keep share, in [0, 1].
+def mass_recall(first: Tensor, now: Tensor) -> Tensor:
+    """Share of the mass ``now`` that the top tokens of ``first`` catch, for each of `KEEP_SHARES`, in [0, 1].
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def mass_recall(first: Tensor, now: Tensor, shares: tuple[float, ...] = KEEP_SHA
     n = first.shape[-1]
     order = first.sort(dim=-1, descending=True, stable=True).indices
     caught = now.gather(-1, order).cumsum(-1) / now.sum(-1, keepdim=True)
-    return caught[..., [keep_count(share, n) - 1 for share in shares]]
+    return caught[..., [keep_count(share, n) - 1 for share in KEEP_SHARES]]
 
 
 def window_coverage(kept: Tensor, mask: Tensor, grid: int, window: int) -> float:

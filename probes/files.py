@@ -61,6 +61,18 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text + "\n", encoding="utf-8")
 
 
+def check_folder_of(path: Path) -> None:
+    """Hold that the folder that a file is to be written into is there.
+
+    Raises
+    ------
+    InputError
+        It is not.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is no folder; expected one to write into; make it first")
+
+
 def files_of(*places: Path) -> dict[str, Path]:
     """Files and those in folders, by a name that says where; hidden ones, which systems leave behind, apart."""
     return {

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import select_closest_cond_frames
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,38 @@ def stored_results(output_dict: Mapping[str, Mapping[int, Any]], layout: MemoryL
     """`stored_result` of each memory frame of a layout, then of each pointer."""
     entries: list[MemoryFrame | Pointer] = [*layout.frames, *layout.pointers]
     return [stored_result(output_dict, entry) for entry in entries]
+
+
+def check_memory(given: Mapping[str, Any], layout: MemoryLayout, results: Any) -> None:
+    """Hold a layout against the memory that it describes: every frame and pointer is where it says.
+
+    Parameters
+    ----------
+    given
+        To memory attention, sam2's or transformers': ``memory`` ``[keys, 1, C]``, and how many keys are of pointers.
+    results
+        The object's, which the layout was made of.
+
+    Raises
+    ------
+    RuntimeError
+        It is laid out otherwise.
+    """
+    memory: Tensor = given["memory"]
+    pointer_tokens = given.get("num_obj_ptr_tokens", given.get("num_object_pointer_tokens"))
+    frames, stored = len(layout.frames), stored_results(results, layout)
+    parts = [out["maskmem_features"][0].flatten(1).t() for out in stored[:frames]]
+    parts += [out["obj_ptr"].reshape(layout.pointer_tokens, -1) for out in stored[frames:]]
+    right = sum(map(len, parts)) == len(memory) == layout.keys
+    right = right and pointer_tokens == layout.keys - layout.frame_keys
+    if not right or not all(
+        torch.equal(held, part.to(held))
+        for held, part in zip(memory[:, 0].split([len(p) for p in parts]), parts, strict=True)
+    ):
+        raise RuntimeError(
+            f"the memory bank of {len(memory)} keys is not laid out as expected ({layout.keys} keys of "
+            f"{frames} frames and {len(layout.pointers)} pointers), as in sam2 1.1.0; install that version"
+        )
 
 
 def _bank_frame(model: SAM2Base, frame: int, position: int, reverse: bool) -> int:

@@ -21,6 +21,9 @@ BLOCK_BYTES = 8 * 2**20
 MASS_BYTES = 16 * 2**20
 """Size of the one buffer that blocks of attention weights are computed in, unless one row is larger."""
 
+TOP = 0.1
+"""Share of keys whose mass is `top_mass`."""
+
 
 def attention_weights(q: Tensor, k: Tensor, there: Tensor | None = None) -> Tensor:
     """Softmax attention weights ``softmax(q kᵀ / √c)``, float32 ``[..., Nq, Nk]``.
@@ -234,8 +237,8 @@ def effective_support(nats: Tensor) -> Tensor:
     return nats.exp()
 
 
-def keys_for_mass(sorted_p: Tensor, share: float = 0.9) -> Tensor:
-    """N90: fewest keys that hold a share of the mass, in keys, from 1 to n.
+def keys_for_mass(sorted_p: Tensor) -> Tensor:
+    """N90: fewest keys that hold 90 % of the mass, in keys, from 1 to n.
 
     Parameters
     ----------
@@ -243,7 +246,7 @@ def keys_for_mass(sorted_p: Tensor, share: float = 0.9) -> Tensor:
         Rows from large to small, see `descending`.
     """
     cumulated = sorted_p.cumsum(-1)
-    return ((cumulated < share * cumulated[..., -1:]).sum(-1) + 1).float()
+    return ((cumulated < 0.9 * cumulated[..., -1:]).sum(-1) + 1).float()
 
 
 @cache
@@ -272,8 +275,8 @@ def gini(sorted_p: Tensor, keys: Tensor | None = None) -> Tensor:
     return (sorted_p * (n - 1 - 2 * places)).sum(-1) / total
 
 
-def top_mass(sorted_p: Tensor, keys: Tensor | None = None, share: float = 0.1) -> Tensor:
-    """Mass of the top share of keys (`keep_count`), in [share, 1].
+def top_mass(sorted_p: Tensor, keys: Tensor | None = None) -> Tensor:
+    """Mass of the top tenth of keys (`keep_count`), in [0.1, 1].
 
     Parameters
     ----------
@@ -281,8 +284,8 @@ def top_mass(sorted_p: Tensor, keys: Tensor | None = None, share: float = 0.1) -
         As for `gini`.
     """
     if keys is None:
-        return sorted_p[..., : keep_count(share, sorted_p.shape[-1])].sum(-1)
-    counts = keys.new_tensor([keep_count(share, n) for n in keys.flatten().tolist()]).view_as(keys)
+        return sorted_p[..., : keep_count(TOP, sorted_p.shape[-1])].sum(-1)
+    counts = keys.new_tensor([keep_count(TOP, n) for n in keys.flatten().tolist()]).view_as(keys)
     top = torch.arange(sorted_p.shape[-1], device=sorted_p.device) < counts[..., None]
     return (sorted_p * top).sum(-1)
 

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from probes.errors import InputError, tell_left_out
-from probes.layout import MemoryLayout, memory_layout, stored_result
+from probes.layout import check_memory, memory_layout
 from probes.seam import ATTENTION, AttentionCall, Change, Editor, Moment, Seam, Step, Told
 from probes.sites import AttentionSite, attention_sites, find_sites
 from probes.transformers_model import AttentionSeen, TransformersPredictor, stand_in
@@ -107,7 +107,7 @@ def observe(
         Tell q, k and v as they stand in the graph, for ``torch.autograd.grad`` and ``retain_grad``. sam2's methods then
         run without the inference mode they are declared with, for as long as the context lasts: on a stock predictor,
         and a video that was begun inside. Memory grows with each frame, as gradients reach back through the memory bank.
-        `probes.attribution` has one frame's.
+        `probes.gradients` has one frame's.
 
     Raises
     ------
@@ -454,7 +454,7 @@ def _telling_methods(predictor: SAM2VideoPredictor, seam: Seam) -> dict[str, Cal
 
         def check(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
             if get_ident() == here:  # or else it is somebody else's, who shares the module
-                _check_memory(named["memory"], _pointer_tokens(named), layout, known)
+                check_memory(named, layout, known)
 
         handle = predictor.memory_attention.register_forward_pre_hook(check, with_kwargs=True)
         try:
@@ -475,30 +475,3 @@ def _telling_methods(predictor: SAM2VideoPredictor, seam: Seam) -> dict[str, Cal
 
     telling = (encode_and_tell, prepare_and_tell, decode_and_tell, remember_and_tell)
     return {TRACK: track_and_tell, **dict(zip(STEPS, telling, strict=True))}
-
-
-def _pointer_tokens(named: dict[str, Any]) -> int:
-    """How many keys of memory attention are of object pointers, by its arguments, sam2's or transformers'."""
-    found = "num_obj_ptr_tokens" if "num_obj_ptr_tokens" in named else "num_object_pointer_tokens"
-    return int(named[found])
-
-
-def _check_memory(memory: Tensor, pointer_tokens: int, layout: MemoryLayout, results: Any) -> None:
-    """Hold a layout against the memory it describes, ``[keys, 1, C]``: every frame and pointer is where it says."""
-    slices = []
-    for index, entry in enumerate(layout.frames):
-        features = stored_result(results, entry)["maskmem_features"]
-        slices.append((index * layout.tokens, features[0].flatten(1).t()))
-    for index, pointer in enumerate(layout.pointers):
-        tokens = stored_result(results, pointer)["obj_ptr"].reshape(layout.pointer_tokens, -1)
-        slices.append((layout.frame_keys + index * layout.pointer_tokens, tokens))
-    right = len(memory) == layout.keys and pointer_tokens == layout.keys - layout.frame_keys
-    for start, content in slices:
-        held = memory[start : start + len(content), 0]
-        right = right and torch.equal(held, content.to(held))
-    if not right:
-        raise RuntimeError(
-            f"the memory bank of {len(memory)} keys is not laid out as expected ({layout.keys} keys of "
-            f"{len(layout.frames)} frames and {len(layout.pointers)} pointers), as in sam2 1.1.0; install "
-            "that version"
-        )

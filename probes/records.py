@@ -6,9 +6,8 @@ A recording is a folder ``NAME.recording/`` with ``header.json`` (`Header`) and 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
@@ -431,47 +430,6 @@ class Recording:
         more = len(self.names) - len(cells)
         last = f"<p>and {more} more</p>" if more else ""
         return f"<p>{escape(repr(self))}</p><table>{''.join(lines)}</table>{last}"
-
-
-def frames_of_clip(
-    info: ClipInfo, tracked: Sequence[int], frames: Any
-) -> Iterator[NDArray[np.uint8]]:
-    """Read a clip's frames from its video, uint8 ``[H, W, 3]`` in the order of tracking, and refuse another video.
-
-    Parameters
-    ----------
-    info
-        Of the clip.
-    tracked
-        `ClipRecord.frame`.
-    frames
-        The video's frames by index.
-
-    Raises
-    ------
-    InputError
-        A frame is missing or of another size, or, behind the last one, their pixels are others.
-    """
-    pixels = hashlib.sha256()
-    other = (
-        f"which is not the video that clip {info.name!r} was recorded from; give that one, or none"
-    )
-    for index in tracked:
-        try:
-            frame = np.asarray(frames[index])
-        except LookupError:
-            raise InputError(
-                f"the video given has no frame {index}, which was recorded, {other}"
-            ) from None
-        if frame.shape[:2] != (info.height, info.width):
-            raise InputError(
-                f"the video given has frames of shape {frame.shape}, where {info.width} x {info.height} pixels were "
-                f"recorded, {other}"
-            )
-        pixels.update(np.ascontiguousarray(frame).tobytes())
-        yield frame
-    if pixels.hexdigest() != info.video:
-        raise InputError(f"the video given has other pictures than those recorded, {other}")
 
 
 def load_recording(path: str | Path) -> Recording:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.errors import InputError
-from probes.files import whole
+from probes.files import check_folder_of, whole
 
 COLUMNS = (
     *("clip", "site", "stage", "block", "layer", "head", "frame", "object", "slot", "age"),
@@ -50,8 +50,8 @@ def check_tables(path: Path | None = None) -> None:
         raise InputError(
             f"table {path} given; expected a name that ends in .parquet; choose another"
         )
-    if path and not path.parent.is_dir():
-        raise InputError(f"{path.parent} is no folder; expected one to write into; make it first")
+    if path:
+        check_folder_of(path)
 
 
 def table_of(clips: Mapping[str, Any], settings: Any, slots: Sequence[str]) -> Any:

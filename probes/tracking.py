@@ -60,6 +60,28 @@ def check_stock(predictor: Any) -> None:
         )
 
 
+def tracked_object(
+    predictor: Any, state: dict[str, Any], frame: int, object_id: int
+) -> tuple[dict[str, Any], bool]:
+    """An object's results, and whether it was tracked backwards there or comes next so, of a stock predictor.
+
+    Raises
+    ------
+    InputError
+        The predictor is accelerated, or the object is unknown or prompted on the frame.
+    """
+    check_stock(predictor)
+    index = state["obj_id_to_idx"].get(object_id)
+    known = None if index is None else state["output_dict_per_obj"][index]
+    if known is None or frame in known["cond_frame_outputs"] or not known["cond_frame_outputs"]:
+        raise InputError(
+            f"object {object_id} on frame {frame} was given; expected an object that was tracked, on a frame "
+            f"without a prompt; the video has objects {list(state['obj_ids'])}; choose another"
+        )
+    tracked = state["frames_tracked_per_obj"][index]
+    return known, tracked.get(frame, tracked.get(frame + 1, {"reverse": False}))["reverse"]
+
+
 def begin_video(predictor: Any, source: VideoSource) -> dict[str, Any]:
     """Begin a video like the predictor's ``init_state``, with frames decoded when they are needed; corrections will stay."""
     device = predictor.device

@@ -76,17 +76,16 @@ class TransformersPredictor:
         self.model, backbone = model, model.vision_encoder.backbone
         self.image_size: int = model.image_size
         self.sam_image_embedding_size: int = model.backbone_feature_sizes[-1][0]
-        self.num_maskmem, self.mem_dim, self.hidden_dim = (
-            model.num_maskmem,
-            model.mem_dim,
-            model.hidden_dim,
-        )
+        self.num_maskmem, self.mem_dim = model.num_maskmem, model.mem_dim
+        self.hidden_dim: int = model.hidden_dim
         self.max_obj_ptrs_in_encoder = config.max_object_pointers_in_encoder
-        self.use_signed_tpos_enc_to_obj_ptrs = (
-            config.enable_temporal_pos_encoding_for_object_pointers
-        )
+        signed = config.enable_temporal_pos_encoding_for_object_pointers
+        self.use_signed_tpos_enc_to_obj_ptrs = signed
         trunk = SimpleNamespace(
-            blocks=[_Block(block) for block in backbone.blocks],
+            blocks=[
+                SimpleNamespace(q_stride=b.query_stride, window_size=b.window_size, attn=b.attn)
+                for b in backbone.blocks
+            ],
             stage_ends=backbone.stage_ends,
             window_spec=backbone.config.window_size_per_stage,
         )
@@ -98,6 +97,7 @@ class TransformersPredictor:
             pred_obj_scores=True,
         )
         self._implementations: list[tuple[Any, str | None]] = []
+        self._in_place: dict[str, Any] = {}
 
     @property
     def device(self) -> torch.device:
@@ -120,13 +120,9 @@ class TransformersPredictor:
     def put_in_place(self) -> None:
         """Have the model's own methods pass by those here."""
         model = self.model
-        track, encode, prepare, decode, remember = (
-            getattr(model, name)
-            for name in (
-                "_run_single_frame_inference", "_prepare_vision_features", "_prepare_memory_conditioned_features",
-                "_single_frame_forward", "_encode_new_memory",
-            )
-        )  # fmt: skip
+        track, encode = model._run_single_frame_inference, model._prepare_vision_features
+        prepare, decode = model._prepare_memory_conditioned_features, model._single_frame_forward
+        remember = model._encode_new_memory
 
         def tracked(inference_session: Any, frame_idx: int, obj_idx: int, **given: Any) -> Any:
             state = SessionState(inference_session, self)
@@ -155,23 +151,19 @@ class TransformersPredictor:
         def remembered(**given: Any) -> Any:
             return self._encode_new_memory(lambda: remember(**given))
 
-        model.__dict__.update(
-            {
-                STAND_IN: self,
-                "_run_single_frame_inference": tracked,
-                "_prepare_vision_features": encoded,
-                "_prepare_memory_conditioned_features": prepared,
-                "_single_frame_forward": decoded,
-                "_encode_new_memory": remembered,
-            }
-        )
+        self._in_place = {
+            STAND_IN: self,
+            "_run_single_frame_inference": tracked,
+            "_prepare_vision_features": encoded,
+            "_prepare_memory_conditioned_features": prepared,
+            "_single_frame_forward": decoded,
+            "_encode_new_memory": remembered,
+        }
+        model.__dict__.update(self._in_place)
 
     def take_away(self) -> None:
         """Give the model its own methods back."""
-        for name in (
-            STAND_IN, "_run_single_frame_inference", "_prepare_vision_features", "_prepare_memory_conditioned_features",
-            "_single_frame_forward", "_encode_new_memory",
-        ):  # fmt: skip
+        for name in self._in_place:
             del self.model.__dict__[name]
 
     def _run_single_frame_inference(
@@ -217,12 +209,15 @@ class TransformersPredictor:
     def see_attention(self) -> None:
         """Have every attention call pass by `AttentionSeen`, whichever function computes it."""
         table = import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
-        configs = {id(c): c for c in (self.model.config, *self._attention_configs())}
+        # the model's own is first: it sets those inside it
+        own = (
+            self.model.config,
+            self.model.vision_encoder.backbone.config,
+            self.model.mask_decoder.transformer.config,
+        )
+        configs = {id(config): config for config in own}
         self._implementations = [(c, c._attn_implementation) for c in configs.values()]
-        for (
-            config,
-            name,
-        ) in self._implementations:  # the model's own is first: it sets those inside it
+        for config, name in self._implementations:
             table.register(f"seen_{name}", _passing_by(table, name))
             config._attn_implementation = f"seen_{name}"
 
@@ -231,10 +226,6 @@ class TransformersPredictor:
         for config, name in self._implementations:
             config._attn_implementation = name
         self._implementations = []
-
-    def _attention_configs(self) -> list[Any]:
-        decoder = self.model.mask_decoder.transformer
-        return [self.model.vision_encoder.backbone.config, decoder.config]
 
     # ------------------------------------------------------------------ to be tracked with, as by sam2's predictor
 
@@ -261,23 +252,19 @@ class TransformersPredictor:
         normalize_coords: bool = True,
     ) -> None:
         """Prompt an object, as sam2's method of this name; the frame is tracked when tracking comes to it."""
-        corners = torch.as_tensor([] if box is None else box, dtype=torch.float32).reshape(-1, 2)
-        places = torch.as_tensor([] if points is None else points, dtype=torch.float32).reshape(
-            -1, 2
-        )
-        kinds = torch.as_tensor([] if labels is None else labels, dtype=torch.int32).reshape(-1)
-        places = torch.cat([corners, places])
+        given = [[] if one is None else one for one in (box, points, labels)]
+        corners, places = (torch.as_tensor(p, dtype=torch.float32) for p in given[:2])
+        kinds = torch.as_tensor(given[2], dtype=torch.int32).reshape(-1)
+        places = torch.cat([corners.reshape(-1, 2), places.reshape(-1, 2)])
         kinds = torch.cat([torch.tensor([2, 3][: len(corners)], dtype=torch.int32), kinds])
         if normalize_coords:
             places = places / torch.tensor([state["video_width"], state["video_height"]])
         session = state["session"]
         index = session.obj_id_to_idx(obj_id)
-        given = {
-            "point_coords": (places * self.image_size)[None, None].to(self.model.dtype),
-            "point_labels": kinds[None, None],
-        }
+        places = (places * self.image_size)[None, None].to(self.model.dtype)
         session.remove_mask_inputs(index, frame_idx)
-        session.add_point_inputs(index, frame_idx, given)
+        said = {"point_coords": places, "point_labels": kinds[None, None]}
+        session.add_point_inputs(index, frame_idx, said)
         _note_new(session, obj_id)
 
     def add_new_mask(self, state: SessionState, frame_idx: int, obj_id: int, mask: Any) -> None:
@@ -301,9 +288,8 @@ class TransformersPredictor:
         for name in (
             "point_inputs_per_obj", "mask_inputs_per_obj", "output_dict_per_obj", "frames_tracked_per_obj",
         ):  # fmt: skip
-            kept = [
-                given for index, given in sorted(getattr(session, name).items()) if index != gone
-            ]
+            table = getattr(session, name)
+            kept = [table[index] for index in sorted(table) if index != gone]
             setattr(session, name, dict(enumerate(kept)))
         for table, pairs in (
             (session._obj_id_to_idx, zip(left, range(len(left)), strict=True)),
@@ -328,30 +314,18 @@ class TransformersPredictor:
         tuple
             Frame, ids of objects, and their logits ``[objects, 1, H, W]``.
         """
+        size = (state["video_height"], state["video_width"])
         for made in self.model.propagate_in_video_iterator(
             state["session"], start_frame_idx, max_frame_num_to_track, reverse
         ):
-            size = (state["video_height"], state["video_width"])
-            logits = F.interpolate(
-                made.pred_masks.float(), size, mode="bilinear", align_corners=False
-            )
+            masks = made.pred_masks.float()
+            logits = F.interpolate(masks, size, mode="bilinear", align_corners=False)
             yield made.frame_idx, made.object_ids, logits
 
 
 def _note_new(session: Any, obj_id: int) -> None:
     if obj_id not in session.obj_with_new_inputs:
         session.obj_with_new_inputs.append(obj_id)
-
-
-class _Block:
-    """A block of transformers' encoder under sam2's names."""
-
-    def __init__(self, block: Any) -> None:
-        self.q_stride, self.window_size, self.attn = (
-            block.query_stride,
-            block.window_size,
-            block.attn,
-        )
 
 
 class _Heads(tuple[Any, ...]):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from figures.paint import data_uris_within, heat_colours, outline_all, shrink, s
 from figures.readings import similarities
 from figures.style import ThemeName, evidence
 from probes.errors import InputError
-from probes.records import ClipInfo, ClipRecord, Recording, frames_of_clip
+from probes.records import ClipInfo, ClipRecord, Recording
 
 PICTURES_BUDGET = 6_000_000
 """Bytes of all frames of a page together."""
@@ -213,6 +214,47 @@ def _pictures(
             masks[best[i]] = ids.index(clip.row_object[i]) + 1
         drawn.append(outline_all(picture, masks))
     return data_uris_within(drawn, PICTURES_BUDGET)
+
+
+def frames_of_clip(
+    info: ClipInfo, tracked: Sequence[int], frames: Any
+) -> Iterator[NDArray[np.uint8]]:
+    """Read a clip's frames from its video, uint8 ``[H, W, 3]`` in the order of tracking, and refuse another video.
+
+    Parameters
+    ----------
+    info
+        Of the clip.
+    tracked
+        `ClipRecord.frame`.
+    frames
+        The video's frames by index.
+
+    Raises
+    ------
+    InputError
+        A frame is missing or of another size, or, behind the last one, their pixels are others.
+    """
+    pixels = hashlib.sha256()
+    other = (
+        f"which is not the video that clip {info.name!r} was recorded from; give that one, or none"
+    )
+    for index in tracked:
+        try:
+            frame = np.asarray(frames[index])
+        except LookupError:
+            raise InputError(
+                f"the video given has no frame {index}, which was recorded, {other}"
+            ) from None
+        if frame.shape[:2] != (info.height, info.width):
+            raise InputError(
+                f"the video given has frames of shape {frame.shape}, where {info.width} x {info.height} pixels were "
+                f"recorded, {other}"
+            )
+        pixels.update(np.ascontiguousarray(frame).tobytes())
+        yield frame
+    if pixels.hexdigest() != info.video:
+        raise InputError(f"the video given has other pictures than those recorded, {other}")
 
 
 def thumbnail_picture(values: NDArray[np.float32], tall: float) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from probes.errors import InputError
 from probes.frames import Pixels
+from probes.prompts import Prompt
 from sparsity.acceleration.encode import encode_together
 from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.report import Report
@@ -70,14 +71,14 @@ class Camera:
         self.frame = -1
         """Index of the frame that was pushed last."""
         self._pushed: deque[Pixels] = deque()
-        self._waiting: list[tuple[Hashable, dict[str, Any]]] = []
+        self._waiting: list[Prompt] = []
         self._state: dict[str, Any] | None = None
         self._at_work = threading.RLock()
 
     @property
     def objects(self) -> list[Hashable]:
         """Ids of the objects that are tracked, those that wait for the first frame included."""
-        waiting = [i for i, _ in self._waiting]
+        waiting: list[Hashable] = [prompt.object for prompt in self._waiting]
         return waiting if self._state is None else list(self._state["obj_ids"])
 
     @torch.inference_mode()
@@ -111,38 +112,28 @@ class Camera:
         Raises
         ------
         InputError
-            Neither a mask nor points nor a box is given, or a mask beside others, or one of another size.
+            Neither a mask nor points nor a box is given, or a mask beside others, or one of another size, or what is no points
+            or box.
         """
         if (mask is None) == (points is None and box is None):
             raise InputError(
                 f"a prompt of object {object_id} was given with {'nothing' if mask is None else 'a mask and more'}; expected "
                 "a mask, or points, a box or both; give one of these"
             )
-        given: dict[str, Any] = {"box": box}
-        if mask is not None:
-            given = {"mask": np.asarray(mask, bool)}
-            if given["mask"].shape != self.size:
-                raise InputError(
-                    f"a mask of shape {list(given['mask'].shape)} was given; expected {list(self.size)}, as the frames; "
-                    "resize it"
-                )
-        elif points is not None:
-            given["points"] = np.asarray(points, np.float32).reshape(-1, 2)
-            on_it = np.ones(len(given["points"]), np.int32)
-            given["labels"] = on_it if labels is None else np.asarray(labels, np.int32)
+        name: Any = object_id
+        given = Prompt(max(0, self.frame), name, points, labels, box, mask)
+        if given.mask is not None and given.mask.shape != self.size:
+            raise InputError(
+                f"a mask of shape {list(given.mask.shape)} was given; expected {list(self.size)}, as the frames; resize it"
+            )
         with self._alone():
             if self._state is None:
-                self._waiting.append((object_id, given))
+                self._waiting.append(given)
                 return {}
-            return self._give(self._state, object_id, given)
+            return self._give(self._state, given)
 
-    def _give(self, state: dict[str, Any], object_id: Hashable, given: dict[str, Any]) -> Masks:
-        if "mask" in given:
-            _, ids, logits = self._predictor.add_new_mask(state, self.frame, object_id, **given)
-        else:
-            _, ids, logits = self._predictor.add_new_points_or_box(
-                state, self.frame, object_id, **given
-            )
+    def _give(self, state: dict[str, Any], given: Prompt) -> Masks:
+        _, ids, logits = given.give_to(self._predictor, state)
         return {i: logits[k, 0] > 0 for k, i in enumerate(ids)}
 
     @torch.inference_mode()
@@ -202,8 +193,8 @@ class Camera:
         """Track all objects into the frame that was pushed last; the first one takes the prompts that wait for it."""
         if self.frame == 0:
             masks: Masks = {}
-            for object_id, given in self._waiting:
-                masks = self._give(state, object_id, given)
+            for given in self._waiting:
+                masks = self._give(state, given)
             self._waiting.clear()
             return masks
         if not state["obj_ids"]:
@@ -232,7 +223,7 @@ class Camera:
             )
         with self._alone():
             if self._state is None:
-                self._waiting = [one for one in self._waiting if one[0] != object_id]
+                self._waiting = [one for one in self._waiting if one.object != object_id]
             else:
                 self._predictor.remove_object(self._state, object_id)
 

@@ -1,7 +1,8 @@
-"""Several videos at once: a frame of each in turn, those that are computed whole encoded in one batch."""
+"""Videos: how one is begun; and several at once, a frame of each in turn, those computed whole encoded in one batch."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -10,13 +11,131 @@ import torch
 from torch import Tensor
 
 from probes.errors import InputError
-from probes.video import EndOfVideo
+from probes.video import EndOfVideo, ModelFrames, new_state, open_video
 from sparsity.acceleration.camera import Tracker
 from sparsity.acceleration.encode import encode_together
-from sparsity.acceleration.session import alone
+from sparsity.acceleration.report import Report
+from sparsity.acceleration.session import (
+    LAST_REPORTED,
+    Corrections,
+    History,
+    Session,
+    alone,
+    check_kept,
+)
+from sparsity.acceleration.sharing import Shared
+from sparsity.techniques import KEY
 
 Tracked = tuple[int, int, list[int], Tensor]
 """Of which video, frame, object ids, mask logits ``[objects, 1, H, W]``."""
+
+
+class Begun(Shared):
+    """A predictor that begins videos, in sam2's states with an entry of ours."""
+
+    @torch.inference_mode()
+    def init_state(
+        self,
+        video_path: Any,
+        offload_video_to_cpu: bool = False,
+        offload_state_to_cpu: bool = False,
+        async_loading_frames: bool = False,
+        *,
+        history: History = "full",
+        corrections: Corrections = "stock",
+        eager: bool = False,
+    ) -> dict[str, Any]:
+        """Begin a video.
+
+        Parameters
+        ----------
+        video_path
+            Whatever `probes.video.open_video` opens: a folder of frames, a video file, an array
+            ``[T, H, W, 3]``, or an iterator of frames.
+        offload_video_to_cpu
+            Keep decoded frames in main memory.
+        offload_state_to_cpu
+            Keep results there, as in sam2.
+        async_loading_frames
+            Accepted for sam2's sake; frames are always decoded when they are needed.
+        history
+            ``"full"`` keeps every result, as stock does; ``"bounded"`` drops those that no future frame
+            reads, so that memory stays flat however long the video is, but for a line a frame in the report, of
+            which a stream keeps the latest 10,000.
+        corrections
+            ``"stock"``: a correction of a tracked frame is tracked over when one propagates on, as in sam2. ``"keep"``: a
+            corrected frame is conditioning, so it stays and other frames follow it; frames that read none of it, or
+            nothing else that changed, are given out as they are and not computed again.
+        eager
+            Decode all frames now, as stock does: for a source that may change or go away meanwhile.
+
+        Raises
+        ------
+        InputError
+            The video can't be opened, or `history` or `corrections` is none of these.
+        """
+        check_kept(history, corrections)
+        source = open_video(video_path)
+        place = torch.device("cpu") if offload_video_to_cpu else self.device
+        frames = ModelFrames(source, self.image_size, place)
+        images = frames.whole() if eager else frames
+        count = len(images) if eager else frames.num_frames
+        storage = torch.device("cpu") if offload_state_to_cpu else self.device
+        size = source.height, source.width
+        state = new_state(images, count, size, self.device, storage, offload_video_to_cpu)
+        return self._begun(state, history, corrections)
+
+    @torch.inference_mode()
+    def new_state(
+        self,
+        images: Tensor,
+        size: tuple[int, int],
+        *,
+        history: History = "full",
+        corrections: Corrections = "stock",
+    ) -> dict[str, Any]:
+        """Begin a video of pictures that one already has.
+
+        Parameters
+        ----------
+        images
+            As the model takes them, normalised, float ``[T, 3, S, S]``. More may be put into ``state["images"]`` later
+            (set ``state["num_frames"]`` too).
+        size
+            Height and width of the video in pixels: masks are given out so.
+        history, corrections
+            As `init_state` takes them.
+
+        Raises
+        ------
+        InputError
+            The pictures are of another shape, or `history` or `corrections` is none of these.
+        """
+        check_kept(history, corrections)
+        side = self.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, side, side) or not len(images):
+            raise InputError(
+                f"pictures of shape {list(images.shape)} given; expected [T, 3, {side}, {side}], at least one; resize and "
+                "normalise them as the model takes them"
+            )
+        at = images.device
+        state = new_state(images, len(images), size, self.device, self.device, at != self.device)
+        return self._begun(state, history, corrections)
+
+    def _begun(
+        self, state: dict[str, Any], history: History, corrections: Corrections
+    ) -> dict[str, Any]:
+        """Enter how a new state is kept, and warm up on its first frame as stock does."""
+        endless = history == "bounded" and state["num_frames"] == sys.maxsize
+        state[KEY] = Session(
+            Report(**self.parts.here.used.reported),
+            history,
+            corrections,
+            last_reported=LAST_REPORTED if endless else None,
+        )
+        if not self.parts.here.gathers:
+            self._get_image_feature(state, frame_idx=0, batch_size=1)
+        return state
 
 
 class Video(Protocol):

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from probes.errors import InputError
-from probes.models import fingerprint
 from sparsity.acceleration.model.encoder import window_grid
 from sparsity.acceleration.model.quantized import why_not_int8
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.calibration.adapter import FITTED, Training, fit_adapter
 from sparsity.calibration.bounds import choose, kind_for
-from sparsity.calibration.capture import capture, matching_traces, read_trace, write_trace
+from sparsity.calibration.capture import (
+    capture,
+    checked,
+    matching_traces,
+    one_model,
+    one_size,
+    read_trace,
+    write_trace,
+)
 from sparsity.calibration.cost import WHOLE, Cost, drift_of, measure_cost, share_in_int8
 from sparsity.calibration.ledger import ask, level_of
 from sparsity.calibration.report import (
@@ -39,6 +44,7 @@ from sparsity.calibration.report import (
     certifiable,
     check_reach,
     coverage,
+    kept_shares,
     limits,
     look,
     recall,
@@ -67,8 +73,7 @@ from sparsity.clips.sources import Clip
 from sparsity.evaluation.evaluate import ClipWork
 from sparsity.profile import BUILTIN, Profile
 from sparsity.techniques.adapter import Adapter
-from sparsity.techniques.select import TOKEN_STRIDE, WindowGrid
-from sparsity.work.model import ModelChoice, SameModel, shared_predictor
+from sparsity.work.model import SameModel, shared_predictor, stamp_of
 from sparsity.work.spread import Spread, map_clips
 from sparsity.work.store import kept
 
@@ -160,17 +165,6 @@ class Workplace:
         )
         summary.check()
         return summary.results
-
-
-def stamp_of(predictor: EfficientSAM2VideoPredictor, choice: ModelChoice) -> dict[str, Any]:
-    """What decides the figures of a clip beside the clip: those of another model or device are not gone on with."""
-    return {
-        "model": fingerprint(predictor),
-        "size": predictor.image_size,
-        "device": predictor.device.type,
-        "dtype": choice.number_format(predictor.device.type),
-        "made_by": version("efficient-sam2"),
-    }
 
 
 def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
@@ -331,69 +325,6 @@ def watch(place: Workplace, names: Sequence[str]) -> list[Trace]:
     return traces
 
 
-def checked(trace: Trace) -> Trace:
-    """Return a trace that calibration can use.
-
-    Raises
-    ------
-    InputError
-        Its masks are empty throughout, or a statistic is not a number.
-    """
-    if not bool(trace.best[1:].any()):
-        raise InputError(
-            f"the model finds nothing in {trace.name} after its first frame; an empty mask track has nothing to "
-            "calibrate on; check its prompt, or leave the clip out"
-        )
-    memory = trace.memory
-    if not bool(trace.score.isfinite().all()) or (
-        memory is not None and not np.isfinite(memory.curve).all()
-    ):
-        raise InputError(
-            f"statistics of {trace.name} are not numbers; expected finite scores and attention; check the "
-            "weights, or run in float32"
-        )
-    return trace
-
-
-def one_model(traces: Sequence[Trace], model: str) -> None:
-    """Hold that all traces are of `model`.
-
-    Raises
-    ------
-    InputError
-        They are of several models, or of another one.
-    """
-    models = sorted({trace.model for trace in traces})
-    named = ", ".join(f"{m[:19]}…" for m in models)
-    if len(models) > 1:
-        raise InputError(
-            f"recordings of {len(models)} models given ({named}); expected one model; record all clips with the "
-            "same weights"
-        )
-    if models and models[0] != model:
-        raise InputError(
-            f"recordings of the model {named} given; the model to calibrate is {model[:19]}…; record its clips, "
-            "or name the model that was recorded"
-        )
-
-
-def one_size(traces: Sequence[Trace], windows: WindowGrid) -> None:
-    """Hold that all traces are of the image size whose windows are given.
-
-    Raises
-    ------
-    InputError
-        One is of another size.
-    """
-    for trace in traces:
-        if trace.grid != windows:
-            sides = [g.tokens * TOKEN_STRIDE for g in (trace.grid, windows)]
-            raise InputError(
-                f"clip {trace.name} was recorded at {sides[0]} pixels; the model to calibrate takes {sides[1]}; "
-                "record it so, or give that --image-size"
-            )
-
-
 def adapter_of(place: Workplace, traces: Sequence[Trace]) -> Adapter:
     """The adapter that was asked for, fitted on the clips of the traces where it has weights."""
     request, folder = place.request, place.folder
@@ -457,10 +388,7 @@ def measured(
     bases, int8 = [], int8_of(place, longest)
     for base, profile in settings.items():
         runs = [of_clip[profile.name] for of_clip in outcomes.values()]
-        windows, keys = (
-            float(np.mean([run["quality"][of] for run in runs]))
-            for of in ("windows_kept", "keys_kept")
-        )
+        windows, keys = kept_shares(runs)
         cost, in_time = cost_of(place, longest, adapter, base)
         drift = drift_of([run["since_dense"] for run in runs])
         riskiest = Candidate(profile, windows, keys, cost(windows, keys), 0.0)
@@ -495,9 +423,8 @@ def afford(
     searched, held = (
         one / lengths[first] * sum(lengths[name] for name in names) for names in (search, promised)
     )
-    watched = 3 + len(
-        place.request.bases
-    )  # once whole, once more and riskily on each base, the whole one included, for the drift
+    # once whole, once more and riskily on each base, the whole one included, for the drift
+    watched = 3 + len(place.request.bases)
 
     def needed(tried: int, tested: int) -> float:
         return searched * (watched + rounds_of(tried) + tried) + held * (1 + tested)

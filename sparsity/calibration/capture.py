@@ -31,7 +31,7 @@ from sparsity.calibration.traces import MemoryTrace, Trace, recall_curve
 from sparsity.clips.sources import Clip, ClipSource
 from sparsity.profile import Profile
 from sparsity.techniques.routing import Routing
-from sparsity.techniques.select import WindowGrid
+from sparsity.techniques.select import TOKEN_STRIDE, WindowGrid
 
 QUERIES = 1024
 """Query rows that memory statistics are taken from, a stratified sample."""
@@ -252,6 +252,69 @@ def matching_traces(
             file=sys.stderr,
         )
     return found
+
+
+def checked(trace: Trace) -> Trace:
+    """Return a trace that calibration can use.
+
+    Raises
+    ------
+    InputError
+        Its masks are empty throughout, or a statistic is not a number.
+    """
+    if not bool(trace.best[1:].any()):
+        raise InputError(
+            f"the model finds nothing in {trace.name} after its first frame; an empty mask track has nothing to "
+            "calibrate on; check its prompt, or leave the clip out"
+        )
+    memory = trace.memory
+    if not bool(trace.score.isfinite().all()) or (
+        memory is not None and not np.isfinite(memory.curve).all()
+    ):
+        raise InputError(
+            f"statistics of {trace.name} are not numbers; expected finite scores and attention; check the "
+            "weights, or run in float32"
+        )
+    return trace
+
+
+def one_model(traces: Sequence[Trace], model: str) -> None:
+    """Hold that all traces are of `model`.
+
+    Raises
+    ------
+    InputError
+        They are of several models, or of another one.
+    """
+    models = sorted({trace.model for trace in traces})
+    named = ", ".join(f"{m[:19]}…" for m in models)
+    if len(models) > 1:
+        raise InputError(
+            f"recordings of {len(models)} models given ({named}); expected one model; record all clips with the "
+            "same weights"
+        )
+    if models and models[0] != model:
+        raise InputError(
+            f"recordings of the model {named} given; the model to calibrate is {model[:19]}…; record its clips, "
+            "or name the model that was recorded"
+        )
+
+
+def one_size(traces: Sequence[Trace], windows: WindowGrid) -> None:
+    """Hold that all traces are of the image size whose windows are given.
+
+    Raises
+    ------
+    InputError
+        One is of another size.
+    """
+    for trace in traces:
+        if trace.grid != windows:
+            sides = [g.tokens * TOKEN_STRIDE for g in (trace.grid, windows)]
+            raise InputError(
+                f"clip {trace.name} was recorded at {sides[0]} pixels; the model to calibrate takes {sides[1]}; "
+                "record it so, or give that --image-size"
+            )
 
 
 def _check_same(path: Path, info: ClipInfo, recorded: ClipRecord, clip: Clip) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from probes.errors import InputError
 from sparsity.calibration.bounds import Bound, choose
-from sparsity.calibration.calibrate import Workplace, asked_of, say, stamp_of
+from sparsity.calibration.calibrate import Workplace, asked_of, say
 from sparsity.calibration.ledger import level_of
 from sparsity.calibration.report import (
     apart,
@@ -26,7 +26,7 @@ from sparsity.calibration.report import (
 from sparsity.calibration.request import Request
 from sparsity.calibration.sample import losses_of, sample_of
 from sparsity.profile import Profile, Promise
-from sparsity.work.model import shared_predictor
+from sparsity.work.model import shared_predictor, stamp_of
 from sparsity.work.spread import Spread
 
 SETTING = "rechecked"

@@ -184,6 +184,13 @@ def _carried(count: int, confidence: float, level: float) -> str:
     )
 
 
+def kept_shares(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Windows and keys that runs kept, mean shares over clips."""
+    kept = [(run["quality"]["windows_kept"], run["quality"]["keys_kept"]) for run in runs]
+    windows, keys = np.mean(kept, axis=0).tolist()
+    return windows, keys
+
+
 def promise_of(
     request: Request, choice: Choice, runs: Sequence[Mapping[str, Any]], unit: str, question: int
 ) -> Promise:
@@ -197,9 +204,7 @@ def promise_of(
         Number of this one among those that were asked of these clips.
     """
     found, tail = choice.promise, choice.promise.tail
-    windows, keys = (
-        float(np.mean([run["quality"][of] for run in runs])) for of in ("windows_kept", "keys_kept")
-    )
+    windows, keys = kept_shares(runs)
     return Promise(
         mean_loss=round(found.mean, 4), upper_bound=round(found.upper, 4),
         confidence=request.confidence, method=found.method, clips=found.videos, unit=unit,

@@ -15,12 +15,14 @@ from sparsity.commands.options import ClipList, Force, Jobs, Scheduler, names_in
 if TYPE_CHECKING:
     from sparsity.work.model import ModelChoice
 
+DataSet = Annotated[
+    Path, typer.Argument(help="data set in the layout of DAVIS, YouTube-VOS, MOSE or SA-V")
+]
+
 
 @with_model
 def evaluate(
-    root: Annotated[
-        Path, typer.Argument(help="data set in the layout of DAVIS, YouTube-VOS, MOSE or SA-V")
-    ],
+    root: DataSet,
     out: Annotated[Path, typer.Option("--out", help="JSON file for the result")],
     clips: ClipList = None,
     prompts: Annotated[
@@ -105,9 +107,7 @@ def score(
 
 @with_model
 def card(
-    root: Annotated[
-        Path, typer.Argument(help="data set in the layout of DAVIS, YouTube-VOS, MOSE or SA-V")
-    ],
+    root: DataSet,
     out: Annotated[Path, typer.Option("--out", help="folder for card.json and card.html")],
     clips: ClipList = None,
     profile: Annotated[

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probes.errors import InputError
+from probes.files import check_folder_of
 
 if TYPE_CHECKING:  # they need torch, which takes seconds to import
     from sparsity.clips.prompt import PromptOptions
@@ -161,6 +162,19 @@ def names_in(listed: Path | None) -> list[str] | None:
     from sparsity.clips.layouts import listed_names
 
     return None if listed is None else listed_names(listed)
+
+
+def check_out(out: Path, suffix: str) -> None:
+    """Refuse a file that can't be written.
+
+    Raises
+    ------
+    InputError
+        It has another suffix, or there is no such folder.
+    """
+    if out.suffix.lower() != suffix:
+        raise InputError(f"--out is {out}; expected a name that ends in {suffix}; change it")
+    check_folder_of(out)
 
 
 def prompt_of(

@@ -10,6 +10,7 @@ import typer
 
 from figures.style import ThemeName
 from probes.errors import InputError
+from sparsity.commands.options import check_out
 
 
 def demo(
@@ -44,15 +45,11 @@ def explore(
 
     It is one file while its attention rows take up to 8 MB; more lie in a folder beside it, which it tells beforehand.
     """
-    from figures.explorer.content import explorer_content
+    from figures.explorer.content import explorer_content, frames_of
     from figures.explorer.page import write_page
-    from figures.explorer.widget import frames_of
     from probes.records import load_recording
 
-    if out.suffix.lower() != ".html":
-        raise InputError(f"--out is {out}; expected a name that ends in .html; change it")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder; expected one to write into; make it first")
+    check_out(out, ".html")
     theme: ThemeName = "dark" if dark else "light"
     content = explorer_content(load_recording(recording), clip, frames_of(video), theme)
     print(write_page(content, out, lambda line: print(line, file=sys.stderr)))

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import typer
 
 from probes.errors import InputError, some_of
-from sparsity.commands.options import with_model
+from sparsity.commands.options import check_out, with_model
 
 if TYPE_CHECKING:  # they need torch
     from collections.abc import Iterator
@@ -87,7 +87,11 @@ def pick(
         )
     target = prompts if out is None else out
     assert target is not None, "one of the two is given"
-    check_out(target, force or target == prompts)
+    check_out(target, ".json")
+    if target.is_dir() or (target.exists() and not force and target != prompts):
+        raise InputError(
+            f"{target} is there already; expected a new file; choose another --out, or --force to overwrite a file"
+        )
     from figures.picker import Picking, entries_of
     from probes import open_video, read_prompts
     from sparsity.work.model import shared_stock
@@ -105,24 +109,6 @@ def pick(
     print(saved or f"closed without saving; {target} was not written")
     if not saved:
         raise typer.Exit(1)
-
-
-def check_out(out: Path, force: bool) -> None:
-    """Refuse a file that can't be written, or is there.
-
-    Raises
-    ------
-    InputError
-        It is.
-    """
-    if out.suffix.lower() != ".json":
-        raise InputError(f"--out is {out}; expected a name that ends in .json; change it")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder; expected one to write into; make it first")
-    if out.is_dir() or (out.exists() and not force):
-        raise InputError(
-            f"{out} is there already; expected a new file; choose another --out, or --force to overwrite a file"
-        )
 
 
 class Server(ThreadingHTTPServer):

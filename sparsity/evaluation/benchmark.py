@@ -14,7 +14,6 @@ import torch
 from pydantic import ValidationError
 
 from probes.errors import InputError
-from probes.models import fingerprint
 from probes.video import open_video
 from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.model.encoder import window_grid
@@ -35,7 +34,7 @@ from sparsity.evaluation.interleaved import (
     untimed,
     windows_of_track,
 )
-from sparsity.evaluation.meters import environment
+from sparsity.evaluation.meters import environment, model_of
 from sparsity.evaluation.results import (
     Data,
     Environment,
@@ -126,12 +125,7 @@ def run_bench(request: Request, choice: ModelChoice, *, force: bool = False) -> 
     cells, not_compiled = _compiled(request, stock)
     variants += cells
     stamp = environment(device, dtype)
-    model = Model(
-        name=choice.name,
-        fingerprint=fingerprint(stock),
-        image_size=stock.image_size,
-        trained=trained,
-    )
+    model = model_of(choice, stock)
     with without_autotuned_products() if cells and device.type == "cpu" else nullcontext():
         measured = bench(
             stock,

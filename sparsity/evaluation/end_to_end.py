@@ -19,17 +19,16 @@ import numpy as np
 import torch
 
 from probes.errors import InputError
-from probes.models import fingerprint
 from probes.prompts import Prompt
 from probes.tracking import without_bar
 from probes.video import ModelFrames, open_video
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.clips.made import make_clip
 from sparsity.clips.masks import write_video
-from sparsity.evaluation.meters import environment
-from sparsity.evaluation.results import EndToEnd, EndToEndRow, Environment, Model
+from sparsity.evaluation.meters import environment, model_of
+from sparsity.evaluation.results import EndToEnd, EndToEndRow, Environment
 from sparsity.profile import Profile, load_profile
-from sparsity.work.model import ModelChoice, shared_predictor
+from sparsity.work.model import ModelChoice, predictor_for
 from sparsity.work.segment import run_segment
 
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920), "4K": (2160, 3840)}
@@ -78,10 +77,7 @@ def run_end_to_end(
                 f"size {size!r} given; expected {', '.join(SIZES)}; choose one of them"
             )
     wanted = {p.name: p for p in (load_profile(given) for given in ("dense", *profiles))}
-    predictor = shared_predictor(choice)
-    for profile in wanted.values():
-        with predictor.use(profile, force=force):
-            pass  # one that doesn't fit the model is refused before any work
+    predictor = predictor_for(choice, wanted.values(), force)
     rows = []
     with TemporaryDirectory() as folder:
         for size in sizes:
@@ -91,12 +87,7 @@ def run_end_to_end(
     return EndToEnd(
         schema="efficient-sam2/end-to-end/1",
         environment=Environment.model_validate(environment(predictor.device, number_format)),
-        model=Model(
-            name=choice.name,
-            fingerprint=fingerprint(predictor),
-            image_size=predictor.image_size,
-            trained=choice.trained,
-        ),
+        model=model_of(choice, predictor),
         frames=frames,
         rounds=rounds,
         rows=rows,

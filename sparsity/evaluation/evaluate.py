@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,13 @@ from tqdm import tqdm
 
 from probes.errors import InputError
 from probes.files import files_of, write_text
-from probes.models import fingerprint
 from probes.tracking import track_forward
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.report import Report
 from sparsity.clips.layouts import Masks
 from sparsity.clips.masks import merge_objects
 from sparsity.clips.sources import Clip, ClipSource
-from sparsity.evaluation.meters import environment
+from sparsity.evaluation.meters import environment, model_of
 from sparsity.evaluation.quality import agreement, clip_quality, overall
 from sparsity.evaluation.results import (
     ClipQuality,
@@ -44,7 +42,7 @@ from sparsity.evaluation.results import (
 )
 from sparsity.evaluation.rules import Rules, overall_figures, rules_of, with_figures
 from sparsity.profile import BUILTIN, Profile, load_profile
-from sparsity.work.model import ModelChoice, SameModel, shared_predictor
+from sparsity.work.model import ModelChoice, SameModel, predictor_for, shared_predictor, stamp_of
 from sparsity.work.spread import Spread, map_clips
 from sparsity.work.store import check_new_file
 
@@ -371,16 +369,8 @@ def evaluate(
         )
     rules = rules_of(root)
     wanted = _different([load_profile(p) for p in profiles])
-    predictor = shared_predictor(choice)
-    for profile in wanted:
-        with predictor.use(profile, force=force):
-            pass  # one that doesn't fit the model is refused before any work
-    model = Model(
-        name=choice.name,
-        fingerprint=fingerprint(predictor),
-        image_size=predictor.image_size,
-        trained=choice.trained,
-    )
+    predictor = predictor_for(choice, wanted, force)
+    model = model_of(choice, predictor)
     number_format = choice.number_format(predictor.device.type)
     data = Data(
         root=root.resolve().name,
@@ -398,14 +388,7 @@ def evaluate(
     )
     if out.is_file() and not force:
         return _same(out, model, data, source)
-    settings = {
-        "root": str(root.resolve()),
-        "model": model.fingerprint,
-        "size": model.image_size,
-        "device": predictor.device.type,
-        "made_by": version("efficient-sam2"),
-        **data.settings,
-    }
+    settings = {"root": str(root.resolve()), **stamp_of(predictor, choice), **data.settings}
     contents = {name: source.listing(name) for name in names}
     parts = out.with_name(f"{out.name}.clips")
     work = ClipWork(source, choice, wanted, rules=rules, force=force)

@@ -11,7 +11,6 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from probes.checkpoints import CHECKPOINTS, fetch_checkpoint
 from probes.errors import InputError
 from probes.files import write_text
-from probes.models import DEMO, fingerprint
+from probes.models import DEMO
 from probes.observations import Seen, observe
 from sparsity.clips.layouts import FEWEST_FRAMES, find_layout
 from sparsity.clips.sources import Clip, ClipSource
@@ -42,7 +41,7 @@ from sparsity.evaluation.end_to_end import run_end_to_end
 from sparsity.evaluation.evaluate import DENSE, evaluate, track
 from sparsity.evaluation.results import EndToEnd, Result, load_result
 from sparsity.profile import BUILTIN, Profile, load_profile
-from sparsity.work.model import ModelChoice, shared_predictor
+from sparsity.work.model import ModelChoice, predictor_for, shared_predictor, stamp_of
 from sparsity.work.record import record_clips
 from sparsity.work.spread import Spread
 from sparsity.work.store import check_folder, kept, kept_as
@@ -171,21 +170,14 @@ def make_card(
     weights = weights_of(choice)
     if weights == "official" and choice.checkpoint is None:
         fetch_checkpoint(choice.model, progress=True)
-    predictor = shared_predictor(choice)
-    for profile in profiles:
-        with predictor.use(profile, force=force):
-            pass  # one that doesn't fit the model is refused before any work
+    predictor = predictor_for(choice, profiles, force)
     key = {
-        "model": fingerprint(predictor),
-        "size": predictor.image_size,
-        "device": predictor.device.type,
-        "dtype": choice.number_format(predictor.device.type),
+        **stamp_of(predictor, choice),
         "weights": weights,
         "root": request.root.resolve().name,
         "clips": {name: source.listing(name) for name in names},
         "most": request.most,
         "profiles": [p.model_dump(mode="json", by_alias=True) for p in profiles],
-        "made_by": version("efficient-sam2"),
     }
     if done is not None:
         _check_same(done, key, out)

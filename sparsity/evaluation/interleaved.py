@@ -28,7 +28,7 @@ from probes.frames import natural_key
 from probes.tracking import without_bar
 from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.session import WindowChooser
-from sparsity.clips.masks import read_mask
+from sparsity.clips.drawn import read_mask
 from sparsity.clips.sources import Clip
 from sparsity.evaluation.compiled import check_compiler, compiled_stock
 from sparsity.evaluation.meters import REST, PeakMemory, counted_flops, seconds_of, stage_seconds

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from probes.models import fingerprint
 from probes.observing import STEPS, listen
 from probes.seam import Step
+from sparsity.evaluation.results import Model
+from sparsity.work.model import ModelChoice
 
 REST = "rest"
 """Everything else of a frame: bookkeeping, choosing windows, masks at the video's size."""
@@ -144,6 +147,16 @@ ALLOCATOR = (
     "PYTORCH_CUDA_ALLOC_CONF",
 )
 """Variables that change how memory is handed out; on a CPU they move stock sam2 by 20 %."""
+
+
+def model_of(choice: ModelChoice, predictor: Any) -> Model:
+    """Describe what is about to be measured: a choice, and the predictor that was built of it."""
+    return Model(
+        name=choice.name,
+        fingerprint=fingerprint(predictor),
+        image_size=predictor.image_size,
+        trained=choice.trained,
+    )
 
 
 def environment(device: torch.device, dtype: str) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,34 @@ def shared_stock(choice: ModelChoice) -> SAM2VideoPredictor:
 def shared_predictor(choice: ModelChoice) -> EfficientSAM2VideoPredictor:
     """Accelerate the model of a choice once a process; `use` it with the profile that is wanted."""
     return accelerate(shared_stock(choice), "dense")
+
+
+def predictor_for(
+    choice: ModelChoice, profiles: Iterable[Profile], force: bool
+) -> EfficientSAM2VideoPredictor:
+    """`shared_predictor` of a choice, of which it is known before any work that it can have these profiles.
+
+    Raises
+    ------
+    InputError
+        One doesn't fit the model.
+    """
+    predictor = shared_predictor(choice)
+    for profile in profiles:
+        with predictor.use(profile, force=force):
+            pass
+    return predictor
+
+
+def stamp_of(predictor: SAM2VideoPredictor, choice: ModelChoice) -> dict[str, Any]:
+    """What decides the figures of a clip beside the clip: those of another model or device are not gone on with."""
+    return {
+        "model": fingerprint(predictor),
+        "size": predictor.image_size,
+        "device": predictor.device.type,
+        "dtype": choice.number_format(predictor.device.type),
+        "made_by": version("efficient-sam2"),
+    }
 
 
 @contextmanager

@@ -9,14 +9,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from probes.errors import InputError, tell_left_out
-from probes.models import fingerprint
 from probes.recording import extend_recording, record, recorded_clips
 from probes.records import Recording
 from probes.video import notes_of
@@ -31,6 +29,7 @@ from sparsity.work.model import (
     predictor_under,
     shared_predictor,
     shared_stock,
+    stamp_of,
 )
 from sparsity.work.run_folder import Outcome
 from sparsity.work.segment import Job, RunOptions, run_job, run_jobs
@@ -88,7 +87,7 @@ def segment_clips(
     with predictor.use(options.profile, force=options.force, watch=options.watch):
         pass  # one that doesn't fit the model is refused before any work
     format_of(options.kind, work.out)
-    settings = {**_model(options.choice), "max_frames": options.max_frames}
+    settings = {**stamp_of(predictor, options.choice), "max_frames": options.max_frames}
     settings |= {"format": options.kind, "overlay": options.overlay, "watch": options.watch}
     if options.failure is not None:
         judge = load_failure(options.failure, settings["model"], settings["size"])
@@ -205,7 +204,7 @@ def record_clips(
     for name in (name for name in names if name in held):
         work.into(out, name)  # refuses what differs
     left = [name for name in names if name not in held]
-    model = _model(choice)
+    model = stamp_of(shared_stock(choice), choice)
     stamp = {**model, "settings": settings, "max_frames": max_frames}
     if profile is not None:
         stamp["profile"] = profile.model_dump(mode="json", by_alias=True)
@@ -226,14 +225,3 @@ def _beside(out: Path) -> Path:
     if not place.name:
         raise InputError(f"{out} given; expected a folder with a name; choose another --out")
     return place.with_name(f"{place.name}.clips")
-
-
-def _model(choice: ModelChoice) -> dict[str, Any]:
-    model = shared_stock(choice)
-    return {
-        "model": fingerprint(model),
-        "size": model.image_size,
-        "dtype": choice.number_format(model.device.type),
-        "device": model.device.type,
-        "made_by": version("efficient-sam2"),
-    }

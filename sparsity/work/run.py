@@ -6,7 +6,9 @@ import json
 import pickle
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -26,7 +28,6 @@ from sparsity.clips.drawn import Ids
 from sparsity.clips.masks import merge_objects
 from sparsity.clips.sources import Clip
 from sparsity.techniques.failure import FailureModel
-from sparsity.work.behind import Behind
 from sparsity.work.formats import Format, FrameMasks
 from sparsity.work.overlay import Overlay
 from sparsity.work.run_folder import RunFolder
@@ -35,6 +36,9 @@ SCHEMA = "efficient-sam2/segment/2"
 
 SECONDS_BETWEEN_STATES = 30.0
 """How much work an abrupt end can cost, at most."""
+
+WAITING = 4
+"""Jobs that wait for a thread at most; each may hold a frame."""
 
 _UNREADABLE = (
     OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, ImportError,
@@ -356,3 +360,46 @@ def memory_of(
     result = tokens * (2 * predictor.mem_dim + 4 * 16) + 4 * predictor.hidden_dim
     held: int = objects * (min(frames, reach + 2) * result + 4 * 4 * size[0] * size[1])
     return held
+
+
+class Behind:
+    """Does jobs behind the model, one after the other, in a thread of its own.
+
+    Attributes
+    ----------
+    seconds
+        That it was at work so far.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._jobs: deque[Future[None]] = deque()
+        self.seconds = 0.0
+
+    def give(self, job: Callable[..., None], *given: Any) -> None:
+        """Do a job when the earlier ones are done; wait where many are waiting, and raise what an earlier one raised."""
+        while self._jobs and (len(self._jobs) >= WAITING or self._jobs[0].done()):
+            self._jobs.popleft().result()
+        self._jobs.append(self._pool.submit(self._do, job, *given))
+
+    def _do(self, job: Callable[..., None], *given: Any) -> None:
+        begun = time.perf_counter()
+        try:
+            job(*given)
+        finally:
+            self.seconds += time.perf_counter() - begun
+
+    def wait(self) -> None:
+        """Wait until all is done."""
+        while self._jobs:
+            self._jobs.popleft().result()
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=kind is not None)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from probes.attribution import (
+from probes.errors import InputError
+from probes.gradients import (
     DifferentiableFrame,
     attention_times_gradient,
     integrated_gradients,
     mask_target,
 )
-from probes.errors import InputError
 from probes.observing import edit, observe
 from probes.seam import AttentionCall
 from probes.tracking import begin_video

@@ -137,6 +137,8 @@ def test_what_cannot_be_used_is_refused(small_demo: Any) -> None:
         (lambda: camera.prompt(1), "given with nothing; expected a mask, or points"),
         (lambda: camera.prompt(1, mask=make_mask(), box=(1, 2, 3, 4)), "a mask and more"),
         (lambda: camera.prompt(1, mask=make_mask()[1:]), r"expected \[96, 128\], as the frames"),
+        (lambda: camera.prompt(1, box=(1, 2, 3)), "a box given as .* expected left, top, right and bottom"),
+        (lambda: camera.prompt(1, points=[[1, 2, 3]]), "points given as .* expected x and y of each"),
         (lambda: camera.forget(3), "object 3 was to be forgotten; tracked are none"),
         (lambda: accelerate(small_demo).camera(SIZE, history="all"), "history 'all' given"),
     ):  # fmt: skip

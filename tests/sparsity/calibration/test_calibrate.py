@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from probes.errors import InputError
-from sparsity.calibration.calibrate import Calibration, calibrate, stamp_of
+from sparsity.calibration.calibrate import Calibration, calibrate
 from sparsity.calibration.ledger import FILE
 from sparsity.calibration.request import Request
 from sparsity.clips.sources import ClipSource
@@ -23,7 +23,7 @@ from sparsity.commands.calibrate import seconds_of_budget
 from sparsity.profile import EXACT, load_profile
 from sparsity.techniques.adapter import Adapter
 from sparsity.techniques.routing import Guard
-from sparsity.work.model import ModelChoice, shared_predictor
+from sparsity.work.model import ModelChoice, shared_predictor, stamp_of
 from sparsity.work.spread import Spread
 from tests.sparsity.calibration.conftest import LONGEST, NAMES
 

@@ -13,8 +13,13 @@ from PIL import Image
 
 from probes import record
 from probes.errors import InputError
-from sparsity.calibration.calibrate import checked, one_model, one_size
-from sparsity.calibration.capture import matching_traces, recorded_traces
+from sparsity.calibration.capture import (
+    checked,
+    matching_traces,
+    one_model,
+    one_size,
+    recorded_traces,
+)
 from sparsity.calibration.report import recall
 from sparsity.calibration.thresholds import mask_only
 from sparsity.calibration.traces import replay_decisions, replay_retrieval, replay_routing
