@@ -201,11 +201,7 @@ class Plan:
     @property
     def kind(self) -> Hashable:
         """Objects of which this is equal are read together."""
-        layout = self.layout
-        frames = tuple([entry.position for entry in layout.frames])
-        pointers = tuple([pointer.distance for pointer in layout.pointers])
-        split = layout.tokens, layout.pointer_tokens, layout.pointer_limit
-        return frames, self.counts, pointers, split, self.measure, len(self.held)
+        return self.layout.kind, self.counts, self.measure, len(self.held)
 
 
 def plan(
@@ -251,7 +247,8 @@ def _bank(model: SAM2Base, dtype: torch.dtype, plans: list[Plan]) -> Bank:
     whole = [f for f, counts in enumerate(first.counts) if counts is None]
     read = [one.stored[f] for one in plans for f in whole]
     places = [out["maskmem_pos_enc"][-1] for out in read]
-    same = len({(place.data_ptr(), place.stride(), place.device) for place in places}) == 1
+    # sam2 makes them once, and every result has a view of these
+    same = len({(place.data_ptr(), place.stride()[1:], place.device) for place in places}) == 1
     some = pointers = when = None
     if len(whole) < len(first.counts):
         chosen = [[tokens for tokens in one.tokens if tokens is not None] for one in plans]
@@ -268,7 +265,7 @@ def _bank(model: SAM2Base, dtype: torch.dtype, plans: list[Plan]) -> Bank:
     held = [list(of_slot) for of_slot in zip(*(one.held for one in plans), strict=True)]
     collected = Collected(
         _joined([out["maskmem_features"] for out in read], device),
-        _joined(places[:1] if same else places, device), some, pointers, when, held,
+        _joined([places[0][0][None]] if same else places, device), some, pointers, when, held,
     )  # fmt: skip
     return Bank(layout, first.counts, first.measure, collected)
 
