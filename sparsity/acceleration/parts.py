@@ -109,7 +109,7 @@ class _Here(threading.local):
     looked
         What isn't sam2's own, found once for the frame under way; None between tracked frames.
     settings
-        Of `Parts.settings`, the same.
+        What is recorded in graphs beside weights, the same.
     routes
         Whether windows may be left out: the profile says so, and the encoder was sam2's own when it was last looked at.
     carried
@@ -125,7 +125,7 @@ class _Here(threading.local):
     frame: Frame | None = None
     encoding: tuple[tuple[Session, Frame], ...] = ()
     looked: dict[str, str] | None = None
-    settings: tuple[Hashable, ...] | None = None
+    settings: Hashable = None
     ious: torch.Tensor | None = None
     routes = keeps = gathers = False
     carried: frozenset[str] = frozenset()
@@ -225,7 +225,7 @@ class Parts:
                 with self.seam.at(Moment(frame.index, again.ids, frame.reverse)):
                     yield again
             finally:
-                here.frame = here.looked = None
+                here.frame = here.looked = here.settings = None
 
     def look(self) -> dict[str, str]:
         """Drop what was made of other weights; say which parts of the model aren't sam2's own, and why.
@@ -324,7 +324,6 @@ class Parts:
                     "expected candidates to choose from (multimask_output_for_tracking); set it to 0"
                 )
             objects = [object_index, *self._with(state, object_index, index, reverse)]
-            here.settings = self.settings()
             here.frame = frame = Frame(state, index, self.grid, reverse, objects)
             with self.seam.at(Moment(index, frame.ids, reverse)):
                 yield frame
@@ -423,14 +422,16 @@ class Parts:
         if changed and any(part in changed for part in GRAPHED.get(kind[0], ())):
             return function(given)
         known = self.remember("graphs", lambda dtype: graphs.Graphs())
-        settings = self.here.settings or self.settings()
-        return known.run((kind, settings), function, given, device)
+        return known.run((kind, self._settings()), function, given, device)
 
-    def settings(self) -> tuple[Hashable, ...]:
-        """All that is recorded in a graph beside weights and what it is given."""
-        used, decoder = self.here.used, self.model.sam_mask_decoder
+    def _settings(self) -> Hashable:
+        """All that is recorded in a graph beside weights and what it is given; found once for the frame under way."""
+        here, decoder = self.here, self.model.sam_mask_decoder
+        if here.frame is not None and here.settings is not None:
+            return here.settings
         read = graphs.settings_of(self.model), graphs.settings_of(decoder)
-        return *read, used.exact, used.linear
+        here.settings = *read, here.used.exact, here.used.linear
+        return here.settings
 
     @contextmanager
     def casting_once(self) -> Iterator[None]:

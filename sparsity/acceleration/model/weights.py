@@ -55,7 +55,11 @@ class Weights:
     ----------
     changed
         Parts that aren't sam2's own, see `sparsity.acceleration.model.changes.changed_parts`.
+    first
+        The first weight: where they lie and in which number format.
     """
+
+    first: nn.Parameter
 
     def __init__(self, model: SAM2Base) -> None:
         self.model, self.changed = model, dict[str, str]()
@@ -83,11 +87,6 @@ class Weights:
             self._walk()
         places = list(map(torch.Tensor.data_ptr, self._found))
         return self._moves, places, list(map(VERSION, self._counted)), self.changed
-
-    @property
-    def first(self) -> nn.Parameter:
-        """The model's first weight."""
-        return self._found[0]
 
     def _moved(self) -> bool:
         """Whether a module, a weight or a switch is another than it was, or there is one more or less."""
@@ -119,6 +118,7 @@ class Weights:
         self._slots = tuple(list(column) for column in zip(*slots, strict=True))
         self._held = [*chain(*self._holders), *END]
         self._found = [it for it in self._held if isinstance(it, nn.Parameter)]
+        self.first = self._found[0]
         self._counted = [p for p in self._found if not p.is_inference()]
         self._dicts = [part.__dict__ for part in self._modules]
         self._hooks: list[Any] = [EVERYWHERE[0], EVERYWHERE[1]]
@@ -137,7 +137,11 @@ class Derived:
     ----------
     generation
         How many sets of weights there were.
+    first
+        The first of the weights that were last looked at.
     """
+
+    first: nn.Parameter
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, torch.dtype, int], Any] = {}
@@ -164,13 +168,8 @@ class Derived:
                 self.generation += 1
                 torch.clear_autocast_cache()
                 self._stamp = stamp
+            self.first = self._weights.first
             return self._weights.changed
-
-    @property
-    def first(self) -> nn.Parameter:
-        """The first of the weights that were looked at: where they are and in which number format."""
-        assert self._weights is not None, "they were looked at"
-        return self._weights.first
 
     def forget(self) -> None:
         """Drop what was made, whatever the weights look like."""
