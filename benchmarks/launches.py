@@ -9,7 +9,7 @@ operations. The size is small because the count does not depend on it; one windo
 the count. The result is ``benchmarks/launches.json``.
 
 With --host graphs are on, and their replays do nothing; nothing is written then. What is left of a frame on this CPU is the
-host's own work, and operations outside the graphs, which a GPU would do itself while the host goes on: both are named. A
+host's own work, and operations outside the graphs, most of which a GPU does itself while the host goes on: both are named. A
 frame is measured as it is, the next one with every operation timed, in turn; what isn't in operations is Python, views,
 and handing operations over.
 """
@@ -141,7 +141,7 @@ def host(choice: ModelChoice, objects: int) -> str:
                 whole.append(1000 * (time.thread_time() - start))
     total, spent = median(whole), median(inside)
     return (
-        f"{total:.1f} ms: in {median(counts):.0f} operations that a GPU does itself {spent:.1f} ms, in Python and "
+        f"{total:.1f} ms: in {median(counts):.0f} operations, most of them a GPU's, {spent:.1f} ms, in Python and "
         f"between {total - spent:.1f} ms"
     )
 
