@@ -6,8 +6,12 @@
 
 Counted on a CPU that goes the GPU's way: early stages in one strip, fused attention, public products. Views are no
 operations. The size is small because the count does not depend on it; one window is routed, as many as are needed for
-the count. The result is ``benchmarks/launches.json``. With --host graphs are on, and their replays do nothing; nothing is
-written then.
+the count. The result is ``benchmarks/launches.json``.
+
+With --host graphs are on, and their replays do nothing; nothing is written then. What is left of a frame on this CPU is the
+host's own work, and operations outside the graphs, most of which a GPU does itself while the host goes on: both are named. A
+frame is measured as it is, the next one with every operation timed, in turn; what isn't in operations is Python, views,
+and handing operations over.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -37,25 +43,30 @@ from sparsity.work.model import ModelChoice
 OUT = Path(__file__).with_suffix(".json")
 ROWS = (STOCK, "exact", "paper", "recommended")
 MODELS = ("sam2.1-tiny", "sam2.1-large")
-RECORDED, TIMED = 22, 20
-"""Frames until all that comes is recorded, object pointers up to the sixteenth included; and frames that are timed."""
+RECORDED, TIMED = 22, 120
+"""Frames until all that comes is recorded, object pointers up to the sixteenth included; and frames that are timed, as they are
+and operation by operation each."""
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations whose results are no views."""
+    """Counts operations whose results are no views, and the CPU seconds in them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.seconds = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        begun = time.thread_time()
         out = func(*args, **(kwargs or {}))
+        spent = time.thread_time() - begun
         given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
         name = func._schema.name.split("::")[1]
         in_place = func._schema.is_mutable
         made = isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in given
         if (made or in_place) and not name.startswith(("empty", "new_empty")):
             self.counts[name] += 1
+            self.seconds += spent
         return out
 
 
@@ -101,27 +112,38 @@ def count(choice: ModelChoice, objects: int) -> dict[str, dict[str, int]]:
     return found
 
 
-def host_ms(choice: ModelChoice, objects: int) -> float:
-    """CPU time of this thread for a frame of ``recommended`` whose graphs do nothing: the quickest of some, in milliseconds."""
+def host(choice: ModelChoice, objects: int) -> str:
+    """CPU time of this thread for a frame of ``recommended`` whose graphs do nothing, medians, and what of it is whose."""
 
     def idle(function: Any, given: Any, device: Any, pool: Any) -> Any:
         return function(given), lambda: None, pool
 
-    found = []
+    whole, inside, counts = [], [], []
     with (
         patch.object(graphs, "DEVICES", ("cpu",)),
+        patch.object(graphs, "can_record", torch.is_inference_mode_enabled),
         patch.object(graphs, "record", idle),
         torch.inference_mode(),
         choice.autocast("cpu"),
     ):
-        frames = begun(choice.build(), "recommended", objects, RECORDED + TIMED + 1)
+        frames = begun(choice.build(), "recommended", objects, RECORDED + 2 * TIMED + 1)
         for _ in range(RECORDED):
             next(frames)
-        for _ in range(TIMED):
+        for n in range(2 * TIMED):
+            operations = Operations()
             start = time.thread_time()
-            next(frames)
-            found.append(1000 * (time.thread_time() - start))
-    return min(found)
+            with operations if n % 2 else nullcontext():
+                next(frames)
+            if n % 2:
+                inside.append(1000 * operations.seconds)
+                counts.append(operations.counts.total())
+            else:
+                whole.append(1000 * (time.thread_time() - start))
+    total, spent = median(whole), median(inside)
+    return (
+        f"{total:.1f} ms: in {median(counts):.0f} operations, most of them a GPU's, {spent:.1f} ms, in Python and "
+        f"between {total - spent:.1f} ms"
+    )
 
 
 def main() -> None:
@@ -141,10 +163,7 @@ def main() -> None:
     if options.host:
         for choice in choices:
             for objects in options.objects:
-                print(
-                    f"{choice.model:14}{objects} objects  {host_ms(choice, objects):.1f} ms",
-                    flush=True,
-                )
+                print(f"{choice.model:14}{objects} objects  {host(choice, objects)}", flush=True)
         return
     with (
         patch.object(attention, "WORTH_TIMING", 2**62),

@@ -7,8 +7,9 @@ added, then the remembered frames from oldest to newest, then the object pointer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -69,6 +70,13 @@ class MemoryLayout:
     pointer_tokens: int
     pointer_limit: int
 
+    @cached_property
+    def kind(self) -> Hashable:
+        """All but which frames these are: layouts of which it is equal have keys that mean the same."""
+        positions = tuple([entry.position for entry in self.frames])
+        distances = tuple([pointer.distance for pointer in self.pointers])
+        return positions, distances, self.tokens, self.pointer_tokens, self.pointer_limit
+
     @property
     def frame_keys(self) -> int:
         """Number of keys that belong to memory frames."""
@@ -111,20 +119,13 @@ def memory_layout(
     )
     remembered = output_dict["non_cond_frame_outputs"]
     sign = -1 if reverse else 1
-    frames = [MemoryFrame(t, 0, abs(frame - t), True, t == frame - sign) for t in selected]
+    frames = [(t, 0, abs(frame - t), True, t == frame - sign) for t in selected]
     if chosen is None:
         chosen = [_bank_frame(model, frame, p, reverse) for p in range(1, model.num_maskmem)]
     for position, t in enumerate(chosen, model.num_maskmem - len(chosen)):
         if t in remembered or t in unselected:
-            frames.append(
-                MemoryFrame(
-                    t,
-                    position,
-                    abs(frame - t),
-                    t in unselected and t not in remembered,
-                    t == frame - sign,
-                )
-            )
+            conditioning = t in unselected and t not in remembered
+            frames.append((t, position, abs(frame - t), conditioning, t == frame - sign))
 
     pointers = []
     limit = min(num_frames, model.max_obj_ptrs_in_encoder)
@@ -134,21 +135,27 @@ def memory_layout(
             if not past_only or (t >= frame if reverse else t <= frame):
                 signed = (frame - t) * sign
                 pointers.append(
-                    Pointer(t, signed if model.use_signed_tpos_enc_to_obj_ptrs else abs(signed))
+                    (t, signed if model.use_signed_tpos_enc_to_obj_ptrs else abs(signed))
                 )
         for distance in range(1, limit):
             t = frame - sign * distance
             if t < 0 or t >= num_frames:
                 break
             if t in remembered or t in unselected:
-                pointers.append(Pointer(t, distance))
-    return MemoryLayout(
-        tuple(frames),
-        tuple(pointers),
-        tokens=model.sam_image_embedding_size**2,
-        pointer_tokens=max(1, model.hidden_dim // model.mem_dim),
-        pointer_limit=limit,
-    )
+                pointers.append((t, distance))
+    tokens, split = model.sam_image_embedding_size**2, max(1, model.hidden_dim // model.mem_dim)
+    return _laid_out(tuple(frames), tuple(pointers), tokens, split, limit)
+
+
+@lru_cache(maxsize=64)
+def _laid_out(
+    frames: tuple[tuple[int, int, int, bool, bool], ...],
+    pointers: tuple[tuple[int, int], ...],
+    *sizes: int,
+) -> MemoryLayout:
+    """A layout of these entries: the same one for all objects of which they are the same."""
+    entries = tuple(MemoryFrame(*entry) for entry in frames)
+    return MemoryLayout(entries, tuple(Pointer(*entry) for entry in pointers), *sizes)
 
 
 def stored_result(

@@ -242,6 +242,8 @@ class ModelFrames:
         values = (np.arange(256) / 255.0).astype(np.float32)
         mean, std = (np.array(given, np.float32)[:, None] for given in (MEAN, STD))
         self._values = (values - mean) / std
+        on_cpu = self.device.type == "cpu"
+        self._rows = None if on_cpu else torch.from_numpy(self._values).to(self.device)
         self._kept: OrderedDict[int, tuple[Pixels, torch.Tensor, Resize]] = OrderedDict()
         self._written: dict[int, torch.Tensor] = {}
         ahead = AHEAD if getattr(source, "reads_ahead", False) else 0
@@ -337,13 +339,13 @@ class ModelFrames:
     def _made(self, pixels: Pixels) -> tuple[Pixels, torch.Tensor, Resize]:
         resize = self.resize
         square = resized(pixels, self.image_size, resize)
-        if self.device.type == "cpu":
+        if self._rows is None:
             planes = [np.take(row, square[..., c]) for c, row in enumerate(self._values)]
             frame = torch.from_numpy(np.stack(planes))
         else:  # a byte a value travels
             sent = torch.from_numpy(square).pin_memory().to(self.device, non_blocking=True)
-            rows = torch.from_numpy(self._values).to(self.device)
-            frame = torch.stack([rows[c][sent[..., c].int()] for c in range(3)])
+            places = sent.permute(2, 0, 1).reshape(3, -1).long()
+            frame = self._rows.gather(1, places).view(3, *square.shape[:2])
         return pixels, frame, resize
 
 

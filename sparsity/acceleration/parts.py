@@ -108,6 +108,8 @@ class _Here(threading.local):
         The profile in use.
     looked
         What isn't sam2's own, found once for the frame under way; None between tracked frames.
+    settings
+        What is recorded in graphs beside weights, the same.
     routes
         Whether windows may be left out: the profile says so, and the encoder was sam2's own when it was last looked at.
     carried
@@ -123,6 +125,7 @@ class _Here(threading.local):
     frame: Frame | None = None
     encoding: tuple[tuple[Session, Frame], ...] = ()
     looked: dict[str, str] | None = None
+    settings: Hashable = None
     ious: torch.Tensor | None = None
     routes = keeps = gathers = False
     carried: frozenset[str] = frozenset()
@@ -222,7 +225,7 @@ class Parts:
                 with self.seam.at(Moment(frame.index, again.ids, frame.reverse)):
                     yield again
             finally:
-                here.frame = here.looked = None
+                here.frame = here.looked = here.settings = None
 
     def look(self) -> dict[str, str]:
         """Drop what was made of other weights; say which parts of the model aren't sam2's own, and why.
@@ -325,7 +328,7 @@ class Parts:
             with self.seam.at(Moment(index, frame.ids, reverse)):
                 yield frame
         finally:
-            here.frame = here.looked = None
+            here.frame = here.looked = here.settings = None
 
     def _with(
         self, state: dict[str, Any], object_index: int, index: int, reverse: bool
@@ -412,16 +415,23 @@ class Parts:
         wanted = self.here.used.profile.graphs and under_way
         if not wanted or self.seam.watched:
             return function(given)
-        device = self.model.device
+        changed = self.look()
+        device = self.weights.first.device
         if device.type not in graphs.DEVICES or not graphs.can_record():
             return function(given)
-        if any(part in self.look() for part in GRAPHED.get(kind[0], ())):
+        if changed and any(part in changed for part in GRAPHED.get(kind[0], ())):
             return function(given)
         known = self.remember("graphs", lambda dtype: graphs.Graphs())
-        decoder = graphs.settings_of(self.model.sam_mask_decoder)
-        used = self.here.used
-        settings = graphs.settings_of(self.model), decoder, used.exact, used.linear
-        return known.run((kind, settings), function, given, device)
+        return known.run((kind, self._settings()), function, given, device)
+
+    def _settings(self) -> Hashable:
+        """All that is recorded in a graph beside weights and what it is given; found once for the frame under way."""
+        here, decoder = self.here, self.model.sam_mask_decoder
+        if here.frame is not None and here.settings is not None:
+            return here.settings
+        read = graphs.settings_of(self.model), graphs.settings_of(decoder)
+        here.settings = *read, here.used.exact, here.used.linear
+        return here.settings
 
     @contextmanager
     def casting_once(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from probes.layout import stored_results
-from sparsity.acceleration.model.bank import collect, memory_tokens, plan
+from sparsity.acceleration.model.bank import collect, plan
 from sparsity.acceleration.model.memory_attention import Readers
 from sparsity.acceleration.model.saliency import query_sample
 from sparsity.acceleration.model.windows import window_tokens
@@ -69,10 +69,10 @@ def recall(
             exact=parts.here.used.exact, readers=readers, run=parts.run,
             sample=query_sample(queries, retrieval.queries, frame.index, feature.device),
         )  # fmt: skip
+    counts = retrieval.counts(len(attention.layers), len(feature))
     for known, found in zip(stored, frame.recalls, strict=True):
-        for f, per_layer in found.chosen.items():
-            out = known[f]
-            remember_choice(out, memory_tokens(out), per_layer, retrieval, reverse)
+        for f, chosen in found.chosen.items():
+            remember_choice(known[f], chosen, counts, retrieval, reverse)
     return x
 
 

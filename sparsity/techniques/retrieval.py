@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -16,6 +15,9 @@ from sparsity.techniques import KEY, Settings, Share
 
 Stored = Sequence[dict[str, Any]]
 """Results of the frames of a memory layout, then of those whose pointers it has, as `probes.layout.stored_results`."""
+
+Counts = tuple[int, ...]
+"""Kept tokens of a memory frame, of each layer."""
 
 
 class Retrieval(Settings):
@@ -37,10 +39,10 @@ class Retrieval(Settings):
     queries: PositiveInt | Literal["all"] = 1024
     readers: Literal["all", "routed"] = "all"
 
-    def counts(self, layers: int, tokens: int) -> list[int]:
+    def counts(self, layers: int, tokens: int) -> Counts:
         """Tokens of a memory frame that each layer keeps."""
         shares = self.keep if isinstance(self.keep, tuple) else (self.keep,) * layers
-        return [keep_count(share, tokens) for share in shares]
+        return tuple(keep_count(share, tokens) for share in shares)
 
 
 ALL_TOKENS = Retrieval(keep=1.0)
@@ -53,17 +55,20 @@ class ChosenTokens:
 
     Attributes
     ----------
-    per_layer
-        Their grid places by memory-attention layer, int64 ``[K]`` each.
+    counts
+        How many each memory-attention layer reads.
+    places
+        Where they lie on the grid, layer after layer, int64 ``[sum of counts]``.
     features, position
-        What is remembered there, layer after layer, ``[sum of K, mem]``.
+        What is remembered there, ``[sum of counts, mem]``.
     retrieval
         The settings that chose them.
     memory
         The memory features that they were chosen from.
     """
 
-    per_layer: list[Tensor]
+    counts: Counts
+    places: Tensor
     features: Tensor
     position: Tensor
     retrieval: Retrieval
@@ -116,15 +121,16 @@ def kept_tokens(
 
 def remember_choice(
     out: dict[str, Any],
-    remembered: tuple[Tensor, Tensor],
-    per_layer: list[Tensor],
+    chosen: tuple[Tensor, Tensor, Tensor],
+    counts: Counts,
     retrieval: Retrieval,
     reverse: bool,
 ) -> None:
-    """Keep newly chosen tokens with the result of the frame they belong to; `remembered` are its tokens and positions."""
-    features, position = remembered
-    every = torch.cat(per_layer).to(features.device)
-    out.setdefault(KEY, {}).setdefault("retrieval", {})[reverse] = ChosenTokens(
-        per_layer, features.index_select(0, every), position.index_select(0, every), retrieval,
-        out["maskmem_features"],
-    )  # fmt: skip
+    """Keep newly chosen tokens with the result of the frame they belong to, where its memory is stored.
+
+    `chosen` are places, features and positions as in `ChosenTokens`.
+    """
+    memory = out["maskmem_features"]
+    places, features, position = (part.to(memory.device) for part in chosen)
+    tokens = ChosenTokens(counts, places, features, position, retrieval, memory)
+    out.setdefault(KEY, {}).setdefault("retrieval", {})[reverse] = tokens

@@ -24,6 +24,7 @@ from sparsity.techniques.select import (
     mask_jump,
     most_changed,
     pictures,
+    quantile,
     refreshed_count,
     scene_change,
     smallest_set,
@@ -282,7 +283,7 @@ class RoutingMemory:
         if seen is not None and seen[0] == adjacent and seen[1].shape == now.shape:
             olds.append(seen[1])
         change, *step = (now - torch.stack(olds)).abs().mean(2).cpu()
-        if step and (still := float(step[0].quantile(STILL_SHARE))) > 0:
+        if step and (still := quantile(step[0], STILL_SHARE)) > 0:
             self.noise.append(still)
         return change
 
@@ -344,13 +345,13 @@ def cue_row(
 
 def cues_on_host(rows: Tensor, grid: WindowGrid) -> list[ObjectCues]:
     """Read the `cue_row` of each object, ``[O, parts + windows + 2]``."""
-    sizes = (rows.shape[1] - grid.count - 2, grid.count, 2)
-    found = []
-    for touched, mass, numbers in (row.split(sizes) for row in rows.cpu()):
-        score, jump = numbers.tolist()
-        known = None if bool(mass.isnan().any()) else mass
-        found.append(ObjectCues(touched > 0, known, score, jump))
-    return found
+    touched, mass, numbers = rows.cpu().split((rows.shape[1] - grid.count - 2, grid.count, 2), 1)
+    unknown = mass.isnan().any(1).tolist()
+    each = zip((touched > 0).unbind(), mass.unbind(), unknown, numbers.tolist(), strict=True)
+    return [
+        ObjectCues(there, None if none else its, score, jump)
+        for there, its, none, (score, jump) in each
+    ]
 
 
 def decide(cues: FrameCues, routing: Routing, guard: Guard, grid: WindowGrid) -> Decision:
@@ -417,7 +418,7 @@ def refreshed(
     if not bool(left_out.any()):
         return decision
     mean, among = _by_window(change[left_out], of[left_out], grid)
-    floor = max(floor, _above(float(mean[among].quantile(STILL_SHARE))))
+    floor = max(floor, _above(quantile(mean[among], STILL_SHARE)))
     if not bool((_by_window(change, of, grid)[0] > floor).any()):
         return decision
     count = refreshed_count(left_out_windows(computed, routing, grid), routing.refresh.one_in)

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,13 +64,20 @@ class WindowGrid:
         row = torch.arange(self.cells.side) * 2 // self.window
         return (row[:, None] * self.side + row).flatten()
 
+    @cached_property
+    def _windows(self) -> list[int]:
+        """The same for the host, which asks for few at a time."""
+        found: list[int] = self.window_of_cell.tolist()
+        return found
+
     def windows_of(self, cells: tuple[int, ...]) -> tuple[int, ...]:
         """Windows that some cells lie in, ascending."""
-        return tuple(self.window_of_cell[list(cells)].unique().tolist())
+        return tuple(sorted({self._windows[cell] for cell in cells}))
 
     def cells_within(self, windows: tuple[int, ...]) -> int:
         """How many cells some windows have."""
-        return int(torch.isin(self.window_of_cell, torch.tensor(windows)).sum())
+        wanted = set(windows)
+        return sum([window in wanted for window in self._windows])
 
     def cells_of(self, windows: Tensor) -> tuple[int, ...]:
         """All cells of some windows, bool ``[windows]``, ascending."""
@@ -233,6 +241,15 @@ def most_changed(change: Tensor, among: tuple[int, ...], count: int) -> tuple[in
     """Choose the windows whose pictures changed most, `count` of those `among`; `change` is ``[windows]``."""
     order = change[list(among)].sort(descending=True, stable=True).indices[:count]
     return tuple(among[i] for i in order.tolist())
+
+
+def quantile(values: Tensor, share: float) -> float:
+    """`Tensor.quantile` of numbers ``[n]`` float32 that are none of them NaN, in fewer operations on the host."""
+    rank = np.float32(share) * np.float32(len(values) - 1)
+    below = int(rank)
+    ordered = values.sort().values
+    over = torch.tensor(rank - np.float32(below))
+    return float(ordered[below].lerp(ordered[math.ceil(rank)], over))
 
 
 def refreshed_count(left_out: float, every: int) -> int:

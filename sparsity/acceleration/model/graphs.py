@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from threading import RLock
@@ -70,18 +70,32 @@ def record(
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded call: tensors that it reads, by number format, what it makes, and how it is launched."""
+    """A recorded call: tensors that it reads, what it makes, with its tensors, each once, and how it is launched."""
 
-    given: list[list[Tensor]]
+    given: list[Tensor]
     made: Any
+    tensors: list[Tensor]
     replay: Callable[[], None]
 
     def __call__(self, tensors: list[Tensor]) -> Any:
         """Launch it for other tensors of the same sizes; what it makes is the caller's own."""
-        for static, fresh in zip(self.given, _by_format(tensors), strict=True):
-            torch._foreach_copy_(static, fresh)
+        self._copy(self.given, tensors)
         self.replay()
-        return mapped(self.made, torch.clone)
+        own = list(map(torch.empty_like, self.tensors))
+        self._copy(own, self.tensors)
+        by_static = dict(zip(map(id, self.tensors), own, strict=True))
+        return mapped(self.made, lambda static: by_static[id(static)])
+
+    @staticmethod
+    def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:
+        """Copy tensors, by one operation all of a number format."""
+        groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for its, fresh in zip(into, tensors, strict=True):
+            group = groups.setdefault(fresh.dtype, ([], []))
+            group[0].append(its)
+            group[1].append(fresh)
+        for of_format in groups.values():
+            torch._foreach_copy_(*of_format)
 
 
 class Graphs:
@@ -152,7 +166,9 @@ class Graphs:
             return None
         finally:
             torch.clear_autocast_cache()  # nor may the graph's own casts be read elsewhere
-        return Recorded(list(_by_format(taken_apart(static)[1])), made, replay)
+        results: dict[int, Tensor] = {}
+        mapped(made, lambda tensor: results.setdefault(id(tensor), tensor))
+        return Recorded(taken_apart(static)[1], made, list(results.values()), replay)
 
 
 def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -175,9 +191,10 @@ def taken_apart(tree: Any) -> tuple[Hashable, list[Tensor]]:
 
     def shape_of(tree: Any) -> Hashable:
         if isinstance(tree, Tensor):
-            if tree.numel():
-                found.append(_compact(tree))
-            return tree.shape, tree.stride(), tree.dtype
+            shape, steps = tree.shape, tree.stride()
+            if 0 not in shape:
+                found.append(_compact(tree) if 0 in steps else tree)
+            return shape, steps, tree.dtype
         kind: Any = type(tree)
         if isinstance(tree, (tuple, list)):
             return kind, *[shape_of(item) for item in tree]
@@ -199,14 +216,6 @@ def _fields(kind: type) -> tuple[str, ...]:
 def settings_of(module: torch.nn.Module) -> Hashable:
     """Numbers, switches and names that are attributes of a module: what its code may ask for beside tensors."""
     return tuple([value for value in vars(module).values() if isinstance(value, SETTINGS)])
-
-
-def _by_format(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Sort tensors by number format, as one operation copies all of a format."""
-    groups: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault(tensor.dtype, []).append(tensor)
-    return groups.values()
 
 
 def _compact(tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from probes.seam import Seam
 from sparsity.acceleration.model.attention import CLEARLY, attend, blocked, fastest, fused
-from sparsity.acceleration.model.bank import Alike, Bank, BankTensors, Read, key_ids, read
+from sparsity.acceleration.model.bank import Alike, Collected, Memory, Read, join, key_ids, read
 from sparsity.acceleration.model.graphs import Run, plainly
 from sparsity.acceleration.model.linear import Linear, Mlp, Norm, Phases, halves, rotated
 from sparsity.acceleration.model.saliency import Watch
@@ -32,6 +32,9 @@ from sparsity.acceleration.model.weights import new_version
 from sparsity.acceleration.model.windows import to_device
 from sparsity.techniques.retrieval import Retrieval
 from sparsity.techniques.select import top_tokens
+
+Chosen = tuple[Tensor, Tensor, Tensor]
+"""Places, features and positions of tokens, layer after layer."""
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Recall:
     pruned_frames
         Memory frames that were read in part.
     chosen
-        Newly chosen tokens by memory frame, per layer.
+        Newly chosen tokens by memory frame: places, features and positions as in
+        `sparsity.techniques.retrieval.ChosenTokens`.
     queries_share
         Share of the frame's tokens that read memory.
     added
@@ -55,7 +59,7 @@ class Recall:
     keys_used: list[int] = field(default_factory=list)
     prunable_used: list[int] = field(default_factory=list)
     pruned_frames: int = 0
-    chosen: dict[int, list[Tensor]] = field(default_factory=dict)
+    chosen: dict[int, Chosen] = field(default_factory=dict)
     queries_share: float = 1.0
     added: Tensor | None = None
 
@@ -79,7 +83,10 @@ class Readers:
 Kept = dict[int, Tensor]
 """`Held.keys` or `Held.values`."""
 
-Given = tuple[Tensor, Tensor, Tensor | None, Readers | None, list[BankTensors], list[Tensor]]
+Given = tuple[Tensor, Tensor, Tensor | None, Readers | None, list[Collected], list[Tensor]]
+
+Made = tuple[Tensor, list[dict[int, Chosen]], Tensor | None]
+"""Features of all objects, the tokens chosen of each bank's frames ``[B, ...]``, and what was added to the features."""
 
 
 class SparseMemoryAttention:
@@ -141,43 +148,57 @@ class SparseMemoryAttention:
             ``[objects, tokens, C]`` float32, and what each object recalled.
         """
 
-        def attend(given: Given) -> tuple[Tensor, list[Recall], list[tuple[Kept, Kept]]]:
-            feature, position, sample, readers, tensors, rows = given
-            read = [
-                (of, bank.with_tensors(own)) for (of, bank), own in zip(banks, tensors, strict=True)
+        def attend(given: Given) -> tuple[Made, list[tuple[Kept, Kept]]]:
+            feature, position, sample, readers, collected, rows = given
+            memories = [
+                (of, join(self.model, self.dtype, bank, own))
+                for (of, bank), own in zip(banks, collected, strict=True)
             ]
-            x, recalls = self._attend(
-                feature, position, read, rows, retrieval, exact, sample, readers
+            made = self._attend(
+                feature, position, memories, rows, retrieval, exact, sample, readers
             )
             held = [
                 (_new(now.keys, before.keys), _new(now.values, before.values))
-                for (_, bank), own in zip(read, tensors, strict=True)
-                for now, before in zip(chain(*bank.tensors.held), chain(*own.held), strict=True)
+                for (_, memory), own in zip(memories, collected, strict=True)
+                for now, before in zip(chain(*memory.held), chain(*own.held), strict=True)
             ]
-            return x, recalls, held
+            return made, held
 
-        kind = "memory attention", exact, retrieval, tuple((of, bank.kind) for of, bank in banks)
-        tensors = [bank.tensors for _, bank in banks]
+        kind = "memory attention", exact, retrieval, tuple([(of, bank.kind) for of, bank in banks])
+        collected = [bank.collected for _, bank in banks]
         rows = [to_device(torch.tensor(of), feature.device) for of, _ in banks if len(banks) > 1]
-        x, recalls, made = run(kind, attend, (feature, position, sample, readers, tensors, rows))
-        every = [one for _, bank in banks for one in chain(*bank.tensors.held)]
+        given = feature, position, sample, readers, collected, rows
+        (x, chosen, added), made = run(kind, attend, given)
+        every = [one for own in collected for one in chain(*own.held)]
         for held, (keys, values) in zip(every, made, strict=True):
             held.keys.update(keys)
             held.values.update(values)
+        share = 1.0 if readers is None else len(readers.places) / len(feature)
+        recalls = [Recall(queries_share=share) for _ in range(len(x))]
+        for (of, bank), by_frame in zip(banks, chosen, strict=True):
+            kept = [bank.counts_of(layer) for layer in range(len(self.layers))]
+            whole = bank.layout.keys - len(bank.pruned) * bank.layout.tokens
+            for b, i in enumerate(of):
+                recall = recalls[i]
+                recall.keys_used = [whole + count for count in kept]
+                recall.prunable_used, recall.pruned_frames = list(kept), len(bank.pruned)
+                recall.added = None if added is None else added[i]
+                for f, (places, features, place) in by_frame.items():
+                    recall.chosen[f] = places[b], features[b], place[b]
         return x, recalls
 
     def _attend(
         self,
         feature: Tensor,
         position: Tensor,
-        banks: list[Alike],
+        memories: list[tuple[tuple[int, ...], Memory]],
         rows: list[Tensor],
         retrieval: Retrieval,
         exact: bool,
         sample: Tensor | None,
         readers: Readers | None,
-    ) -> tuple[Tensor, list[Recall]]:
-        x, objects = feature.float(), sum(len(of) for of, _ in banks)
+    ) -> Made:
+        x, objects = feature.float(), sum(len(of) for of, _ in memories)
         if self.model.memory_attention.pos_enc_at_input:
             x = x + 0.1 * position.float()
         entry, phases, places = x[None], self._rotation(len(x), x.device), None
@@ -189,66 +210,67 @@ class SparseMemoryAttention:
             x, own = entry.index_select(1, places), phases.at(places)
         if self.seam.editors("memory.layer0.self"):  # which may change each object's by itself
             x = x.expand(objects, -1, -1).clone()
-        recalls = [Recall(queries_share=x.shape[1] / entry.shape[1]) for _ in range(objects)]
-        chosen: list[dict[int, list[Tensor]]] = [{} for _ in banks]
+        seen: list[dict[int, list[Tensor]]] = [{} for _ in memories]
         for index, layer in enumerate(self.layers):
             x = layer.remember_itself(x, own, index, self.seam, exact, places)
             if len(x) < objects:
                 x = x.expand(objects, -1, -1).clone()
             y = layer.norm2(x)
-            for n, ((of, bank), seen) in enumerate(zip(banks, chosen, strict=True)):
+            for n, ((of, memory), by_frame) in enumerate(zip(memories, seen, strict=True)):
                 its = y.index_select(0, rows[n]) if rows else y
                 queries = rotated(
                     layer.query(its.view(-1, its.shape[-1])).view(*its.shape[:2], -1), own
                 )
                 out, saliency = self._recall(
-                    index, queries, of, bank, phases, exact, sample, places
+                    index, queries, of, memory, phases, exact, sample, places
                 )
-                for f, of_frame in zip(bank.measure, saliency, strict=True):
-                    seen.setdefault(f, []).append(of_frame)
+                for f, of_frame in zip(memory.bank.measure, saliency, strict=True):
+                    by_frame.setdefault(f, []).append(of_frame)
                 if rows:
                     x.index_add_(0, rows[n], out.to(x.dtype))
                 else:
                     x.add_(out)
             layer.mlp(x)
-        for of, bank in banks:
-            self._note(recalls, of, bank)
         few = retrieval.counts(len(self.layers), len(phases.cos))
-        for (of, _), by_frame in zip(banks, chosen, strict=True):
-            for f, per_layer in by_frame.items():
-                tokens = [row.unbind(0) for row in map(top_tokens, per_layer, few)]
-                for b, i in enumerate(of):
-                    recalls[i].chosen[f] = [of_layer[b] for of_layer in tokens]
+        chosen: list[dict[int, Chosen]] = [
+            {
+                f: memory.chosen(f, torch.cat(list(map(top_tokens, per_layer, few)), 1))
+                for f, per_layer in by_frame.items()
+            }
+            for (_, memory), by_frame in zip(memories, seen, strict=True)
+        ]
         if readers is not None:
             x = (entry + readers.added).index_copy_(1, readers.places, x)
-        if retrieval.readers == "routed":
-            for recall, out in zip(recalls, x, strict=True):
-                recall.added = out - entry[0]
+        added = x - entry if retrieval.readers == "routed" else None
         with torch.autocast(x.device.type, enabled=False):
-            return self.norm(x), recalls
+            return self.norm(x), chosen, added
 
     def _recall(
         self,
         index: int,
         queries: Tensor,
         of: tuple[int, ...],
-        bank: Bank,
+        memory: Memory,
         phases: Phases,
         exact: bool,
         sample: Tensor | None,
         places: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Let one layer's queries ``[B, tokens, C]`` read the memory of objects that is alike; give saliency too."""
-        layer, what, tokens = self.layers[index], read(bank, index), bank.layout.tokens
-        keys, values = layer.keys(index, what, bank, phases), what.values
+        layer, what, bank = self.layers[index], read(memory, index), memory.bank
+        keys, values, tokens = (
+            layer.keys(index, what, memory, phases),
+            what.values,
+            bank.layout.tokens,
+        )
         watch = Watch(tuple(bank.whole.index(f) * tokens for f in bank.measure), tokens, sample)
-        project = partial(layer.projected, index, values, bank)
+        project = partial(layer.projected, index, values, memory)
         edited: dict[int, Tensor] = {}
         if self.seam.watched:
             projected, site = project(), f"memory.layer{index}.cross"
             for b, row in enumerate(of):
                 q, k, v = (t[b][None, None] for t in (queries, keys, projected))
-                ids = key_ids(bank, index, b)
+                ids = key_ids(memory, index, b)
                 made = self.seam.pass_by(site, q, k, v, ids, row=row, queries=places)
                 if made is not None:
                     edited[b] = layer.out(made.attended()[0, 0])
@@ -257,16 +279,6 @@ class SparseMemoryAttention:
         for b, instead in edited.items():
             out[b] = instead
         return out, saliency
-
-    def _note(self, recalls: list[Recall], of: tuple[int, ...], bank: Bank) -> None:
-        """Note how many keys each layer read of some objects' memory."""
-        pruned, kept = bank.tensors.pruned, [0] * len(self.layers)
-        if pruned is not None:
-            kept = [sum(map(len, of_layer)) for of_layer in zip(*pruned.kept[0], strict=True)]
-        for i in of:
-            recalls[i].keys_used = [bank.tensors.values.shape[1] + count for count in kept]
-            recalls[i].prunable_used = list(kept)
-            recalls[i].pruned_frames = 0 if pruned is None else len(pruned.frames)
 
     def _rotation(self, tokens: int, device: torch.device) -> Phases:
         key = (tokens, device)
@@ -329,10 +341,10 @@ class MemoryLayer:
             attended = attend(q, k, v) if exact else fused(q, k, v)
         return x.add_(self.own_out(attended.reshape(b * n, -1)).view(b, n, c))
 
-    def keys(self, index: int, what: Read, bank: Bank, phases: Phases) -> Tensor:
+    def keys(self, index: int, what: Read, memory: Memory, phases: Phases) -> Tensor:
         """Project keys ``[B, keys, C]`` and turn those of memory frames; those that are held, once for all frames to come."""
-        tokens, width, known = bank.layout.tokens, self.width, bank.tensors.held
-        held, first = len(known) * tokens, len(bank.whole) * tokens
+        tokens, width, known = memory.bank.layout.tokens, self.width, memory.held
+        held, first = len(known) * tokens, len(memory.bank.whole) * tokens
         objects, last = len(what.keyed), first + what.kept.shape[1]
         keys = what.keyed.new_empty(*what.keyed.shape[:2], width)
         for n, pieces in enumerate(known):
@@ -352,9 +364,9 @@ class MemoryLayer:
         keys[:, last:] = fresh[:, last - held :]
         return keys
 
-    def projected(self, index: int, values: Tensor, bank: Bank) -> Tensor:
+    def projected(self, index: int, values: Tensor, memory: Memory) -> Tensor:
         """Values ``[B, keys, mem]`` projected, those that are held once for all."""
-        tokens, known = bank.layout.tokens, bank.tensors.held
+        tokens, known = memory.bank.layout.tokens, memory.held
         held, made = len(known) * tokens, []
         for n, pieces in enumerate(known):
             for b, piece in enumerate(pieces):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
+from itertools import chain, count
 from operator import attrgetter, is_not
 from random import SystemRandom
 from threading import RLock
@@ -22,6 +22,9 @@ SWITCHES = ("activation", "approximate", "eps", "num_heads", "window_size", "sig
 """Attributes of modules that the rewrites read, beside weights."""
 
 VERSION = attrgetter("_version")
+
+END = (object(),)
+"""Comes after all that is held, so that one more or less is noticed."""
 
 EVERYWHERE = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
 """Hooks of all modules of this process."""
@@ -52,12 +55,18 @@ class Weights:
     ----------
     changed
         Parts that aren't sam2's own, see `sparsity.acceleration.model.changes.changed_parts`.
+    first
+        The first weight: where they lie and in which number format.
     """
+
+    first: nn.Parameter
 
     def __init__(self, model: SAM2Base) -> None:
         self.model, self.changed = model, dict[str, str]()
         self._found: list[nn.Parameter] = []
         self._counted: list[nn.Parameter] = []
+        self._held: list[Any] = []
+        self._holders: list[Any] = []
         self._slots: tuple[list[Any], ...] = ()
         self._moves = 0
         self._modules: list[nn.Module] = []
@@ -72,7 +81,7 @@ class Weights:
 
         Changes through ``p.data`` and those of inference tensors are not counted: `Derived.forget` is for them.
         """
-        moved = not self._slots or self._moved()
+        moved = not self._held or self._moved()
         if moved or self._look() != self._seen:
             self._moves += moved
             self._walk()
@@ -80,9 +89,12 @@ class Weights:
         return self._moves, places, list(map(VERSION, self._counted)), self.changed
 
     def _moved(self) -> bool:
-        """Whether a module, a weight or a switch is another than it was."""
-        holders, names, held = self._slots
-        return any(map(is_not, map(dict.get, holders, names), held))
+        """Whether a module, a weight or a switch is another than it was, or there is one more or less."""
+        # views of all dicts in a row: half as long as a look-up of each name
+        if any(map(is_not, chain(*self._holders, END), self._held)):
+            return True
+        holders, names, values = self._slots
+        return any(map(is_not, map(dict.get, holders, names), values))
 
     def _look(self) -> tuple[list[Any], ...]:
         """What else can change what modules do: attributes more, another class or forward, hooks."""
@@ -93,18 +105,20 @@ class Weights:
 
     def _walk(self) -> None:
         self._modules, slots = [], list[tuple[dict[str, Any], str, Any]]()
+        self._holders = []
         waiting: list[nn.Module] = [self.model]
         while waiting:
             part = waiting.pop()
             self._modules.append(part)
-            for held in (part._parameters, part._modules):
-                slots += [(held, name, it) for name, it in held.items()]
+            self._holders += [held.values() for held in (part._parameters, part._modules) if held]
             watched = [name for name in SWITCHES if name in part.__dict__]
             watched += ["training"] * isinstance(part, DROPS)
             slots += [(part.__dict__, name, part.__dict__[name]) for name in watched]
             waiting.extend(child for child in part._modules.values() if child is not None)
         self._slots = tuple(list(column) for column in zip(*slots, strict=True))
-        self._found = [it for _, _, it in slots if isinstance(it, nn.Parameter)]
+        self._held = [*chain(*self._holders), *END]
+        self._found = [it for it in self._held if isinstance(it, nn.Parameter)]
+        self.first = self._found[0]
         self._counted = [p for p in self._found if not p.is_inference()]
         self._dicts = [part.__dict__ for part in self._modules]
         self._hooks: list[Any] = [EVERYWHERE[0], EVERYWHERE[1]]
@@ -123,7 +137,11 @@ class Derived:
     ----------
     generation
         How many sets of weights there were.
+    first
+        The first of the weights that were last looked at.
     """
+
+    first: nn.Parameter
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, torch.dtype, int], Any] = {}
@@ -150,6 +168,7 @@ class Derived:
                 self.generation += 1
                 torch.clear_autocast_cache()
                 self._stamp = stamp
+            self.first = self._weights.first
             return self._weights.changed
 
     def forget(self) -> None:
@@ -158,9 +177,9 @@ class Derived:
 
     def get(self, part: str, model: SAM2Base, make: Callable[[torch.dtype], Part]) -> Part:
         """A part for the number format of this run; `make` makes it. `look` comes first."""
-        device = model.device.type
+        device = self.first.device.type
         autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else next(model.parameters()).dtype
+        dtype = torch.get_autocast_dtype(device) if autocast else self.first.dtype
         key = (part, dtype, model.image_size)
         with self._lock:
             if key not in self._made:

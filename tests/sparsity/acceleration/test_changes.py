@@ -335,6 +335,24 @@ def test_memory_attention_in_training_mode_drops_as_stock_does(
     assert off_by(masks(fast, clip), plain) <= 1e-4
 
 
+def test_a_module_more_or_less_among_others_is_noticed(small_demo: Any) -> None:
+    """Also where it takes nobody's place: at the end, and the last of all that are looked at."""
+    model = copy.deepcopy(small_demo)
+    known, moves = Weights(model), []
+    for change in (
+        lambda: None,
+        lambda: model.memory_encoder.mask_downsampler.encoder.append(nn.Identity()),
+        lambda: None,
+        lambda: model.add_module("last", nn.Linear(2, 2)),
+        lambda: model.last.register_parameter("more", nn.Parameter(torch.ones(1))),
+        lambda: None,
+        lambda: model.__delattr__("last"),
+    ):
+        change()
+        moves.append(known.stamp()[0])
+    assert moves == [1, 2, 2, 3, 4, 4, 5]
+
+
 def test_gradients_flow_as_in_stock(small_demo: Any) -> None:
     """Through the parts that a client trains on our predictor."""
     stock = copy.deepcopy(small_demo)

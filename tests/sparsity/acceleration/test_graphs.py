@@ -272,3 +272,19 @@ def test_graphs_that_are_not_launched_make_room_for_others(
     assert double.runs == before
     known.run("b", double, x, CPU)
     assert double.runs == before + 1, "plainly, like a kind that was never called"
+
+
+def test_a_result_that_is_returned_twice_is_one(tapes: Tapes) -> None:
+    known = Graphs()
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        made = x * 2
+        return made, made, x * 2, made.bfloat16()
+
+    for seed in range(4):
+        x = numbers(3, seed=seed)
+        one, again, other, short = known.run("twice", function, x, CPU)
+        assert one is again and one is not other and torch.equal(one, other)
+        assert torch.equal(one, 2 * x) and torch.equal(short, (2 * x).bfloat16())
+    one.fill_(0)
+    assert not torch.equal(one, other), "memory of its own"

@@ -212,3 +212,25 @@ def test_objects_whose_memory_is_alike_are_read_in_one_call(
     later = (Prompt(0, 1, box=boxes[0]), Prompt(2, 2, box=boxes[1]))
     track(fast, make_frames(6), later, 6)
     assert counted[2, 5] > 1.3 * counted[1, 5], "memories that differ in kind are read one by one"
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+def test_positions_of_ones_own_are_read_where_others_share_theirs(
+    fast: Any, long_folder: str, objects: int
+) -> None:
+    """sam2 makes the positions of memory tokens once for all results; a client may give one of them others."""
+    prompts = tuple(Prompt(0, i + 1, part_of_mask(i)) for i in range(objects))
+    run = track(fast, long_folder, prompts, 4)
+
+    def again(factor: float | None) -> torch.Tensor:
+        """The next frame, where the newest result's positions of the last object are other ones."""
+        state = run.resumed()
+        result = state["output_dict_per_obj"][objects - 1]["non_cond_frame_outputs"][3]
+        if factor is not None:
+            result["maskmem_pos_enc"] = [place * factor for place in result["maskmem_pos_enc"]]
+        return step(fast, state, 4)
+
+    shared, own, other = again(None), again(1.0), again(-1.0)
+    assert torch.equal(own, shared)
+    assert not torch.equal(other[-1], shared[-1]), "they are read"
+    assert torch.equal(other[:-1], shared[:-1]), "of this object alone"

@@ -18,6 +18,7 @@ from sparsity.techniques.select import (
     mask_jump,
     most_changed,
     pictures,
+    quantile,
     sample_rows,
     scene_change,
     smallest_set,
@@ -204,3 +205,14 @@ def test_a_window_is_its_cells(data: st.DataObject, grid: WindowGrid) -> None:
     assert grid.windows_of(cells[:1]) == windows[:1]
     assert parts_of("cell", grid) == grid.cells and parts_of("window", grid) == grid
     assert window_of("window", grid).tolist() == list(range(grid.count))
+
+
+@given(
+    st.lists(st.floats(0, 4, width=32), min_size=1, max_size=70),
+    st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]),
+)
+def test_a_quantile_is_torchs_bit_for_bit(numbers: list[float], share: float) -> None:
+    values = torch.tensor(numbers)
+    assert quantile(values, share) == float(values.quantile(share))
+    if values.min() < values.max():
+        assert quantile(values, 0.0) != quantile(values, 1.0)
