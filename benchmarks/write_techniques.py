@@ -211,7 +211,7 @@ def _conditions(training: Result, dev: Result) -> str:
         f"Loss: points of J&F of the {training.model.name} model against its dense run, {training.environment.dtype}, "
         f"{sizes}, with 95 % interval over clips; below zero the row scored above the dense run. Agreement: mean J with "
         "the dense run's masks. Windows computed and keys read are shares on the training clips. Rows with `+` are on top "
-        "of `paper`; where DAVIS-dev is blank it was not asked. Times: random weights and fixed windows but for the demo model."
+        "of `paper`; where DAVIS-dev is blank it was not measured. Times: random weights and fixed windows but for the demo model."
     )
 
 
