@@ -106,7 +106,12 @@ def read_side(source: Recording | Path | str, clip: str | None) -> Side:
     """
     if isinstance(source, (str, Path)):
         folder = Path(source)
-        if (folder / "report.json").is_file() and not (folder / HEADER).is_file():
+        if not (folder / HEADER).is_file():
+            if not (folder / "report.json").is_file():
+                raise InputError(
+                    f"{folder} is no recording, nor what segment left of one video; expected a folder with {HEADER} or "
+                    "report.json; make one with 'efficient-sam2 probe' or 'efficient-sam2 segment'"
+                )
             return _segmented(folder)
         source = load_recording(folder)
     if clip is None and len(source.names) != 1:

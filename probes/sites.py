@@ -123,7 +123,7 @@ def find_sites(model: SAM2Base, patterns: str | Sequence[str]) -> list[Attention
             near = get_close_matches(pattern, names, n=3, cutoff=0.0)
             raise InputError(
                 f"no attention site matches {pattern!r}; this model has {len(names)} sites, the nearest are "
-                f"{', '.join(near)}; see attention_sites(model)"
+                f"{', '.join(near)}; see attention_sites(model) or 'efficient-sam2 sites'"
             )
     return [site for site in sites if any(fnmatchcase(site.name, pattern) for pattern in wanted)]
 

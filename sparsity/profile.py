@@ -420,6 +420,10 @@ def parse_profile(text: str) -> Profile:
         if not first["loc"] and isinstance(first["input"], dict):
             raise InputError(f"its parts don't fit: {said}") from None
         place = ".".join(str(part) for part in first["loc"]) or "document"
+        if first["type"] == "missing":
+            raise InputError(
+                f"{place} is missing; expected a value; add it, or begin with 'efficient-sam2 profile show exact'"
+            ) from None
         raise InputError(
             f"{place} is {first['input']!r}; {said.lower()}; correct that field"
         ) from None

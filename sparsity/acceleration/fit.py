@@ -57,6 +57,16 @@ def check_fit(profile: Profile, model: SAM2Base, force: bool) -> bool:
                 f"{named} has {len(retrieval.keep)} values of retrieval.keep, the model has {layers} "
                 f"memory-attention layers; give one value or {layers}"
             )
+    several = (
+        model.multimask_output_in_sam
+        and model.multimask_output_for_tracking
+        and model.multimask_min_pt_num == 0  # tracked frames have no points
+    )
+    if (below := profile.memory_policy.stable_below) and not several:
+        raise InputError(
+            f"{named} has memory_policy.stable_below {below}, but the model tracks with a single mask; expected candidates "
+            "to choose from (multimask_output_for_tracking, multimask_min_pt_num 0); set it to null"
+        )
     judge = profile.guard.failure
     if (
         judge is not None

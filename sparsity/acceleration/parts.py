@@ -311,17 +311,11 @@ class Parts:
         here.looked = self.look()
         self.resize(state)
         try:
-            policy, model = here.used.profile.memory_policy, self.model
+            policy = here.used.profile.memory_policy
             if policy.kind != "recent" and not self.reads_memory:
                 raise InputError(
                     f"memory_policy {policy.kind!r} given, but the model's memory attention isn't sam2's own; expected that, "
                     "as it reads what is chosen; set memory_policy.kind to 'recent'"
-                )
-            several = model.multimask_output_in_sam and model.multimask_output_for_tracking
-            if policy.stable_below and not several:
-                raise InputError(
-                    f"memory_policy.stable_below {policy.stable_below} given, but the model tracks with a single mask; "
-                    "expected candidates to choose from (multimask_output_for_tracking); set it to null"
                 )
             objects = [object_index, *self._with(state, object_index, index, reverse)]
             here.frame = frame = Frame(state, index, self.grid, reverse, objects)

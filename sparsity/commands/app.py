@@ -14,6 +14,7 @@ from io import TextIOWrapper
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 
 from probes.errors import BeyondPromise, InputError, LeftOut
 from sparsity.commands.bench import bench
@@ -83,7 +84,7 @@ def run(arguments: list[str] | None = None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())
             return 2
-        return _refuse(f"{error.format_message().rstrip('.')}; see efficient-sam2 --help")
+        return _refuse(_misused(error))
     except OSError as error:
         return _refuse(f"{error}; expected a file or folder that can be used; choose another")
     except (KeyboardInterrupt, typer.Abort):
@@ -111,6 +112,20 @@ def _notes_in_lines() -> Iterator[None]:
             warnings.simplefilter("always", kind)
         warnings.showwarning = show
         yield
+
+
+def _misused(error: Any) -> str:
+    """Say what a command line has that can't be parsed, and whose help says what is expected."""
+    said = error.format_message().rstrip(".")
+    if isinstance(
+        error.__cause__, ValidationError
+    ):  # newer versions of typer leave out what was given
+        given = error.__cause__.errors()[0]["input"]
+        said = said.replace("Invalid value for", f"{given!r} given for").replace(
+            "Value error, ", ""
+        )
+    command = error.ctx.command_path if error.ctx else "efficient-sam2"
+    return f"{said}; see {command} --help"
 
 
 def _refuse(message: str) -> int:

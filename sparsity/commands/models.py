@@ -50,8 +50,9 @@ def sites(
         weights="random",
         device="cpu",
     )
+    found = find_sites(built, only or "*")
     print(f"{'site':36}heads  tokens   window")
-    for site in find_sites(built, only or "*"):
+    for site in found:
         window = f"{site.window} x {site.window}" if site.window else "all"
         print(f"{site.name:36}{site.heads:5}  {f'{site.grid} x {site.grid}':9}{window}")
 

@@ -83,8 +83,11 @@ class ModelChoice:
             device = torch.device(self.device) if self.device else None
             torch.zeros(1, device=device).cpu()  # some hold no numbers, such as meta
         except (RuntimeError, AssertionError) as error:
+            why = str(error).splitlines()[0]
+            if why.startswith("Expected one of"):  # a list of all that torch has a name for
+                why = "torch knows no such device"
             raise InputError(
-                f"device {self.device!r} can't be used ({str(error).splitlines()[0][:100]}); expected cpu "
+                f"device {self.device!r} can't be used ({why}); expected cpu "
                 "or cuda; choose one that is here"
             ) from None
         return device

@@ -106,7 +106,7 @@ def segment_clips(
     summary = map_clips(by_one, names, parts, settings, spread, contents, together)
     _tell_left_out(summary)
     summary.check()
-    shutil.rmtree(parts)
+    shutil.rmtree(parts, ignore_errors=True)
     return summary
 
 
@@ -215,7 +215,7 @@ def record_clips(
     summary.check()
     parts = [work.parts / result["recording"] for result in summary.results.values()]
     recording = extend_recording(out, parts)
-    shutil.rmtree(work.parts)
+    shutil.rmtree(work.parts, ignore_errors=True)
     return recording
 
 

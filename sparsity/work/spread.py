@@ -12,7 +12,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -143,7 +143,7 @@ def map_clips(
     clips
         Names, each once.
     folder
-        For one JSON file a clip; made when it is not there.
+        For one JSON file a clip; made when it is not there, and gone again where none came.
     settings
         Everything that decides the results. One of other settings doesn't count.
     spread
@@ -165,14 +165,16 @@ def map_clips(
     """
     known = contents or {}
     keys = {clip: {**settings, "content": known.get(clip)} for clip in clips}
-    folder.mkdir(parents=True, exist_ok=True)
     summary = Summary()
     found: dict[str, Any] = {clip: held(result_name(folder, clip), keys[clip]) for clip in clips}
     summary.resumed = [clip for clip in clips if found[clip] is not None]
     left = [clip for clip in clips if found[clip] is None]
-    with tqdm(
-        total=len(clips), initial=len(clips) - len(left), unit="clip", disable=None
-    ) as progress:
+    with (
+        _there(folder),
+        tqdm(
+            total=len(clips), initial=len(clips) - len(left), unit="clip", disable=None
+        ) as progress,
+    ):
         if together is None:
             together = partial(outcomes, work, spread=spread, retried=summary.retried)
         for clip, result, why in together(left):
@@ -184,6 +186,17 @@ def map_clips(
             keep(result_name(folder, clip), keys[clip], found[clip])
     summary.results = {clip: entry["result"] for clip, entry in found.items() if entry is not None}
     return summary
+
+
+@contextmanager
+def _there(folder: Path) -> Iterator[None]:
+    """Make a folder, and take it away again where nothing came into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it holds something, as a rule
+            folder.rmdir()
 
 
 def result_name(folder: Path, clip: str) -> Path:

@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[Callable[[Runs], Any], str]] = {
     "pixel": (lambda r: figures.compare(r["stock"], r["paper"], query_xy=(128, 3)), "video is 128x96"),
     "frame": (lambda r: figures.compare(r["stock"], r["paper"], frame=6), "frame 6 was asked for"),
     "clip": (lambda r: figures.compare(r["stock"], r["paper"], clip="x"), "clip 'x' was asked for"),
-    "nothing": (lambda r: figures.compare(r["stock"], "nowhere"), "nowhere is no recording"),
+    "nothing": (lambda r: figures.compare(r["stock"], "nowhere"), "nowhere is no recording, nor"),
 }  # fmt: skip
 
 

@@ -291,10 +291,16 @@ def test_stable_masks_with_other_techniques(fast: Any, clip: Clip, base: str) ->
     assert not equal(masks, with_both)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"), [("multimask_output_for_tracking", False), ("multimask_min_pt_num", 1)]
+)
 def test_a_single_mask_leaves_nothing_to_choose(
-    fast: Any, clip: Clip, monkeypatch: pytest.MonkeyPatch
+    fast: Any, clip: Clip, monkeypatch: pytest.MonkeyPatch, setting: str, value: int
 ) -> None:
-    monkeypatch.setattr(fast, "multimask_output_for_tracking", False)
-    with pytest.raises(InputError, match="stable_below 0.9 given, but .* a single mask"):
-        tracked(fast, clip, stable_masks())
+    monkeypatch.setattr(fast, setting, value)
+    refused = pytest.raises(
+        InputError, match="memory_policy.stable_below 0.9, but .* a single mask"
+    )
+    with refused, fast.use(stable_masks()):
+        pass  # before a frame is tracked, so that nothing of a run is written
     assert len(tracked(fast, clip, BUILTIN["exact"])[0]) == FRAMES

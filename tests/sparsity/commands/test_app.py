@@ -49,6 +49,7 @@ def _bad_inputs(tmp: Path, clip: Path, mask: Path) -> dict[str, tuple[list[str],
     }.items():
         head = '"schema": "efficient-sam2/profile/2", ' if name != "version" else ""
         (tmp / f"{name}.json").write_text("{" + head + f'"name": "x", {change}' + "}")
+    (tmp / "nameless.json").write_text('{"memory_policy": {"stable_below": 0.7}}')
     good = [str(clip), "--prompt", str(mask), *MODEL]
     point = [str(clip), *MODEL]
     return {
@@ -81,8 +82,9 @@ def _bad_inputs(tmp: Path, clip: Path, mask: Path) -> dict[str, tuple[list[str],
         "frame index": ([*good, "--prompt-frame", "8"], "frames 0 to 7"),
         "negative frame": ([*good, "--prompt-frame=-1"], "frames 0 to 7"),
         "max frames": ([*good, "--max-frames", "0"], "max-frames"),
+        "max frames in words": ([*good, "--max-frames", "many"], "'many'"),
         "unknown model": ([*good[:3], "--model", "sam9"], "expected one of"),
-        "unknown device": ([*good, "--device", "toaster"], "device 'toaster'"),
+        "unknown device": ([*good, "--device", "toaster"], "torch knows no such device"),
         "device without numbers": ([*good[:-1], "meta"], "device 'meta'"),
         "seed": ([*good, "--seed", "9" * 20], "64 bits"),
         "unknown dtype": ([*good, "--dtype", "int4"], "dtype 'int4'"),
@@ -95,6 +97,10 @@ def _bad_inputs(tmp: Path, clip: Path, mask: Path) -> dict[str, tuple[list[str],
         "profile of another model": ([*good, "--profile", str(tmp / "other.json")], "model"),
         "profile of another version": ([*good, "--profile", str(tmp / "version.json")], "schema"),
         "unknown option": ([*good, "--fast"], "--fast"),
+        "profile without a name": (
+            [*good, "--profile", str(tmp / "nameless.json")],
+            "name is missing",
+        ),
     }
 
 
@@ -110,6 +116,23 @@ def test_bad_input_gets_one_line_and_status_2(
         if status != 2 or len(lines) != 1 or expected not in said.err or said.out or out.exists():
             failures[name] = status, said.err, said.out, out.exists()
     assert failures == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["calibrate", "--made", "4.5"], ("'4.5'", "--made", "efficient-sam2 calibrate --help")),
+        (["segment", "clip.mp4"], ("--out", "efficient-sam2 segment --help")),
+        (["nothing"], ("'nothing'", "efficient-sam2 --help")),
+    ],
+)
+def test_a_misused_command_names_what_was_given_and_its_own_help(
+    words: list[str], expected: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(words) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert [word for word in expected if word not in said] == []
 
 
 def test_a_place_that_cannot_be_written_is_named(

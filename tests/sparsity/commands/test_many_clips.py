@@ -250,7 +250,7 @@ def test_bad_input_is_one_line(
     assert run([command, str(given), *model, *options, "--out", str(out)]) == 2
     said = capsys.readouterr().err.strip()
     assert words in said and "\n" not in said
-    assert not out.exists()
+    assert not out.exists() and not (tmp_path / "out.clips").exists()
 
 
 @pytest.mark.parametrize("command", ["segment", "probe"])

@@ -31,4 +31,6 @@ def test_a_pattern_that_matches_nothing_is_refused(
     padded_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["sites", "--config", str(padded_config), "--sites", "nosuch"]) == 2
-    assert "no attention site matches 'nosuch'" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "no attention site matches 'nosuch'" in said.err
+    assert not said.out
