@@ -19,7 +19,7 @@ from probes import observe
 from probes.errors import InputError
 from probes.models import fingerprint
 from sparsity import accelerate, build_efficient_sam2_video_predictor
-from sparsity.acceleration import predictor
+from sparsity.acceleration import videos
 from sparsity.profile import Profile
 from sparsity.techniques.failure import FailureModel
 from sparsity.techniques.retrieval import Retrieval
@@ -164,7 +164,7 @@ def test_bounded_history_keeps_what_can_be_read(forgetful: Any) -> None:
 def test_a_stream_of_bounded_history_does_not_grow(
     forgetful: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictor, "LAST_REPORTED", 3)
+    monkeypatch.setattr(videos, "LAST_REPORTED", 3)
     frames = make_frames(8)
     kept = {}
     for source in ("stream", "video"):
