@@ -4,7 +4,7 @@
     python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev.json
     python benchmarks/techniques.py DAVIS … --rows recommended      measure this row alone, and put it among the others
     python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev-bfloat16.json --dtype bfloat16 --rows exact
-    python benchmarks/techniques.py DAVIS … --policies --out benchmarks/policies-train.json     memory policies instead
+    python benchmarks/techniques.py DAVIS … --policies exact --out benchmarks/policies-train.json     memory policies
 
 ``benchmarks/write_techniques.py`` puts them into docs/techniques.md. Clips are done one after the other and kept, so
 an interrupted run goes on. Which techniques are recommended is chosen on training clips; clips of a benchmark are for the
@@ -58,13 +58,14 @@ def main() -> None:
     )
     parser.add_argument(
         "--policies",
-        action="store_true",
-        help="every memory policy on top of three profiles, in place of the rows",
+        nargs="+",
+        choices=BASES,
+        help="every memory policy on top of these profiles, in place of the rows",
     )
     options = parser.parse_args()
     profiles = [row.profile for row in ladder() if row.profile is not None]
     if options.policies:
-        profiles = [profile_of(base, row) for base in BASES for row in POLICIES]
+        profiles = [profile_of(base, row) for base in options.policies for row in POLICIES]
     chosen = [p for p in profiles if not options.rows or p.name in options.rows]
     added = options.out.exists() and bool(options.rows)
     beside = options.out.with_name(f"{options.out.stem}-rows.json")

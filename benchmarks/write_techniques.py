@@ -9,6 +9,7 @@ What stands between the marks is replaced.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,13 @@ def policies() -> str:
                 pairs = pairs_of(made["rows"], "policies", kind, base, row)
                 every += [mine for mine, _ in pairs]
                 cells.append(_gain([(a["jf"], b["jf"]) for a, b in pairs], as_is))
+            if not every:
+                continue
             cells.append(f"{sum(one['swaps'] for one in every):.0f}")
             back = sum(one["back"] for one in every)
             cells.append(f"{sum(one['found'] for one in every):.0f} of {back:.0f}")
-            mine, other = real[profile_of(base, row).name], real[base]
-            both = [(mine[clip].j_and_f, other[clip].j_and_f) for clip in mine]
+            mine = real.get(profile_of(base, row).name, {})
+            both = [(mine[clip].j_and_f, real[base][clip].j_and_f) for clip in mine]
             cells.append(_gain(both, as_is))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -191,10 +194,14 @@ def _words(kind: str) -> str:
 
 
 def _gain(pairs: list[tuple[float, float]], as_is: bool = False) -> str:
-    """Mean of the first, or mean difference of pairs with its interval, as a cell."""
+    """Mean of the first, or mean difference of pairs with its interval, as a cell; blank where nothing was measured."""
+    if not pairs:
+        return ""
     if as_is:
         return f"{sum(one for one, _ in pairs) / len(pairs):.1f}"
     gain = over_clips([one - other for one, other in pairs])
+    if math.isnan(gain.low):
+        return f"{gain.mean:+.1f} ({len(pairs)} clip{'s' * (len(pairs) > 1)})"
     return f"{gain.mean:+.1f} [{gain.low:.1f}, {gain.high:.1f}]"
 
 
@@ -211,7 +218,7 @@ def _conditions(training: Result, dev: Result) -> str:
         f"Loss: points of J&F of the {training.model.name} model against its dense run, {training.environment.dtype}, "
         f"{sizes}, with 95 % interval over clips; below zero the row scored above the dense run. Agreement: mean J with "
         "the dense run's masks. Windows computed and keys read are shares on the training clips. Rows with `+` are on top "
-        "of `paper`; where DAVIS-dev is blank it was not measured. Times: random weights and fixed windows but for the demo model."
+        "of `paper`; where DAVIS-dev is blank it wasn't measured. Times: random weights and fixed windows but for the demo model."
     )
 
 
