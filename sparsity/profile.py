@@ -415,7 +415,10 @@ def parse_profile(text: str) -> Profile:
             f"is no JSON ({error.msg} at line {error.lineno}); write one with 'efficient-sam2 calibrate'"
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        # a misspelt field is missing too; what it is called says more
+        unknown = (one for one in found if one["type"] == "extra_forbidden")
+        first = next(unknown, found[0])
         said = first["msg"].removeprefix("Value error, ")
         if not first["loc"] and isinstance(first["input"], dict):
             raise InputError(f"its parts don't fit: {said}") from None
