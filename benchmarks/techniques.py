@@ -1,7 +1,7 @@
 """Quality of every row of the benchmark: loss of J&F against dense tracking, with its interval.
 
     python benchmarks/techniques.py DAVIS --clips calibrate.txt     write benchmarks/techniques.json
-    python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev.json
+    python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev.json --rows exact paper recommended …
     python benchmarks/techniques.py DAVIS … --rows recommended      measure this row alone, and put it among the others
     python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev-bfloat16.json --dtype bfloat16 --rows exact
     python benchmarks/techniques.py DAVIS … --policies exact --out benchmarks/policies-train.json     memory policies
