@@ -144,9 +144,12 @@ def techniques() -> str:
 def policies() -> str:
     """J&F that memory policies gain against the same profile as it is, on made and on real clips."""
     made, kinds = _made("policies"), OBJECTS["policies"]
-    training = load_result(HERE / "policies-train.json")
-    real = {run.name: run.quality.clips for run in training.runs if run.quality}
-    heads = ["on top of", "policy", *map(_words, kinds), "swaps", "found again", "training clips"]
+    sets = {"training clips": "policies-train", "DAVIS-dev": "policies-dev"}
+    real = [
+        {run.name: run.quality.clips for run in load_result(_there(name)).runs if run.quality}
+        for name in sets.values()
+    ]
+    heads = ["on top of", "policy", *map(_words, kinds), "swaps", "found again", *sets]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for base in BASES:
         for row in ROWS["policies"]:
@@ -161,9 +164,10 @@ def policies() -> str:
             cells.append(f"{sum(one['swaps'] for one in every):.0f}")
             back = sum(one["back"] for one in every)
             cells.append(f"{sum(one['found'] for one in every):.0f} of {back:.0f}")
-            mine = real.get(profile_of(base, row).name, {})
-            both = [(mine[clip].j_and_f, real[base][clip].j_and_f) for clip in mine]
-            cells.append(_gain(both, as_is))
+            for runs in real:
+                mine = runs.get(profile_of(base, row).name, {})
+                both = [(mine[clip].j_and_f, runs[base][clip].j_and_f) for clip in mine]
+                cells.append(_gain(both, as_is))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -185,8 +189,12 @@ def cadence() -> str:
 
 
 def _made(what: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((HERE / f"{what}.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(_there(what).read_text(encoding="utf-8"))
     return found
+
+
+def _there(what: str) -> Path:
+    return HERE / f"{what}.json"
 
 
 def _words(kind: str) -> str:

@@ -113,9 +113,9 @@ def build_predictor(
     found = _elsewhere(name, checkpoint, weights)
     path = _config_file(found.model or "sam2.1-tiny" if found else name, config)
     changes = settings_in(found.config) if found and not found.model and found.config else {}
+    settings = _settings(path, changes, image_size, apply_postprocessing, vos_optimized)
     state = _weights(name, checkpoint, weights, found)
     adapter = _adapter(lora, weights, found)
-    settings = _settings(path, changes, image_size, apply_postprocessing, vos_optimized)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,6 +132,18 @@ def build_predictor(
         model.probes_name = weights or official
     model.probes_configuration = _digest(settings)
     return model
+
+
+def input_side(name: str, image_size: int | None = None) -> int:
+    """Side of the square input of one of `MODEL_NAMES` in pixels, or the one asked for, without its weights.
+
+    Raises
+    ------
+    InputError
+        The model can't have that size.
+    """
+    settings = _settings(_config_file(name, None), {}, image_size, False, False)
+    return int(settings.image_size)
 
 
 def name_of(predictor: SAM2VideoPredictor) -> str:

@@ -20,7 +20,7 @@ import torch
 from probes.checkpoints import CHECKPOINTS, fetch_checkpoint
 from probes.errors import InputError
 from probes.files import write_text
-from probes.models import DEMO
+from probes.models import DEMO, input_side
 from probes.observations import Seen, observe
 from sparsity.clips.layouts import FEWEST_FRAMES, find_layout
 from sparsity.clips.sources import Clip, ClipSource
@@ -249,13 +249,13 @@ def check_machine(choice: ModelChoice, processes: int) -> None:
     Raises
     ------
     InputError
-        The device isn't there, or its memory is too small.
+        The device isn't there, its memory is too small, or the model can't have the image size.
     """
     device = choice.check()
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     known = None if choice.config else CHECKPOINTS.get(choice.model)
-    side = choice.image_size or FULL_SIDE
     if known is not None:
+        side = input_side(choice.model, choice.image_size)
         free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
         needed = memory_needed(known.size, side, 1 if on_gpu else processes)
         check_memory(choice.name, side, needed, free, "GPU" if on_gpu else "machine")

@@ -277,10 +277,11 @@ def test_what_can_not_be_done_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weights": "trained"}, {"dtype": "float8"}, {"device": "nowhere"}]
+    "wrong",
+    [{"weights": "trained"}, {"dtype": "float8"}, {"device": "nowhere"}, {"image_size": 250}],
 )
 def test_options_are_looked_at_before_anything_is_fetched(
-    request_: CardRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str]
+    request_: CardRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("EFFICIENT_SAM2_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EFFICIENT_SAM2_CHECKPOINTS_URL", "http://127.0.0.1:9/")
