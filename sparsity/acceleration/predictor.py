@@ -247,7 +247,7 @@ class EfficientSAM2VideoPredictor(Begun):
         Raises
         ------
         InputError
-            A state is given twice or has no object; before any work.
+            No list is given, or a state twice, or one without an object; before any work.
         """
         return track_all(self, states)
 
