@@ -351,7 +351,7 @@ def _decode(code: Any) -> NDArray[np.bool_]:
 
 def _check(prompt: Prompt, source: VideoSource) -> None:
     """Hold one prompt against its video."""
-    height, width, frames = source.height, source.width, source.num_frames
+    frames = source.num_frames
     kinds = [name for name in ("points", "box", "mask") if getattr(prompt, name) is not None]
     kinds += ["remove"] if prompt.remove else []
     if not kinds or len(kinds) > 1 and set(kinds) != {"points", "box"}:
@@ -362,6 +362,17 @@ def _check(prompt: Prompt, source: VideoSource) -> None:
         raise InputError(
             f"prompt on frame {prompt.frame} given; the video has frames 0 to {(frames or 0) - 1}; choose one of them"
         )
+    check_place(prompt, source.height, source.width)
+
+
+def check_place(prompt: Prompt, height: int, width: int) -> None:
+    """Hold a prompt's points, box or mask against the size of its video, in pixels.
+
+    Raises
+    ------
+    InputError
+        They are empty or lie outside, are shares instead of pixels, or are not of one number.
+    """
     if prompt.mask is not None:
         if prompt.mask.shape != (height, width):
             raise InputError(

@@ -101,6 +101,11 @@ class Seen(Settings):
         return said
 
 
+def percent(confidence: float) -> str:
+    """A confidence in percent, such as 95% or 99.83%: two digits of what is missing, so that it is never said to be all."""
+    return f"{100 - float(f'{100 * (1 - confidence):.2g}'):.10g}%"
+
+
 class Promise(Settings):
     """What the calibration found: loss in points, with the bound it holds to.
 
@@ -158,7 +163,8 @@ class Promise(Settings):
         """The promise in one line: what is exact first, where videos are few; what is approximate by that name."""
         mean = f"mean loss {self.mean_loss:+.2f}"
         if self.method != EXACT:
-            mean += f", at most {self.upper_bound:.2f} {self.unit}, at {self.confidence:.0%} ({self.method}, {self.clips} clips"
+            mean += f", at most {self.upper_bound:.2f} {self.unit}, at {percent(self.confidence)}"
+            mean += f" ({self.method}, {self.clips} clips"
             mean += (
                 ")"
                 if self.coverage is None
@@ -168,7 +174,7 @@ class Promise(Settings):
         if self.share is not None:
             points = self.unit.partition(",")[0]
             exact = (
-                f"at {self.confidence:.0%}, at most {self.share:.0%} of videos like these lose more than {self.over:.2f} "
+                f"at {percent(self.confidence)}, at most {self.share:.0%} of videos like these lose more than {self.over:.2f} "
                 f"{points} (exact, {self.clips} clips)"
             )
             said = [exact, mean + " on these"] if self.method == EXACT else [mean, exact]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probes.errors import InputError
 from probes.frames import Pixels
-from probes.prompts import Prompt
+from probes.prompts import Prompt, check_place
 from sparsity.acceleration.encode import encode_together
 from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.report import Report
@@ -113,7 +113,7 @@ class Camera:
         ------
         InputError
             Neither a mask nor points nor a box is given, or a mask beside others, or one of another size, or what is no points
-            or box.
+            or box, is empty or lies outside the frames.
         """
         if (mask is None) == (points is None and box is None):
             raise InputError(
@@ -122,10 +122,7 @@ class Camera:
             )
         name: Any = object_id
         given = Prompt(max(0, self.frame), name, points, labels, box, mask)
-        if given.mask is not None and given.mask.shape != self.size:
-            raise InputError(
-                f"a mask of shape {list(given.mask.shape)} was given; expected {list(self.size)}, as the frames; resize it"
-            )
+        check_place(given, *self.size)
         with self._alone():
             if self._state is None:
                 self._waiting.append(given)

@@ -99,6 +99,17 @@ class EfficientSAM2VideoPredictor(Begun):
             old.chooser,
         )
 
+    def take_up(self, inference_state: dict[str, Any]) -> None:
+        """Go on with a state of another process as if it was of this one, so that windows take over what theirs gave there.
+
+        The caller vouches that weights, number format and profile are the same. Without this the next frame is dense, as
+        what another process made may be of others.
+        """
+        session = self.session(inference_state)
+        with self.parts.watched(session):
+            self.parts.look()
+            session.take_up(self.parts.made)
+
     def propagate_in_video(
         self,
         inference_state: dict[str, Any],
@@ -236,7 +247,7 @@ class EfficientSAM2VideoPredictor(Begun):
         Raises
         ------
         InputError
-            A state is given twice or has no object; before any work.
+            No list is given, or a state twice, or one without an object; before any work.
         """
         return track_all(self, states)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import SystemRandom
 from typing import Any, Literal, get_args
@@ -243,6 +243,13 @@ class Session:
         """What made features that lie in sam2's cache; None where a client put them there."""
         known = self.published
         return known[1] if known is not None and known[0] is features else None
+
+    def take_up(self, made: Made) -> None:
+        """Have what frames take over pass for made here and now."""
+        if self.last is not None:
+            self.last.version = made.version
+        if self.latest is not None:
+            self.latest = replace(self.latest, made=made)
 
     def begin_pass(self) -> None:
         """Forget what belongs to an earlier propagation, which may have been abandoned midway."""

@@ -189,6 +189,8 @@ def in_turn(
 
 def track_all(predictor: Tracker, states: Sequence[dict[str, Any]]) -> Iterator[Tracked]:
     """Track all objects of several videos; see `EfficientSAM2VideoPredictor.track_videos`."""
+    if isinstance(states, dict):
+        raise InputError("one state given; expected a list of them, a video each; write [state]")
     if len({id(state) for state in states}) < len(states):
         raise InputError(
             f"{len(states)} states were given and one of them twice; expected a video each; give each once"

@@ -17,6 +17,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from random import Random
 from typing import Any
 
@@ -354,10 +355,11 @@ def check_share(share: float | None) -> float | None:
     Raises
     ------
     InputError
-        It isn't in (0, 1].
+        It is no number in (0, 1]; True would be all frames.
     """
-    if share is not None and not 0 < share <= 1:
+    number = isinstance(share, Real) and not isinstance(share, bool)
+    if share is not None and not (number and 0 < share <= 1):
         raise InputError(
-            f"watch {share:g} given; expected a share of frames above 0 and up to 1; leave it out not to watch"
+            f"watch {share} given; expected a share of frames above 0 and up to 1, such as {SHARE:g}; leave it out not to watch"
         )
     return share

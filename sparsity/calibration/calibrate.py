@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -197,7 +197,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
         say(f"Those for the promise are of {len(counted)} sources, and count as so many.")
     question = asked_of(place, promised, asked_by(request))
     confidence = level_of(question, request.confidence)
-    say(certifiable(replace(request, confidence=confidence), len(counted)))
+    say(certifiable(request, len(counted), question))
 
     tried, tested_at_most = afford(place, search, promised, lengths)
     traces = watch(place, search)
@@ -264,7 +264,7 @@ def calibrate(request: Request, work: Path, spread: Spread) -> Calibration:
             *apart(request, beside),
             *(told(promise.seen) if promise.seen else ()),
         ],
-        "certifiable": certifiable(replace(request, confidence=confidence), len(counted)),
+        "certifiable": certifiable(request, len(counted), question),
         "promise": promise.text(),
         "level": None if math.isinf(request.level) else request.level,
         "option": request.option,

@@ -125,7 +125,7 @@ def recheck(profile: Profile, request: Request, work: Path, spread: Spread) -> R
     settings = setting.model_dump(mode="json", by_alias=True, exclude={"adapter": {"file"}})
     question = asked_of(place, names, {"recheck": settings, "accepted": request.accepted})
     confidence = level_of(question, request.confidence)
-    say(certifiable(replace(request, confidence=confidence), count))
+    say(certifiable(request, count, question))
     outcomes = place.runs("recheck", names, [setting])
     losses = sample.pooled(losses_of(outcomes, [SETTING], request.risk), names)
     choice = choose(losses, [0], [1.0], confidence, request.level, request.bound)

@@ -32,12 +32,13 @@ from sparsity.calibration.bounds import (
     videos_needed,
 )
 from sparsity.calibration.cost import Cost
+from sparsity.calibration.ledger import level_of
 from sparsity.calibration.request import Request, Risk
 from sparsity.calibration.search import Candidate, describe, units_of
 from sparsity.calibration.thresholds import MARGINS, WHICH, covered, mask_only
 from sparsity.calibration.traces import Trace
 from sparsity.clips.sources import MADE_FRAMES, ClipSource
-from sparsity.profile import Profile, Promise
+from sparsity.profile import Profile, Promise, percent
 
 WORTH_HAVING = 1.1
 """Times fewer operations under which a profile isn't worth its bother."""
@@ -128,14 +129,16 @@ def check_reach(request: Request, count: int) -> None:
         )
 
 
-def certifiable(request: Request, count: int) -> str:
-    """Say what `count` clips can promise, before anything is run."""
-    level, confidence = request.level, request.confidence
+def certifiable(request: Request, count: int, question: int = 1) -> str:
+    """Say what `count` clips can promise, before anything is run; later questions of the same clips are asked at a part of
+    the level."""
+    level, confidence = request.level, level_of(question, request.confidence)
     kind = request.bound or kind_for(count, confidence, level)
     least = certain_bound(np.zeros(count), confidence, level).upper
-    said = (
+    said = f"question {question} of these clips: " if question > 1 else ""
+    said += (
         f"{count} clips for the promise can certify a mean loss of {least:.1f} points at "
-        f"{confidence:.0%} at best"
+        f"{percent(request.confidence)} at best"
     )
     finite = math.isfinite(level)
     if kind == "certain":
@@ -151,7 +154,7 @@ def certifiable(request: Request, count: int) -> str:
         over = f"{level:g} points" if finite else "the worst of them"
         share = largest_share(lost, count, confidence)
         said += (
-            f". Here it is of the share of videos: at {request.confidence:.0%}, at most {share:.0%} lose more than {over}, "
+            f". Here it is of the share of videos: at {percent(request.confidence)}, at most {share:.0%} lose more than {over}, "
             "which is exact"
         )
         if finite:
@@ -347,7 +350,7 @@ def apart(request: Request, drift: Sequence[float]) -> list[str]:
     least = largest_share(0, len(drift), request.confidence)
     return [
         f"apart    {len(drift)} clips without true masks: {np.mean(drift):.2f} points of agreement with the dense run lost on "
-        f"average; at {request.confidence:.0%}, at most {least:.0%} of such videos lose more than {max(drift):.2f} (exact)"
+        f"average; at {percent(request.confidence)}, at most {least:.0%} of such videos lose more than {max(drift):.2f} (exact)"
     ]
 
 

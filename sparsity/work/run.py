@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from sparsity.acceleration.report import ObjectReport, note_failures
 from sparsity.clips.drawn import Ids
 from sparsity.clips.masks import merge_objects
 from sparsity.clips.sources import Clip
+from sparsity.techniques import KEY
 from sparsity.techniques.failure import FailureModel
 from sparsity.work.formats import Format, FrameMasks
 from sparsity.work.overlay import Overlay
@@ -278,6 +280,7 @@ class Run:
 
     def _save(self) -> None:
         kept = {key: value for key, value in self.state.items() if key not in _NOT_SAVED}
+        kept[KEY] = replace(kept[KEY], published=None)  # features that lie in the cache, too
         saved = {"hash": self.folder.hash, "seconds": self.seconds, "state": kept}
         with whole(self.folder.state) as part:
             torch.save({**saved, "parts": self.parts}, part)
@@ -297,6 +300,7 @@ class Run:
         if not self._written(self._first_of(done)):
             return 0
         self.state.update(saved["state"])
+        self.predictor.take_up(self.state)  # the hash holds model, number format and profile
         self.seconds, self.parts = list(saved["seconds"]), dict(saved["parts"])
         return done
 

@@ -59,6 +59,8 @@ def test_what_cannot_be_tracked_is_refused_before_any_work(small_demo: Any) -> N
     empty = fast.init_state(make_frames(2))
     with pytest.raises(InputError, match="4 states were given and one of them twice"):
         fast.track_videos([*states, states[0]])
+    with pytest.raises(InputError, match="one state given; expected a list of them"):
+        fast.track_videos(states[0])
     with pytest.raises(InputError, match="video 4 of 4 has no object"):
         fast.track_videos([*states, empty])
     assert all(not o["non_cond_frame_outputs"] for s in states for o in s["output_dict_per_obj"].values())  # fmt: skip

@@ -205,8 +205,8 @@ def test_who_observes_attention_is_told_once(small_demo: Any, frames: np.ndarray
     assert calls[None] == calls[1.0] and len(calls[None]) > 10
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
-def test_a_share_that_is_none_is_refused(small_demo: Any, share: float) -> None:
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan"), True, "2%"])
+def test_a_share_that_is_none_is_refused(small_demo: Any, share: Any) -> None:
     with pytest.raises(InputError, match="expected a share of frames above 0"):
         accelerate(small_demo, "paper", watch=share)
     with (

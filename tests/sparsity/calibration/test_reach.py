@@ -15,7 +15,7 @@ from sparsity.calibration.request import Request
 from sparsity.calibration.rounds import rounds_of
 from sparsity.calibration.search import Candidate
 from sparsity.clips.sources import ClipSource
-from sparsity.profile import BUILTIN
+from sparsity.profile import BUILTIN, EXACT, Promise
 from sparsity.work.spread import Spread
 from sparsity.work.store import keep
 from tests.sparsity.calibration.conftest import SMALL
@@ -53,6 +53,24 @@ def test_what_so_many_clips_can_promise_is_said_before_anything_runs():
     assert "from" not in said(748, bound="approximate")
     assert "whatever" in said(299, bound="certain")
     assert "takes 1 clips" in said(20, max_drop=100.0, bound="approximate")
+
+
+@pytest.mark.parametrize(
+    ("confidence", "said"), [(0.95, "95%"), (0.999, "99.9%"), (0.99999, "99.999%")]
+)
+def test_a_confidence_is_never_said_to_be_all(confidence, said):
+    told = certifiable(asked(confidence=confidence), 20)
+    assert told.count(f"at {said}") == 2 and "100%" not in told
+    promise = Promise(
+        mean_loss=0, upper_bound=9, confidence=confidence, method=EXACT, clips=20, share=0.4, over=1
+    )
+    assert promise.text().startswith(f"at {said}, at most 40%")
+
+
+def test_a_later_question_is_said_to_be_one():
+    first, third = (certifiable(asked(), 20, question) for question in (1, 3))
+    assert "question" not in first and third.startswith("question 3 of these clips: 20 clips")
+    assert "at 95%, at most 45%" not in third and "at 95%, at most" in third
 
 
 def test_without_an_accepted_loss_a_bound_is_certain_from_many_clips_on():

@@ -33,9 +33,10 @@ from sparsity.clips.masks import (
 )
 from sparsity.clips.prompt import PromptOptions
 from sparsity.profile import Profile
+from sparsity.techniques import KEY
 from sparsity.techniques.routing import Guard, Routing
 from sparsity.work import run
-from sparsity.work.model import ModelChoice
+from sparsity.work.model import ModelChoice, shared_predictor
 from sparsity.work.segment import run_segment
 
 
@@ -220,7 +221,7 @@ def test_an_interrupted_run_goes_on_to_the_same_masks(
             _run(choice, clip_folder, out, mask_file, frame=frame)
     assert len(_masks(out)) == 5
     saved = torch.load(out / "state.pt", weights_only=False)["state"]
-    assert "obj_ids" in saved
+    assert "obj_ids" in saved and saved[KEY].published is None, "features are soon made"
     assert not any(isinstance(value, torch.device) for value in saved.values()), (
         "it may go on elsewhere"
     )
@@ -236,6 +237,30 @@ def test_an_interrupted_run_goes_on_to_the_same_masks(
     assert reports[0]["report"]["frames"] == reports[1]["report"]["frames"]
     assert len(reports[0]["milliseconds"]) == 8
     assert not (out / "state.pt").exists()
+
+
+def test_windows_take_over_what_they_gave_before_an_interrupt(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice, mask = ModelChoice(image_size=256, device="cpu"), tmp_path / "first.png"
+    ids = np.zeros((96, 128), np.uint8)
+    ids[8:24, 8:24] = 1
+    write_mask(mask, ids, "")
+    found = {}
+    for name in ("whole", "out"):
+        if name == "out":
+            with monkeypatch.context() as patch:
+                _interrupt_after(patch, 5, signal.SIGINT)
+                with pytest.raises(KeyboardInterrupt):
+                    _run(choice, clip_folder, tmp_path / name, mask, profile="recommended")
+            shared_predictor.cache_clear()  # as in another process
+        _run(choice, clip_folder, tmp_path / name, mask, profile="recommended")
+        report = json.loads((tmp_path / name / "report.json").read_text())["report"]
+        found[name] = report["frames"]
+    assert all(frame["windows_kept"] < frame["windows_total"] for frame in found["whole"][4:6])
+    assert found["out"] == found["whole"]
+    ours, theirs = (_masks(tmp_path / name) for name in found)
+    assert all(np.array_equal(ours[k], theirs[k]) for k in theirs)
 
 
 def test_an_interrupted_run_with_a_later_object_goes_on_to_the_same_masks(
