@@ -19,7 +19,7 @@ from probes.prompts import Prompt, check_place
 from sparsity.acceleration.encode import encode_together
 from sparsity.acceleration.parts import Parts
 from sparsity.acceleration.report import Report
-from sparsity.acceleration.session import Session
+from sparsity.acceleration.session import Session, check_size
 
 Masks = dict[Hashable, Tensor]
 """By object id, bool ``[H, W]``."""
@@ -63,9 +63,15 @@ class Camera:
         Height and width of the frames, in pixels.
     options
         Of ``init_state``.
+
+    Raises
+    ------
+    InputError
+        `size` is no such pair.
     """
 
     def __init__(self, predictor: Tracker, size: tuple[int, int], **options: Any) -> None:
+        check_size(size)
         self._predictor, self._options = predictor, options
         self.size = size
         self.frame = -1

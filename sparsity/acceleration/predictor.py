@@ -199,6 +199,11 @@ class EfficientSAM2VideoPredictor(Begun):
             Height and width of its frames, in pixels.
         history, corrections
             As `init_state` takes them.
+
+        Raises
+        ------
+        InputError
+            One of them can't be used.
         """
         check_kept(history, corrections)
         return Camera(self, size, history=history, corrections=corrections)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from random import SystemRandom
 from typing import Any, Literal, get_args
 
@@ -323,6 +324,15 @@ def check_kept(history: str, corrections: str) -> None:
             raise InputError(
                 f"{what} {given!r} given; expected {first!r} or {second!r}; choose one of them"
             )
+
+
+def check_size(size: Any) -> None:
+    """Refuse what is no height and width in pixels."""
+    sides = size if isinstance(size, (tuple, list)) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
+        raise InputError(
+            f"size {size!r} given; expected height and width in pixels, whole and above 0, such as (480, 640); give these"
+        )
 
 
 @contextmanager

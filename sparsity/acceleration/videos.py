@@ -22,6 +22,7 @@ from sparsity.acceleration.session import (
     Session,
     alone,
     check_kept,
+    check_size,
 )
 from sparsity.acceleration.sharing import Shared
 from sparsity.techniques import KEY
@@ -109,9 +110,10 @@ class Begun(Shared):
         Raises
         ------
         InputError
-            The pictures are of another shape, or `history` or `corrections` is none of these.
+            The pictures are of another shape, `size` is no such pair, or `history` or `corrections` is none of these.
         """
         check_kept(history, corrections)
+        check_size(size)
         side = self.image_size
         if images.ndim != 4 or images.shape[1:] != (3, side, side) or not len(images):
             raise InputError(

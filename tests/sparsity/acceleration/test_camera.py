@@ -131,6 +131,9 @@ def test_nothing_is_kept_beyond_what_memory_needs(small_demo: Any) -> None:
 
 def test_what_cannot_be_used_is_refused(small_demo: Any) -> None:
     camera = accelerate(small_demo).camera(SIZE)
+    for size in ((0, 512), (480.0, 640), 480, (480, 640, 3)):
+        with pytest.raises(InputError, match=r"size .* given; expected height and width in pixels"):
+            accelerate(small_demo).camera(size)
     for call, words in (
         (lambda: camera.track(make_frames(1)[0, :50]), r"uint8 \[50, 128, 3\] was pushed; expected uint8 \[96, 128, 3\]"),
         (lambda: camera.track(np.zeros((96, 128, 3))), "a frame float64"),
