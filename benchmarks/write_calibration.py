@@ -1,4 +1,4 @@
-"""Write the tables of docs/calibration-evidence.md from benchmarks/adapters.json and benchmarks/search.json.
+"""Write the tables of docs/calibration-evidence.md from adapters.json, promise.json and search.json of benchmarks/.
 
     python benchmarks/write_calibration.py
 
@@ -26,6 +26,9 @@ def main() -> None:
     text = replaced(text, "adapters", adapters(report))
     searched = json.loads((HERE / "search.json").read_text(encoding="utf-8"))
     text = replaced(text, "search", search(searched))
+    promised = json.loads((HERE / "promise.json").read_text(encoding="utf-8"))
+    for name, of in PROMISED.items():
+        text = replaced(text, name, of(promised))
     write_text(PAGE, text.rstrip("\n"))
 
 
@@ -37,6 +40,70 @@ def replaced(text: str, name: str, table: str) -> str:
     )
     assert count == 1, f"the page has no place for {name}"
     return found
+
+
+def covered(report: dict[str, Any]) -> str:
+    """How often statements about one setting cover, the worst of the populations."""
+    of = list(report["simulated"].values())
+    counts = sorted(of[0], key=int)
+    rows = []
+    for kind in ("share over a loss", "share over the worst", "mean, approximate"):
+        worst = (min(by[n]["statements"][kind] for by in of) for n in counts)
+        rows.append([kind, *(f"{100 * share:.1f}" for share in worst)])
+    return table(["videos", *counts], rows)
+
+
+def false_promises(report: dict[str, Any]) -> str:
+    """How often anything promised is false after the whole choice, the worst of the levels, and after several questions."""
+    of = report["simulated"]
+    counts = sorted(next(iter(of.values())), key=int)
+    asked = [n for n in counts if "questions" in next(iter(of.values()))[n]]
+    rows = []
+    for name, by in of.items():
+        worst = (max(c["false"] for c in by[n]["choices"] if c["starts"] == 1) for n in counts)
+        row = [name, *(f"{100 * share:.1f}" for share in worst)]
+        rows.append([*row, " / ".join(f"{100 * by[n]['questions']:.1f}" for n in asked)])
+    heads = ["population", *(f"{n} clips" for n in counts), f"five questions, {' / '.join(asked)}"]
+    return table(heads, rows)
+
+
+def honesty(report: dict[str, Any]) -> str:
+    """What the whole choice takes and states with all recorded clips."""
+    heads = [
+        "max-drop", "draws that choose nothing", "nothing stated is false, all draws", "own bound covers, all",
+        "median loss of what is chosen",
+    ]  # fmt: skip
+    rows = []
+    for study in report["studies"]:
+        none, median = study["nothing_held"] / study["draws"], study["median_mean"]
+        shares = (none, study["coverage"], study["coverage_of_own_bound"])
+        cells = (f"{100 * share:.1f} %" for share in shares)
+        rows.append([f"{study['max_drop']:g}", *cells, "" if median is None else f"{median:.2f}"])
+    return table(heads, rows)
+
+
+def starts(report: dict[str, Any]) -> str:
+    """Mean cost of what is chosen of recorded clips, by the number of places where testing starts."""
+    by = report["simulated"]["recorded"]
+    found: dict[tuple[str, float], list[str]] = {}
+    for n in sorted(by, key=int):
+        for choice in by[n]["choices"]:
+            found.setdefault((n, choice["max_drop"]), []).append(f"{choice['cost']:.3f}")
+    rows = [[n, f"{level:g}", *costs] for (n, level), costs in found.items() if int(n) >= FEWEST]
+    return table(["clips", "max-drop", "1 start", "2", "4"], rows)
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Lay out a table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+PROMISED = {"covered": covered, "false": false_promises, "honesty": honesty, "starts": starts}
+"""Tables of benchmarks/promise.json by the name of their place."""
+
+FEWEST = 10
+"""Clips from which on the places of testing are compared."""
 
 
 def search(report: dict[str, Any]) -> str:

@@ -290,6 +290,7 @@ def draw_promise(
     look = THEMES[theme]
     figure = go.Figure()
     rng = np.random.default_rng(0)
+    told: set[bool] = set()  # kinds that the legend has
     for n, study in enumerate(studies):
         means = np.array([mean for mean, _ in study["draws_shown"]])
         over = np.array([mean > stated for mean, stated in study["draws_shown"]], bool)
@@ -303,9 +304,10 @@ def draw_promise(
                 marker={"color": colour, "size": 5, "opacity": 0.6},
                 name="more is lost than promised" if broken else "kept",
                 legendgroup=str(broken),
-                showlegend=n == 0,
+                showlegend=bool(picked.any()) and broken not in told,
                 hovertemplate="%{y:.2f} points<extra></extra>",
             )
+            told |= {broken} if picked.any() else set()
         figure.add_scatter(
             x=[n - 0.4, n + 0.4],
             y=[study["max_drop"]] * 2,
