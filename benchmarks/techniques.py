@@ -3,8 +3,8 @@
     python benchmarks/techniques.py DAVIS --clips calibrate.txt     write benchmarks/techniques.json
     python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev.json --rows exact paper recommended …
     python benchmarks/techniques.py DAVIS … --rows recommended      measure this row alone, and put it among the others
-    python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev-bfloat16.json --dtype bfloat16 --rows exact
-    python benchmarks/techniques.py DAVIS … --policies exact --out benchmarks/policies-train.json     memory policies
+    python benchmarks/techniques.py DAVIS-dev --out benchmarks/techniques-dev-bfloat16.json --dtype bfloat16 --rows exact …
+    python benchmarks/techniques.py DAVIS … --policies exact paper recommended --out benchmarks/policies-train.json
 
 ``benchmarks/write_techniques.py`` puts them into docs/techniques.md. Clips are done one after the other and kept, so
 an interrupted run goes on. Which techniques are recommended is chosen on training clips; clips of a benchmark are for the
