@@ -224,6 +224,8 @@ class Card(Strict):
 
     Attributes
     ----------
+    environment
+        In which speed was measured, where it was; else quality.
     known
         The published data set that the clips are, whole; None for others.
     speed_route

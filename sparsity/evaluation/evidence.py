@@ -208,7 +208,7 @@ def make_card(
     card = Card(
         schema="efficient-sam2/card/1",
         made_by=f"efficient-sam2 {key['made_by']}",
-        environment=found.environment,
+        environment=(speed or found).environment,
         model=found.model,
         weights=weights,
         data=found.data,

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,20 @@ def test_the_same_command_gives_the_same_card_and_another_one_is_refused(
     with pytest.raises(InputError, match="holds another card"):
         make_card(replace(request_, most=3), CHOICE, made)
     assert (made / CARD).read_bytes() == before
+
+
+def test_it_names_the_threads_that_speed_was_measured_with(
+    made: Path, request_: CardRequest, tmp_path: Path
+) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    torch.set_num_threads(2)
+    try:
+        card = make_card(replace(request_, speed_frames=1), CHOICE, tmp_path, say=lambda text: None)
+    finally:
+        torch.set_num_threads(1)
+    assert card.environment.threads == 2
+    assert card.rows[1].quality == load_card(made / CARD).rows[1].quality
+    assert load_card(made / CARD).environment.threads == 1
 
 
 @pytest.mark.parametrize(
