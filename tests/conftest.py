@@ -79,10 +79,7 @@ def tiny_predictor() -> Any:
 
 
 def small_config(path: Path, width: int, windows: list[int]) -> Path:
-    """Write the configuration of a SAM 2 with Tiny's blocks: so many channels in stage 1, windows of the four stages.
-
-    Memory attention has two layers for four, the memory encoder one block for two: a frame costs three quarters.
-    """
+    """Write the configuration of a SAM 2 with Tiny's blocks: so many channels in stage 1, windows of the four stages."""
     import sam2
 
     settings = OmegaConf.load(
@@ -93,8 +90,6 @@ def small_config(path: Path, width: int, windows: list[int]) -> Path:
     neck = settings.model.image_encoder.neck
     neck.backbone_channel_list = [8 * width, 4 * width, 2 * width, width]
     settings.model.memory_attention.layer.dim_feedforward = 256
-    settings.model.memory_attention.num_layers = 2
-    settings.model.memory_encoder.fuser.num_layers = 1
     settings.model.image_size = SIZE
     OmegaConf.save(settings, path)
     return path

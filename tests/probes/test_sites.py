@@ -77,7 +77,7 @@ def test_geometry_follows_the_configuration(named: tuple[str, Any]) -> None:
 
 def test_parts_and_kinds_select(padded_predictor: Any) -> None:
     names = [site.name for site in attention_sites(padded_predictor, "memory", "cross")]
-    assert names == [f"memory.layer{i}.cross" for i in range(2)]
+    assert names == [f"memory.layer{i}.cross" for i in range(4)]
     assert attention_sites(padded_predictor, "memory", "window") == []
     for what, given in (("part", "nosuch"), ("part", "memory.*"), ("kind", "crossed")):
         with pytest.raises(InputError, match=rf"{what} {re.escape(repr(given))} was asked for"):
@@ -88,7 +88,7 @@ def test_patterns_select_in_running_order(padded_predictor: Any) -> None:
     found = [
         s.name for s in find_sites(padded_predictor, ["decoder.final.*", "memory.layer?.self"])
     ]
-    assert found == [*(f"memory.layer{i}.self" for i in range(2)), "decoder.final.token_to_image"]
+    assert found == [*(f"memory.layer{i}.self" for i in range(4)), "decoder.final.token_to_image"]
 
 
 def test_an_unknown_pattern_names_the_nearest(padded_predictor: Any) -> None:
