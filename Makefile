@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 VERSION = $(BIN)/python -c 'from importlib.metadata import version as v; print(v("$(1)"))'
 # processes for the tests; each holds about 1.5 GB
 JOBS ?= 2
+# a test that hangs ends the run, which names it
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --max-worker-restart 0 -o faulthandler_timeout=480 -o faulthandler_exit_on_timeout=true
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test lint lab clean
@@ -37,10 +39,10 @@ lint: $(STAMP) ## style, format and types
 	$(BIN)/mypy
 
 check: lint ## style, format, types and every test that starts no process, browser, kernel or cluster
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not process"
+	$(PYTEST) --dist worksteal -m "not process"
 
 test: lint ## style, format, types and every test
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(PYTEST) --dist loadfile
 
 lab: $(STAMP) ## open the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from statistics import median
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from weakref import WeakSet
 
 import av
 from av.error import FFmpegError
@@ -91,6 +94,27 @@ class Listing:
     def tells_apart(self) -> bool:
         """Whether each frame is whole and has a time of its own."""
         return not (self.broken or self.unstamped or self.empty or self.cut or self.doubled)
+
+
+OPEN: WeakSet[Any] = WeakSet()
+"""Videos that hold an open container."""
+
+_INHERITED: list[dict[str, Any]] = []
+"""What those of another process held."""
+
+
+def _keep_what_was_open() -> None:
+    """Free nothing of a forked process that decoded in the other one: FFmpeg would wait for threads that don't come along.
+
+    Frames stand in cycles with their side data, so the collector may come upon them at any time: it leaves alone what was
+    there before.
+    """
+    _INHERITED.extend(dict(vars(video)) for video in OPEN)
+    gc.freeze()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_what_was_open)
 
 
 class VideoFile:

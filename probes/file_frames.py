@@ -23,7 +23,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from probes.container import Listing, VideoFile, frames_between, stamp
+from probes.container import OPEN, Listing, VideoFile, frames_between, stamp
 from probes.errors import InputError
 from probes.files import check_unchanged
 from probes.frames import KEPT_FRAMES, Pixels, check_index, check_size
@@ -98,10 +98,6 @@ def _misleads(file: VideoFile, listing: Listing) -> bool:
     return found != listing.times[: len(found)]
 
 
-_INHERITED: list[Any] = []
-"""Files that another process opened, and their frames: closing one would wait for threads that are not in this process."""
-
-
 def _opened_again(source: str | bytes, stamp: tuple[int, int] | None) -> FileVideo | CountedVideo:
     """Open a video file that was opened before."""
     if stamp is not None:
@@ -132,6 +128,7 @@ class _Decoded(ABC):
         self._reading = threading.Lock()
         self._process = os.getpid()
         self.height, self.width = -1, -1
+        OPEN.add(self)
 
     def __reduce__(self) -> Any:
         """A copy opens the file for itself."""
@@ -140,7 +137,6 @@ class _Decoded(ABC):
     def _open_here(self) -> None:
         """Open the file anew in a process that was forked from the one that opened it."""
         if self._process != os.getpid():
-            _INHERITED.append((self._container, self._stream, self._held))
             self.__dict__.update(_opened_again(self._file.source, self._file.stamp).__dict__)
 
     @property

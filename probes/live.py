@@ -16,7 +16,7 @@ import av
 from av.error import EOFError as EndOfFile
 from av.error import ExitError, FFmpegError, InvalidDataError
 
-from probes.container import said_rate, shown_stream
+from probes.container import OPEN, said_rate, shown_stream
 from probes.errors import InputError
 from probes.file_frames import upright_frame
 from probes.frames import Pixels, StreamVideo
@@ -113,6 +113,7 @@ class LiveVideo(StreamVideo):
         stream = shown_stream(container, self.label)
         rate = said_rate(stream)
         super().__init__(frames_of(container, stream, self.label, self._lost, patience))
+        OPEN.add(self)
         self.fps = rate
 
     @property
