@@ -22,6 +22,7 @@ from typing import Any
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 
 from probes.container import OPEN, Listing, VideoFile, frames_between, stamp
 from probes.errors import InputError
@@ -125,7 +126,7 @@ class _Decoded(ABC):
         self._kept: OrderedDict[int, Pixels] = OrderedDict()
         self._held: dict[int, av.VideoFrame] = {}
         self._asked = -1
-        self._reading = threading.Lock()
+        self._reading, self._scaler = threading.Lock(), VideoReformatter()
         self._process = os.getpid()
         self.height, self.width = -1, -1
         OPEN.add(self)
@@ -182,7 +183,7 @@ class _Decoded(ABC):
 
     def _keep(self, position: int, frame: av.VideoFrame) -> None:
         try:
-            pixels = upright_frame(frame)
+            pixels = upright_frame(frame, self._scaler)
         except (FFmpegError, ValueError, MemoryError) as error:
             raise InputError(
                 f"frame {position} of {self._label} can't be shown as RGB ({reason_of(error)}); expected "
@@ -385,12 +386,13 @@ class CountedVideo(_Decoded):
             self._next += 1
 
 
-def upright_frame(frame: av.VideoFrame) -> Pixels:
+def upright_frame(frame: av.VideoFrame, scaler: VideoReformatter) -> Pixels:
     """Return a frame as RGB, turned and mirrored as its display matrix says: uint8 ``[H, W, 3]``.
 
-    The matrix sends the picture's axis to the right to (a, b) and its axis down to (c, d) (ISO 14496-12, 6.2.2).
+    One scaler for all frames of a video spares each the tables and threads of its own. The matrix sends the picture's axis to
+    the right to (a, b) and its axis down to (c, d) (ISO 14496-12, 6.2.2).
     """
-    pixels: Pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+    pixels = np.asarray(scaler.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # beside it lies data that PyAV has no name for, such as EXIF in MJPEG

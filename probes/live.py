@@ -15,6 +15,7 @@ from typing import Any
 import av
 from av.error import EOFError as EndOfFile
 from av.error import ExitError, FFmpegError, InvalidDataError
+from av.video.reformatter import VideoReformatter
 
 from probes.container import OPEN, said_rate, shown_stream
 from probes.errors import InputError
@@ -173,6 +174,7 @@ def frames_of(
     """
     stream.thread_type = "SLICE"  # frames in parallel would come late
     broken: InputError | None = None
+    scaler = VideoReformatter()
     with container:
         packets = packets_of(container, stream, label, lost, patience)
         while True:
@@ -188,16 +190,16 @@ def frames_of(
                 lost.packets += packet is not None
             for frame in frames:
                 lost.damaged += frame.is_corrupt
-                yield _pixels(frame, label)
+                yield _pixels(frame, scaler, label)
             if packet is None:
                 break
     if broken is not None:
         raise broken
 
 
-def _pixels(frame: av.VideoFrame, label: str) -> Pixels:
+def _pixels(frame: av.VideoFrame, scaler: VideoReformatter, label: str) -> Pixels:
     try:
-        return upright_frame(frame)
+        return upright_frame(frame, scaler)
     except (FFmpegError, ValueError, MemoryError) as error:
         raise InputError(
             f"a frame of {label} can't be shown as RGB ({reason_of(error)}); expected 8 or 10 bits a channel; have it "
