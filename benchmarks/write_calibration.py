@@ -108,10 +108,9 @@ FEWEST = 10
 
 def search(report: dict[str, Any]) -> str:
     """What calibration took beside the cheapest of the grid, as a table."""
-    head = "| frames | accepted | chosen | cost | cheapest of the grid | cost | ratio |"
-    lines = [head, "|---" * 7 + "|"]
-    for frames, row in ((frames, row) for frames, of in report.items() for row in of["asked"]):
-        cells = (
+    heads = ["frames", "accepted", "chosen", "cost", "cheapest of the grid", "cost", "ratio"]
+    rows = [
+        [
             frames,
             f"{row['max_drift']:g}",
             row["chosen"],
@@ -119,16 +118,21 @@ def search(report: dict[str, Any]) -> str:
             row["cheapest"] or "none holds",
             f"{row['cheapest_cost']:.3f}",
             f"{row['ratio']:.2f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ]
+        for frames, of in report.items()
+        for row in of["asked"]
+    ]
+    return table(heads, rows)
 
 
 def adapters(report: dict[str, Any]) -> str:
     """The adapters as a table."""
     dev = "davis" in report["rows"]["identity"]
-    head = "| adapter | stage-3 error | less identity's | error of F_M | J&F | loss | M MAC | ms |"
-    lines = [head + (" J&F, DAVIS-dev | loss |" if dev else ""), "|---" * (10 if dev else 8) + "|"]
+    heads = [
+        "adapter", "stage-3 error", "less identity's", "error of F_M", "J&F", "loss", "M MAC", "ms",
+        *(["J&F, DAVIS-dev", "loss"] if dev else []),
+    ]  # fmt: skip
+    rows = []
     for kind in get_args(Adapter.model_fields["kind"].annotation):
         row = report["rows"][kind]
         cells = [
@@ -143,7 +147,7 @@ def adapters(report: dict[str, Any]) -> str:
         ]
         if dev:
             cells += [f"{row['davis']['j_and_f'][0]:.1f}", spread(row["davis"]["loss"], 2)]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     training = report["training"]
     said = (
         f"Fitted on {report['fitted_on']['frames']} routed frames of {len(report['fitted_on']['clips']) - 1} DAVIS "
@@ -154,7 +158,7 @@ def adapters(report: dict[str, Any]) -> str:
         f"{training['loss'][0]:.4f} in the first tenth of them to {training['loss'][-1]:.4f} in the last. "
         f"{sentence(report['note'])}"
     )
-    return "\n".join([*lines, "", said])
+    return f"{table(heads, rows)}\n\n{said}"
 
 
 def sentence(text: str) -> str:
