@@ -27,6 +27,9 @@ UNITS = {
 }
 """By statistic of a recording, or effect of an edit: what the axis says."""
 
+SYMBOLS = ("circle", "diamond-open", "x")
+"""Of heads, each once through the colours."""
+
 POINTS = 200
 """Points of a curve; more than the eye tells apart."""
 
@@ -161,15 +164,21 @@ def draw_statistic(
     look = THEMES[theme]
     heads = max(map(len, sites.values()))
     for head in range(heads):
-        there = [(n, of[head]) for n, of in enumerate(sites.values()) if head < len(of)]
-        means = [one.mean for _, one in there]
-        ends = [None if math.isnan(one.low) else (one.low, one.high) for _, one in there]
+        there = [(n, of) for n, of in enumerate(sites.values()) if head < len(of)]
+        means = [of[head].mean for _, of in there]
+        ends = [
+            None if math.isnan(of[head].low) else (of[head].low, of[head].high) for _, of in there
+        ]
         figure.add_scatter(
-            x=[n + (head - (heads - 1) / 2) * 0.7 / heads for n, _ in there],
+            x=[n + (head - (len(of) - 1) / 2) * 0.7 / heads for n, of in there],
             y=means,
             error_y=error_bars(means, ends),
             mode="markers",
-            marker={"color": look.nth(head), "size": 7},
+            marker={
+                "color": look.nth(head),
+                "symbol": SYMBOLS[head // len(look.series) % len(SYMBOLS)],
+                "size": 7,
+            },
             name=f"head {head}",
             text=[list(sites)[n] for n, _ in there],
             hovertemplate="%{text}: %{y:.3g}",
