@@ -345,14 +345,11 @@ def pixel_attention(
 
 
 def received(recorded: Recorded, site: str, frame: int, i: int) -> Map | None:
-    """Key mass at a site, from all queries, in even shares; in memory from the stored rows, over all its frames."""
+    """Key mass at a site in even shares: from all queries of encoder maps, else from stored rows; in memory over all frames."""
     maps = recorded.header.settings.map_sites
     if site in maps:
         found = recorded.clip.encoder_mass[recorded.position[frame], maps.index(site)]
         return _in_even_shares(found.astype(float))
-    if site.endswith("token_to_image"):
-        row = _row(recorded, frame, i)
-        return None if row is None else _in_even_shares(recorded.clip.decoder_saliency[row])
     rows = _rows(recorded, site, frame, i)
     return None if rows is None else _in_even_shares(_over_slots(mean_over(rows)))
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import figures
-from figures.sides import moved_mass, paired, read_side
+from figures.sides import moved_mass, paired, read_side, received
 from probes import build_predictor, record
 from probes.errors import InputError
 from probes.records import Recording, load_recording
@@ -305,6 +305,30 @@ def test_the_command_writes_a_page(
         out.unlink(missing_ok=True)
         assert run([*words, *wrong]) == 2 and not out.exists()
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_each_site_of_the_decoder_is_shown_by_itself(tmp_path: Path) -> None:
+    """And lines of several objects are named; of the decoder no difference is drawn, so none is told of."""
+    small = build_predictor("demo", image_size=128, device="cpu")
+    sites = ["decoder.layer0.token_to_image", "decoder.final.token_to_image"]
+    made = record(
+        small, make_frames()[:3], {1: make_mask(), 2: make_mask(9)}, out=tmp_path / "r", rows=sites,
+        statistics=CROSS,
+    )  # fmt: skip
+    side = read_side(made, None).recorded
+    assert side is not None
+    first, last = (received(side, site, 2, 2) for site in sites)
+    assert first is not None and last is not None and not np.allclose(first, last, rtol=0.1)
+    rows = side.clip.attention_rows(sites[0], side.clip.row(2, 2)).mean(0)
+    assert np.allclose(first, rows / rows.mean())
+    figure = figures.compare(made, made, site=sites[0])
+    (title,) = [a.text for a in figure.layout.annotations if a.text.startswith("agreement")]
+    lines = [line for line in figure.data if line.name and line.name.startswith("object ")]
+    for i, line in enumerate(lines, 1):
+        assert f'<span style="color:{line.line.color}">{i}</span>' in title
+    assert len(lines) == 2 and "red where" not in figure.layout.title.text + str(
+        figure.layout.annotations
+    )
 
 
 @pytest.mark.process
