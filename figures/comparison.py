@@ -324,6 +324,8 @@ def _caption(view: _View) -> str:
             parts.append(
                 f"Memory of object {view.object}: summed over its frames, and drawn over the frame that recalls."
             )
+        elif not site.startswith("encoder."):
+            parts.append(f"Of object {view.object}.")
         if view.asks_pixels:
             parts.append(
                 "Cross: the pixel that attends"

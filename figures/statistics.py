@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from figures.style import THEMES, ThemeName, error_bars, finish
+from figures.style import LETTER_WIDTH, THEMES, ThemeName, error_bars, finish
 from probes.errors import InputError
 from probes.estimates import Estimate
 
@@ -184,9 +184,12 @@ def draw_statistic(
             hovertemplate="%{text}: %{y:.3g}",
         )
     figure.update_xaxes(
-        tickvals=list(range(len(sites))), ticktext=list(sites), tickangle=30, showgrid=False
-    )
+        tickvals=list(range(len(sites))), ticktext=list(sites), tickangle=30, showgrid=False,
+        ticklabeloverflow="allow",
+    )  # fmt: skip
     figure.update_yaxes(title=UNITS[statistic], rangemode="tozero")
+    right = max(28, int(LETTER_WIDTH * len(list(sites)[-1])) - 20)  # where the last name ends
     return finish(
-        figure, title, caption, theme, width=max(560, 150 + 60 * len(sites)), height=500, below=150, legend="beside"
+        figure, title, caption, theme,
+        width=max(560, 150 + 60 * len(sites)) + right, height=500, below=150, right=right, legend="beside",
     )  # fmt: skip

@@ -309,3 +309,11 @@ def test_heads_are_told_apart_and_stand_at_their_site() -> None:
         ]
         assert np.mean(at) == pytest.approx(n)
         assert max(at) - min(at) < 0.7
+
+
+def test_the_name_of_the_last_site_has_room() -> None:
+    """plotly leaves names out that reach over the figure's edge."""
+    one, last = Estimate(0.5, math.nan, math.nan, 1), "decoder.layer1.token_to_image"
+    figure = figures.draw_statistic({"a": [one], last: [one]}, "gini", "x")
+    assert figure.layout.xaxis.ticklabeloverflow == "allow"
+    assert figure.layout.margin.r > 5.5 * len(last)
