@@ -6,6 +6,7 @@ A run is a clip of a recording, with masks and attention, or a folder of ``effic
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -237,9 +238,12 @@ class Pair:
         return stretch(one, tall, wide).astype(bool), stretch(two, tall, wide).astype(bool)
 
     def agreement(self, i: int) -> list[float]:
-        """IoU of an object's two masks on each frame, in [0, 1]; 1 where both are empty."""
+        """IoU of an object's two masks on each frame, in [0, 1]; 1 where both are empty, NaN where neither run has it."""
         found = []
-        for t in range(len(self.frames)):
+        for t, (at, other) in enumerate(self.frames):
+            if i not in self.a.masks[at] and i not in self.b.masks[other]:
+                found.append(math.nan)
+                continue
             one, two = self.overlap(t, i)
             union = int((one | two).sum())
             found.append(float((one & two).sum() / union) if union else 1.0)

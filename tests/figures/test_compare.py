@@ -14,7 +14,7 @@ from PIL import Image
 
 import figures
 from figures.sides import moved_mass, paired, read_side, received
-from probes import build_predictor, record
+from probes import Prompt, build_predictor, record
 from probes.errors import InputError
 from probes.records import Recording, load_recording
 from sparsity import accelerate
@@ -93,6 +93,18 @@ def test_agreement_is_the_iou_of_the_masks(runs: Runs) -> None:
     assert list(line.x) == list(range(FRAMES)) and list(here.x) == [0, 0]
     same = panel(figures.compare(runs["stock"], runs["stock"].path), "agreement")[0]
     assert list(same.y) == [1.0] * FRAMES
+
+
+def test_where_nobody_tracks_an_object_nothing_agrees(tmp_path: Path) -> None:
+    small = build_predictor("demo", image_size=128, device="cpu")
+    prompts = [
+        Prompt(0, 1, mask=make_mask()), Prompt(1, 2, mask=make_mask(9)), Prompt(3, 2, remove=True),
+    ]  # fmt: skip
+    made = record(small, make_frames()[:4], prompts, out=tmp_path / "r", statistics=CROSS)
+    side = read_side(made, None)
+    pair = paired(side, side, False)
+    assert pair.agreement(1) == [1, 1, 1, 1]
+    assert np.array_equal(pair.agreement(2), [np.nan, 1, 1, np.nan], equal_nan=True)
 
 
 def test_the_same_pixel_is_shown_in_both(runs: Runs) -> None:
