@@ -286,7 +286,11 @@ def _charts(view: _View, theme: ThemeName) -> list[_Chart]:
         lines = {
             f"object {i}": (pair.agreement(i), look.nth(n)) for n, i in enumerate(pair.objects)
         }
-        charts.append(_Chart("agreement of masks / IoU", lines, 1.05))
+        said = " ".join(
+            f'<span style="color:{look.nth(n)}">{i}</span>' for n, i in enumerate(pair.objects)
+        )
+        objects = f", object {said}" if len(pair.objects) > 1 else ""
+        charts.append(_Chart(f"agreement of masks / IoU{objects}", lines, 1.05))
     if view.recorded and view.site and (pair.same_video or view.site.endswith(".cross")):
         a, b = view.recorded
         moved = [moved_mass(a, b, view.site, frames, view.object) for frames in pair.frames]
@@ -320,6 +324,8 @@ def _caption(view: _View) -> str:
             parts.append(
                 f"Memory of object {view.object}: summed over its frames, and drawn over the frame that recalls."
             )
+        elif not site.startswith("encoder."):
+            parts.append(f"Of object {view.object}.")
         if view.asks_pixels:
             parts.append(
                 "Cross: the pixel that attends"
@@ -328,7 +334,7 @@ def _caption(view: _View) -> str:
             )
         if site.endswith((".cross", ".self")):
             parts.append("Maps of key mass are of the stored queries alone.")
-        if pair.same_video:
+        if pair.same_video and view.asks_pixels:
             parts.append(f"Difference: {b} less {a}, red where {b} has more.")
         parts.append("Empty: not computed, not recorded, or prompted.")
         weights = {

@@ -306,6 +306,7 @@ def recollections(
 
     Where memory held several prompted frames, age 0 is the mean over them, told of the nearest one.
     """
+    _check_cross(site)
     layer = int(site.split(".")[1].removeprefix("layer"))
     compared = similarities(clip)
     found = []
@@ -343,8 +344,9 @@ def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
     Raises
     ------
     InputError
-        No row has memory of a single prompted frame that was read whole.
+        It is no such site, or no row has memory of a single prompted frame that was read whole.
     """
+    _check_cross(site)
     samples: list[NDArray[np.float64]] = []
     most = 0
     for _, clip in recording:
@@ -363,6 +365,13 @@ def key_mass(recording: Recording, site: str) -> NDArray[np.float64]:
             "with one prompt and frames after it, tracked by the stock predictor; record such a one"
         )
     return np.array(samples, float)
+
+
+def _check_cross(site: str) -> None:
+    if not fnmatchcase(site, "memory.layer*.cross"):
+        raise InputError(
+            f"site {site!r} was asked for; expected memory cross-attention; choose one such as 'memory.layer0.cross'"
+        )
 
 
 def row_sampling(recording: Recording) -> str:

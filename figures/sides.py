@@ -6,6 +6,7 @@ A run is a clip of a recording, with masks and attention, or a folder of ``effic
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -237,9 +238,12 @@ class Pair:
         return stretch(one, tall, wide).astype(bool), stretch(two, tall, wide).astype(bool)
 
     def agreement(self, i: int) -> list[float]:
-        """IoU of an object's two masks on each frame, in [0, 1]; 1 where both are empty."""
+        """IoU of an object's two masks on each frame, in [0, 1]; 1 where both are empty, NaN where neither run has it."""
         found = []
-        for t in range(len(self.frames)):
+        for t, (at, other) in enumerate(self.frames):
+            if i not in self.a.masks[at] and i not in self.b.masks[other]:
+                found.append(math.nan)
+                continue
             one, two = self.overlap(t, i)
             union = int((one | two).sum())
             found.append(float((one & two).sum() / union) if union else 1.0)
@@ -345,14 +349,11 @@ def pixel_attention(
 
 
 def received(recorded: Recorded, site: str, frame: int, i: int) -> Map | None:
-    """Key mass at a site, from all queries, in even shares; in memory from the stored rows, over all its frames."""
+    """Key mass at a site in even shares: from all queries of encoder maps, else from stored rows; in memory over all frames."""
     maps = recorded.header.settings.map_sites
     if site in maps:
         found = recorded.clip.encoder_mass[recorded.position[frame], maps.index(site)]
         return _in_even_shares(found.astype(float))
-    if site.endswith("token_to_image"):
-        row = _row(recorded, frame, i)
-        return None if row is None else _in_even_shares(recorded.clip.decoder_saliency[row])
     rows = _rows(recorded, site, frame, i)
     return None if rows is None else _in_even_shares(_over_slots(mean_over(rows)))
 

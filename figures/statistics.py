@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from figures.style import THEMES, ThemeName, error_bars, finish
+from figures.style import LETTER_WIDTH, THEMES, ThemeName, error_bars, finish
 from probes.errors import InputError
 from probes.estimates import Estimate
 
@@ -26,6 +26,9 @@ UNITS = {
     "moved": "share of the way to another mask",
 }
 """By statistic of a recording, or effect of an edit: what the axis says."""
+
+SYMBOLS = ("circle", "diamond-open", "x")
+"""Of heads, each once through the colours."""
 
 POINTS = 200
 """Points of a curve; more than the eye tells apart."""
@@ -161,23 +164,32 @@ def draw_statistic(
     look = THEMES[theme]
     heads = max(map(len, sites.values()))
     for head in range(heads):
-        there = [(n, of[head]) for n, of in enumerate(sites.values()) if head < len(of)]
-        means = [one.mean for _, one in there]
-        ends = [None if math.isnan(one.low) else (one.low, one.high) for _, one in there]
+        there = [(n, of) for n, of in enumerate(sites.values()) if head < len(of)]
+        means = [of[head].mean for _, of in there]
+        ends = [
+            None if math.isnan(of[head].low) else (of[head].low, of[head].high) for _, of in there
+        ]
         figure.add_scatter(
-            x=[n + (head - (heads - 1) / 2) * 0.7 / heads for n, _ in there],
+            x=[n + (head - (len(of) - 1) / 2) * 0.7 / heads for n, of in there],
             y=means,
             error_y=error_bars(means, ends),
             mode="markers",
-            marker={"color": look.nth(head), "size": 7},
+            marker={
+                "color": look.nth(head),
+                "symbol": SYMBOLS[head // len(look.series) % len(SYMBOLS)],
+                "size": 7,
+            },
             name=f"head {head}",
             text=[list(sites)[n] for n, _ in there],
             hovertemplate="%{text}: %{y:.3g}",
         )
     figure.update_xaxes(
-        tickvals=list(range(len(sites))), ticktext=list(sites), tickangle=30, showgrid=False
-    )
+        tickvals=list(range(len(sites))), ticktext=list(sites), tickangle=30, showgrid=False,
+        ticklabeloverflow="allow",
+    )  # fmt: skip
     figure.update_yaxes(title=UNITS[statistic], rangemode="tozero")
+    right = max(28, int(LETTER_WIDTH * len(list(sites)[-1])) - 20)  # where the last name ends
     return finish(
-        figure, title, caption, theme, width=max(560, 150 + 60 * len(sites)), height=500, below=150, legend="beside"
+        figure, title, caption, theme,
+        width=max(560, 150 + 60 * len(sites)) + right, height=500, below=150, right=right, legend="beside",
     )  # fmt: skip

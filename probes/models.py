@@ -104,7 +104,7 @@ def build_predictor(
     Raises
     ------
     InputError
-        The name, size, seed, configuration, checkpoint or adapter can't be used, or the installed ``sam2`` is another
+        The name, size, seed, configuration, checkpoint, adapter or device can't be used, or the installed ``sam2`` is another
         package than the expected one.
     """
     check_sam2()
@@ -116,7 +116,7 @@ def build_predictor(
     settings = _settings(path, changes, image_size, apply_postprocessing, vos_optimized)
     state = _weights(name, checkpoint, weights, found)
     adapter = _adapter(lora, weights, found)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _instantiate(settings, path)
@@ -144,6 +144,27 @@ def input_side(name: str, image_size: int | None = None) -> int:
     """
     settings = _settings(_config_file(name, None), {}, image_size, False, False)
     return int(settings.image_size)
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """A device of this machine by its name.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()  # some hold no numbers, such as meta
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        if why.startswith("Expected one of"):  # a list of all that torch has a name for
+            why = "torch knows no such device"
+        raise InputError(
+            f"device {str(name)!r} can't be used ({why}); expected cpu or cuda; choose one that is here"
+        ) from None
+    return device
 
 
 def name_of(predictor: SAM2VideoPredictor) -> str:

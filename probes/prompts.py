@@ -46,7 +46,7 @@ def _numbers(what: str, given: Any, shape: tuple[int, ...], form: str) -> Any:
         return np.array(given, np.float32).reshape(shape)
     except (TypeError, ValueError):
         raise InputError(
-            f"{what} given as {str(given)[:60]}; expected {form}, in pixels; write it so"
+            f"{what} given as {str(given)[:60]}; expected {form}; write it so"
         ) from None
 
 
@@ -82,11 +82,19 @@ class Prompt:
     remove: bool = False
 
     def __post_init__(self) -> None:
-        """Hold the fields as arrays of their types; points and boxes that are none are refused."""
-        points = _numbers("points", self.points, (-1, 2), "x and y of each, such as [[170, 150]]")
+        """Hold the fields as arrays of their types; points, labels and boxes that are none are refused."""
+        points = _numbers(
+            "points", self.points, (-1, 2), "x and y of each, such as [[170, 150]], in pixels"
+        )
         on_it = np.ones(0 if points is None else len(points), np.int32)
-        labels = on_it if self.labels is None else np.array(self.labels, np.int32)
-        corners = "left, top, right and bottom, such as [40, 30, 180, 160]"
+        given = _numbers("labels", self.labels, (-1,), "1 or 0 of each point")
+        given = on_it if given is None else given
+        if wrong := [label for label in given.tolist() if label not in (0, 1)]:
+            raise InputError(
+                f"a point has label {wrong[0]:g}; expected 1 (object) or 0 (background); correct it"
+            )
+        labels = given.astype(np.int32)
+        corners = "left, top, right and bottom, such as [40, 30, 180, 160], in pixels"
         box = _numbers("a box", self.box, (4,), corners)
         mask = None if self.mask is None else np.ascontiguousarray(self.mask) > 0
         for name, value in {"points": points, "labels": labels, "box": box, "mask": mask}.items():
@@ -259,11 +267,6 @@ def _prompt(entry: _Entry, source: VideoSource, folder: Path) -> Prompt:
     if entry.points is not None:
         points = [point[:2] for point in entry.points]
         labels = [point[2] if len(point) == 3 else 1 for point in entry.points]
-        if set(labels) - {0, 1}:
-            raise InputError(
-                f"a point has label {next(x for x in labels if x not in (0, 1)):g}; expected 1 (object) or 0 (background); "
-                "correct it"
-            )
     mask = None if entry.mask is None else read_coco_mask(entry.mask, source, folder)
     frame = _frame(entry.frame, source)
     return Prompt(frame, entry.object, points, labels, entry.box, mask, entry.label, entry.remove)
@@ -361,6 +364,10 @@ def _check(prompt: Prompt, source: VideoSource) -> None:
     if not 0 <= prompt.frame < (prompt.frame + 1 if frames is None else frames):
         raise InputError(
             f"prompt on frame {prompt.frame} given; the video has frames 0 to {(frames or 0) - 1}; choose one of them"
+        )
+    if not isinstance(prompt.object, (int, np.integer)) or prompt.object < 1:
+        raise InputError(
+            f"object {prompt.object!r} given; expected a whole number from 1; choose another id"
         )
     check_place(prompt, source.height, source.width)
 

@@ -120,6 +120,10 @@ def record(
         name or `row_side` can't be used, or the folder holds another recording.
     """
     predictor = stand_in(predictor)
+    if min(query_rows, 1 if max_frames is None else max_frames) < 1:
+        raise InputError(
+            f"query_rows {query_rows} and max_frames {max_frames} given; expected 1 or more of each; choose so"
+        )
     source = open_video(video)
     clip = name or (Path(video).stem if isinstance(video, (str, Path)) else "clip")
     _check_name(clip)

@@ -251,10 +251,11 @@ class ClipRecord:
         """
         found = np.flatnonzero((self.row_frame == frame) & (self.row_object == object_id))
         if not len(found):
+            own = self.row_frame[self.row_object == object_id]
+            held = f"objects {sorted(set(self.row_object.tolist()))}"
+            held = f"it on frames {own.min()} to {own.max()}" if len(own) else held
             raise InputError(
-                f"object {object_id} on frame {frame} was asked for; the clip has objects "
-                f"{sorted(set(self.row_object.tolist()))} on frames {self.row_frame.min()} to "
-                f"{self.row_frame.max()}; choose one of them"
+                f"object {object_id} on frame {frame} was asked for; the clip has {held}; choose among these"
             )
         return int(found[-1])
 
@@ -273,6 +274,11 @@ class ClipRecord:
 
     def row_heads(self, site: str) -> int:
         """How many heads of a site have rows of their own; 0 where only the mean over heads was stored."""
+        if site not in self.row_scale:
+            raise InputError(
+                f"rows of {site} were asked for; the clip holds those of {', '.join(self.rows) or 'no site'}; choose one of "
+                "these, or record more"
+            )
         scale = self.row_scale[site]
         return int(scale.shape[1]) if scale.ndim == 3 else 0
 
@@ -285,10 +291,10 @@ class ClipRecord:
         Raises
         ------
         InputError
-            There is no such head, or heads were not stored one by one.
+            There are no rows of that site, no such head, or heads were not stored one by one.
         """
-        levels, scale = self.rows[site][index], self.row_scale[site][index]
         heads = self.row_heads(site)
+        levels, scale = self.rows[site][index], self.row_scale[site][index]
         if head is not None and not 0 <= head < heads:
             there = f"heads 0 to {heads - 1}" if heads else "the mean over heads"
             raise InputError(

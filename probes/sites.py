@@ -90,7 +90,7 @@ def attention_sites(
     Raises
     ------
     InputError
-        There is no such part or kind.
+        It is no such model, or there is no such part or kind.
     """
     for what, given, known in (("part", part, get_args(Part)), ("kind", kind, get_args(Kind))):
         if given is not None and given not in known:
@@ -99,6 +99,10 @@ def attention_sites(
                 "to observe"
             )
     model = stand_in(model)
+    if not hasattr(model, "memory_attention"):
+        raise InputError(
+            f"a {type(model).__name__} was given; expected a SAM 2 model or video predictor; build one with build_predictor"
+        )
     found = (*_encoder(model), *_memory(model), *_decoder(model))
     return [
         site

@@ -14,7 +14,7 @@ import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from probes.errors import InputError
-from probes.models import build_predictor, fingerprint
+from probes.models import build_predictor, find_device, fingerprint
 from sparsity.acceleration.build import accelerate
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.profile import Profile
@@ -79,18 +79,7 @@ class ModelChoice:
             raise InputError(
                 f'weights {self.weights!r} given; expected "random"; name a file with --checkpoint'
             )
-        try:
-            device = torch.device(self.device) if self.device else None
-            torch.zeros(1, device=device).cpu()  # some hold no numbers, such as meta
-        except (RuntimeError, AssertionError) as error:
-            why = str(error).splitlines()[0]
-            if why.startswith("Expected one of"):  # a list of all that torch has a name for
-                why = "torch knows no such device"
-            raise InputError(
-                f"device {self.device!r} can't be used ({why}); expected cpu "
-                "or cuda; choose one that is here"
-            ) from None
-        return device
+        return find_device(self.device) if self.device else None
 
     @property
     def name(self) -> str:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import figures
-from figures.sides import moved_mass, paired, read_side
-from probes import build_predictor, record
+from figures.sides import moved_mass, paired, read_side, received
+from probes import Prompt, build_predictor, record
 from probes.errors import InputError
 from probes.records import Recording, load_recording
 from sparsity import accelerate
@@ -93,6 +93,18 @@ def test_agreement_is_the_iou_of_the_masks(runs: Runs) -> None:
     assert list(line.x) == list(range(FRAMES)) and list(here.x) == [0, 0]
     same = panel(figures.compare(runs["stock"], runs["stock"].path), "agreement")[0]
     assert list(same.y) == [1.0] * FRAMES
+
+
+def test_where_nobody_tracks_an_object_nothing_agrees(tmp_path: Path) -> None:
+    small = build_predictor("demo", image_size=128, device="cpu")
+    prompts = [
+        Prompt(0, 1, mask=make_mask()), Prompt(1, 2, mask=make_mask(9)), Prompt(3, 2, remove=True),
+    ]  # fmt: skip
+    made = record(small, make_frames()[:4], prompts, out=tmp_path / "r", statistics=CROSS)
+    side = read_side(made, None)
+    pair = paired(side, side, False)
+    assert pair.agreement(1) == [1, 1, 1, 1]
+    assert np.array_equal(pair.agreement(2), [np.nan, 1, 1, np.nan], equal_nan=True)
 
 
 def test_the_same_pixel_is_shown_in_both(runs: Runs) -> None:
@@ -305,6 +317,29 @@ def test_the_command_writes_a_page(
         out.unlink(missing_ok=True)
         assert run([*words, *wrong]) == 2 and not out.exists()
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_each_site_of_the_decoder_is_shown_by_itself(tmp_path: Path) -> None:
+    """And lines of several objects are named; of the decoder no difference is drawn, so none is told of."""
+    small = build_predictor("demo", image_size=128, device="cpu")
+    sites = ["decoder.layer0.token_to_image", "decoder.final.token_to_image"]
+    made = record(
+        small, make_frames()[:3], {1: make_mask(), 2: make_mask(9)}, out=tmp_path / "r", rows=sites,
+        statistics=CROSS,
+    )  # fmt: skip
+    side = read_side(made, None).recorded
+    assert side is not None
+    first, last = (received(side, site, 2, 2) for site in sites)
+    assert first is not None and last is not None and not np.allclose(first, last, rtol=0.1)
+    rows = side.clip.attention_rows(sites[0], side.clip.row(2, 2)).mean(0)
+    assert np.allclose(first, rows / rows.mean())
+    figure = figures.compare(made, made, site=sites[0])
+    (title,) = [a.text for a in figure.layout.annotations if a.text.startswith("agreement")]
+    lines = [line for line in figure.data if line.name and line.name.startswith("object ")]
+    for i, line in enumerate(lines, 1):
+        assert f'<span style="color:{line.line.color}">{i}</span>' in title
+    said = " ".join(a.text for a in figure.layout.annotations).replace("<br>", " ")
+    assert len(lines) == 2 and "Of object 1." in said and "red where" not in said
 
 
 @pytest.mark.process

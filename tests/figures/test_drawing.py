@@ -296,3 +296,24 @@ def test_the_best_choice_is_seen_where_a_first_choice_is_as_good() -> None:
     assert len(chosen) == len(best) == 2
     assert max(n for n, _ in chosen) < min(n for n, _ in best), "the dashed lines lie on top"
     assert {line.line.color for _, line in chosen}.isdisjoint({line.line.color for _, line in best})
+
+
+def test_heads_are_told_apart_and_stand_at_their_site() -> None:
+    one = Estimate(0.5, math.nan, math.nan, 1)
+    figure = figures.draw_statistic({"a": [one], "b": [one] * 8, "c": [one] * 2}, "gini", "x")
+    looks = [(line.marker.color, line.marker.symbol) for line in figure.data]
+    assert len(set(looks)) == 8
+    for n, site in enumerate("abc"):
+        at = [
+            x for line in figure.data for x, of in zip(line.x, line.text, strict=True) if of == site
+        ]
+        assert np.mean(at) == pytest.approx(n)
+        assert max(at) - min(at) < 0.7
+
+
+def test_the_name_of_the_last_site_has_room() -> None:
+    """plotly leaves names out that reach over the figure's edge."""
+    one, last = Estimate(0.5, math.nan, math.nan, 1), "decoder.layer1.token_to_image"
+    figure = figures.draw_statistic({"a": [one], last: [one]}, "gini", "x")
+    assert figure.layout.xaxis.ticklabeloverflow == "allow"
+    assert figure.layout.margin.r > 5.5 * len(last)

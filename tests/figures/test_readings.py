@@ -95,6 +95,15 @@ def test_an_object_without_a_stored_query_is_said_to_be_small(
         readings.object_map(clip, recording.header.settings.row_queries, ENCODER, 2)
 
 
+def test_what_memory_recalls_is_asked_of_cross_attention(recording: Recording) -> None:
+    for read in (
+        lambda: readings.key_mass(recording, ENCODER),
+        lambda: readings.recollections(recording.clip("clip"), 1, [2], ENCODER),
+    ):
+        with pytest.raises(InputError, match="expected memory cross-attention"):
+            read()
+
+
 def changed_clip(recording: Recording, change: Callable[[Any], Any]) -> Any:
     """A recording in which clips are changed when they are read."""
 

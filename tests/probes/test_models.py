@@ -226,11 +226,14 @@ def test_an_unreadable_checkpoint_is_refused(tmp_path: Path, content: Any, messa
             "4096 at most; the nearest is 4096",
         ),
         ({"name": "sam2.1-tiny", "weights": "random", "image_size": 0}, "nearest is 32"),
+        ({"name": "demo", "device": "gpu"}, r"device 'gpu' can't be used \(torch knows no such"),
+        ({"name": "demo", "device": "cuda:99"}, "expected cpu or cuda; choose one that is here"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         build_predictor(**arguments)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_broken_configuration_is_refused(tmp_path: Path) -> None:

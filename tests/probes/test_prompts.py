@@ -141,6 +141,23 @@ WRONG: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"points": [[5, 5], [9, 9]], "labels": [1, 7]}, "a point has label 7; expected 1"),
+        ({"points": [[5, 5]], "labels": [0.5]}, "a point has label 0.5; expected 1"),
+        ({"points": [[5, 5]], "labels": ["on"]}, "labels given as .*; expected 1 or 0"),
+        ({"object": 0, "box": BOX}, "object 0 given; expected a whole number from 1"),
+        ({"object": "dog", "box": BOX}, "object 'dog' given"),
+    ],
+)
+def test_prompts_in_python_are_held_against_the_same(
+    given: dict[str, Any], words: str, video: VideoSource
+) -> None:
+    with pytest.raises(InputError, match=words):
+        read_prompts([Prompt(0, **given)], video)
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_what_says_too_little_or_too_much_is_refused(case: str, video: VideoSource) -> None:
     given, words = WRONG[case]

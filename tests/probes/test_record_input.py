@@ -167,6 +167,21 @@ def test_an_object_that_comes_later_is_recorded_from_its_prompt_on(
             small_stock, clip_frames[:5], prompt(1, 2), name="cut", max_frames=2, **options
         )
     assert cut.clip("cut").row_object.tolist() == [1, 1]
+    with pytest.raises(InputError, match="object 1 on frame 4 .* it on frames 0 to 1"):
+        cut["cut"].row(4, 1)
+    with pytest.raises(InputError, match=r"object 2 on frame 1 .* objects \[1\]"):
+        cut["cut"].row(1, 2)
+
+
+@pytest.mark.parametrize("given", [{"max_frames": 0}, {"max_frames": -1}, {"query_rows": 0}])
+def test_numbers_below_one_are_refused(
+    given: dict[str, int], tmp_path: Path, small_stock: Any, clip_frames: np.ndarray
+) -> None:
+    with pytest.raises(InputError, match="expected 1 or more of each"):
+        record(
+            small_stock, clip_frames, {1: clip_frames[0, ..., 0] > 0}, out=tmp_path / "r", **given
+        )
+    assert not (tmp_path / "r").exists()
 
 
 def test_more_queries_can_be_asked_for_where_an_object_is_small(

@@ -404,6 +404,10 @@ def test_rows_of_each_head_can_be_kept(
     each = [by_head.attention_rows(encoder, 1, head) for head in range(heads)]
     assert np.allclose(np.mean(each, 0), by_head.attention_rows(encoder, 1))
     assert np.abs(each[0] - each[1]).max() > 0.01 * each[0].max()
+    with pytest.raises(
+        InputError, match=f"encoder.* asked for; the clip holds those of .*{encoder}"
+    ):
+        by_head.attention_rows("encoder.stage3.block5.global", 1)
     for clip, words in ((by_head, f"heads 0 to {heads - 1}"), (of_mean, "the mean over heads")):
         with pytest.raises(InputError, match=f"head {heads} of {encoder} .* {words}"):
             clip.attention_rows(encoder, 1, heads)

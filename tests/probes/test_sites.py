@@ -96,6 +96,11 @@ def test_an_unknown_pattern_names_the_nearest(padded_predictor: Any) -> None:
         find_sites(padded_predictor, ["memory.*", "memory.layer9.cross"])
 
 
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(InputError, match="a Linear was given; expected a SAM 2 model"):
+        attention_sites(torch.nn.Linear(2, 2))
+
+
 def test_modules_are_the_models_own(padded_predictor: Any) -> None:
     sites = attention_sites(padded_predictor)
     owned = {id(module) for module in padded_predictor.modules()}
