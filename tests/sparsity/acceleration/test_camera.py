@@ -178,6 +178,11 @@ def logits_of(camera: Any) -> dict[int, Tensor]:
     return {t: found["pred_masks"] for t, found in both.items()}
 
 
+def same_masks(found: Tensor, expected: Tensor) -> bool:
+    """Whether masks are equal but for pixels whose logit a batch's rounding takes across zero."""
+    return int((found != expected).sum()) <= 2
+
+
 def test_frames_that_come_together_are_encoded_in_one_batch(fast: Any) -> None:
     """As cameras alone, from the first frame on; a camera without objects has nothing encoded, and sizes may differ."""
     small = np.ascontiguousarray(make_frames(5)[:, ::-1, :100])
@@ -203,14 +208,14 @@ def test_frames_that_come_together_are_encoded_in_one_batch(fast: Any) -> None:
         for t in range(5):
             found, expected = together[t][camera], alone[k][t]
             assert found.keys() == expected.keys() == ({1} if k < 2 else set())
-            assert all(torch.equal(found[i], expected[i]) for i in found), (k, t)
+            assert all(same_masks(found[i], expected[i]) for i in found), (k, t)
         said = [f.encoded_together for f in camera.report().frames]
         assert said == ([2] * 4 if k < 2 else [])
     for one, other in zip(single[:2], cameras[:2], strict=True):
         found, expected = logits_of(other), logits_of(one)
         assert found.keys() == expected.keys() == set(range(5))
-        assert all(torch.allclose(found[t], expected[t], rtol=0, atol=1e-4) for t in found)
-    assert not torch.allclose(logits_of(single[0])[4], logits_of(single[1])[4], rtol=0, atol=1e-4)
+        assert all(off_by(found[t], expected[t]) < 1e-4 for t in found)
+    assert off_by(logits_of(single[0])[4], logits_of(single[1])[4]) > 1e-3
     with Encodings() as listened:
         for camera, clip in zip(begun(), clips, strict=True):
             camera.track(clip[0])
@@ -260,7 +265,8 @@ def test_routed_frames_are_encoded_one_by_one(demo_predictor: Any) -> None:
         for t in range(7):
             masks = fast.track_cameras({c: clip[t] for c, clip in zip(cameras, clips, strict=True)})
             for k, camera in enumerate(cameras):
-                assert torch.equal(masks[camera][1], alone[k][t][1]), (k, t)
+                assert same_masks(masks[camera][1], alone[k][t][1]), (k, t)
+    assert not same_masks(alone[0][6][1], alone[1][6][1])
     reports = [camera.report().frames for camera in cameras]
     assert [[f.windows for f in found] for found in reports] == [
         [f.windows for f in camera.report().frames] for camera in single
@@ -272,8 +278,8 @@ def test_routed_frames_are_encoded_one_by_one(demo_predictor: Any) -> None:
     assert listened.pictures == [2] + [n for b in both for n in ([2] if b else [1, 1])]
     for one, other in zip(single, cameras, strict=True):
         found, expected = logits_of(other), logits_of(one)
-        assert all(torch.allclose(found[t], expected[t], rtol=0, atol=1e-4) for t in expected)
-        assert not torch.allclose(found[5], expected[3], rtol=0, atol=1e-4)
+        assert all(off_by(found[t], expected[t]) < 1e-4 for t in expected)
+        assert off_by(found[5], expected[3]) > 1e-3
 
 
 def test_cameras_that_cannot_go_together_are_refused_before_one_is_advanced(
