@@ -97,6 +97,7 @@ class EfficientSAM2VideoPredictor(Begun):
             old.corrections,
             old.last_reported,
             old.chooser,
+            published=old.published,
         )
 
     def take_up(self, inference_state: dict[str, Any]) -> None:

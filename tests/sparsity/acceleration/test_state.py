@@ -20,9 +20,20 @@ from probes.errors import InputError
 from probes.video import ModelFrames, open_video
 from sparsity import accelerate
 from sparsity.acceleration import predictor as predictors
-from tests.sparsity.acceleration.conftest import PROMPTS, make_frames, make_mask, off_by, run, track
+from sparsity.techniques import KEY
+from tests.sparsity.acceleration.conftest import (
+    PROMPTS,
+    make_frames,
+    make_mask,
+    off_by,
+    part_of_mask,
+    run,
+    track,
+)
 
 SOME = 5
+
+BOX = (7, 2, 71, 62)
 
 PROFILES = ("dense", "exact", "recommended")
 
@@ -59,9 +70,9 @@ def prompted(predictor: Any, clip: str) -> dict[str, Any]:
     return state
 
 
-def into(predictor: Any, state: dict[str, Any], frame: int) -> Tensor:
-    """A client's own step into a frame."""
-    outputs = state["output_dict_per_obj"][0]
+def into(predictor: Any, state: dict[str, Any], frame: int, nth: int = 0) -> Tensor:
+    """A client's own step of one object into a frame."""
+    outputs = state["output_dict_per_obj"][nth]
     out, masks = predictor._run_single_frame_inference(
         state, outputs, frame, 1, False, None, None, False, True
     )
@@ -156,6 +167,43 @@ def test_a_profile_takes_no_features_of_another(small_demo: Any, clip: str) -> N
         assert not torch.equal(into(fast, other, 1), wanted)
         with fast.use(None):
             assert torch.equal(into(fast, other, 1), wanted)
+
+
+@pytest.mark.parametrize("how", ["reset", "last object removed"])
+def test_what_a_reset_leaves_in_the_cache_is_not_taken_for_a_clients(
+    small_demo: Any, clip: str, how: str
+) -> None:
+    fast = accelerate(small_demo, "exact")
+    state = fast.init_state(clip)
+    if how == "reset":
+        fast.reset_state(state)
+    else:
+        fast.add_new_mask(state, 0, 1, make_mask())
+        fast.remove_object(state, 1)
+    assert list(state["cached_features"]) == [0]
+    rounded = fast.add_new_points_or_box(copy.deepcopy(state), 0, 1, box=BOX)[2]
+    with fast.use(None):
+        found = fast.add_new_points_or_box(state, 0, 1, box=BOX)[2]
+    expected = small_demo.add_new_points_or_box(small_demo.init_state(clip), 0, 1, box=BOX)[2]
+    assert torch.equal(found, expected) and not torch.equal(rounded, expected)
+
+
+@torch.inference_mode()
+def test_a_frame_that_is_tracked_again_is_routed_as_the_profile_in_use_says(
+    demo_predictor: Any, clip: str
+) -> None:
+    fast = accelerate(demo_predictor, "paper")
+    state = track(fast, clip, PROMPTS["mask"], SOME).state
+    routed = into(fast, copy.deepcopy(state), SOME)
+    expected = into(demo_predictor, copy.deepcopy(state), SOME)
+    into(fast, state, SOME)
+    assert fast.report(state).frames[-1].windows is not None
+    for profile, most in (("exact", 1e-4), (None, 0)):
+        again = copy.deepcopy(state)
+        with fast.use(profile):
+            assert off_by(into(fast, again, SOME), expected) <= most
+        assert fast.report(again).frames[-1].windows is None
+    assert off_by(routed, expected) > 1e-3
 
 
 # ---------------------------------------------------------------------- frames
