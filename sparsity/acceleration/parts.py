@@ -116,6 +116,8 @@ class _Here(threading.local):
         What dense frames keep for those that leave windows out.
     keeps
         Whether a frame that is prompted now becomes a conditioning one, though it was tracked.
+    passes
+        Whether one loop takes all objects through a frame, so that nobody changes anything between them.
     ious
         Predicted IoUs of what was decoded last on a prompted frame.
     gathers
@@ -127,7 +129,7 @@ class _Here(threading.local):
     looked: dict[str, str] | None = None
     settings: Hashable = None
     ious: torch.Tensor | None = None
-    routes = keeps = gathers = False
+    routes = keeps = passes = gathers = False
     carried: frozenset[str] = frozenset()
 
     def __init__(self, own: InUse) -> None:
@@ -329,9 +331,10 @@ class Parts:
     ) -> list[int]:
         """Objects that are tracked into a frame in one pass with another one.
 
-        Those that come later and have a prompt, but for those whose results stay as they are.
+        Those that come later and have a prompt, but for those whose results stay as they are; none where a client
+        tracks one after the other, who may change what the next one reads.
         """
-        if not self.batches_objects:
+        if not (self.here.passes and self.batches_objects):
             return []
         prompts = {i: own["cond_frame_outputs"] for i, own in state["output_dict_per_obj"].items()}
         waiting = [i for i, own in prompts.items() if i > object_index and own and index not in own]
@@ -390,6 +393,15 @@ class Parts:
             yield
         finally:
             self.here.encoding = before
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Let objects be tracked in one pass in here."""
+        before, self.here.passes = self.here.passes, True
+        try:
+            yield
+        finally:
+            self.here.passes = before
 
     @contextmanager
     def gathering(self) -> Iterator[None]:

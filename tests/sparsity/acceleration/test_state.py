@@ -307,6 +307,59 @@ def test_memory_that_a_client_wrote_is_read(
         assert off_by(found[1][4], routed[4]) > 1e-3
 
 
+@pytest.mark.parametrize("what", ["nothing", "profile", "memory", "features", "picture", "objects"])
+@torch.inference_mode()
+def test_what_changes_between_two_objects_of_a_frame_is_read(
+    demo_predictor: Any, clip: str, what: str
+) -> None:
+    """A client steps one object, changes something, and steps the next."""
+    fast = accelerate(demo_predictor, "exact")
+    state, profile = fast.init_state(clip), "exact"
+    for i in range(3):
+        fast.add_new_mask(state, 0, i + 1, part_of_mask(i))
+    fast.propagate_in_video_preflight(state)
+    other = state["images"][3].flip(-1)
+    into(fast, state, 1, 0)
+    unchanged = into(fast, copy.deepcopy(state), 1, 1)
+    match what:
+        case "profile":
+            profile = "dense"
+        case "memory":
+            state["output_dict_per_obj"][1]["cond_frame_outputs"][0]["maskmem_features"].neg_()
+        case "features":
+            features = demo_predictor.forward_image(other[None])
+            state["cached_features"] = {1: (other[None], features)}
+        case "picture":
+            state["images"][1] = other
+            state["cached_features"].clear()
+        case "objects":
+            fast.remove_object(state, 2)
+    plain = copy.deepcopy({key: value for key, value in state.items() if key != KEY})
+    if what != "features":
+        plain["cached_features"].clear()
+    expected = into(demo_predictor, plain, 1, 1)
+    with fast.use(profile):
+        assert off_by(into(fast, state, 1, 1), expected) <= (0 if what == "profile" else 1e-4)
+    changed = off_by(unchanged, expected)
+    assert changed <= 1e-4 if what == "nothing" else changed > (0 if what == "profile" else 1e-3)
+
+
+@torch.inference_mode()
+def test_a_frame_that_was_both_prompted_and_tracked_has_two_pointers(
+    small_demo: Any, clip: str
+) -> None:
+    """A client tracks an object into the frame of its prompt: later frames read either result where sam2 does."""
+    state = prompted(small_demo, clip)
+    plain = into(small_demo, copy.deepcopy(state), 2)
+    state["images"] = torch.stack(list(state["images"])).flip(-1)
+    state["cached_features"].clear()
+    into(small_demo, state, 0)
+    expected = into(small_demo, copy.deepcopy(state), 2)
+    state["cached_features"].clear()
+    assert off_by(into(accelerate(small_demo, "exact"), state, 2), expected) <= 1e-4
+    assert off_by(plain, expected) > 1e-3
+
+
 # ---------------------------------------------------------------------- clients that drive parts
 
 
