@@ -334,6 +334,7 @@ class EfficientSAM2VideoPredictor(Begun):
                 result[KEY] = {"ious": self.parts.here.ious[0].tolist()}
             return result, logits
         if not output_dict["cond_frame_outputs"]:
+            self._get_image_feature(inference_state, frame_idx, batch_size)  # as stock, then fails
             raise InputError(
                 f"object {ids[index]} lost its last prompt before frame {frame_idx}; "
                 "expected every tracked object to have one; prompt it again, or remove it, and propagate anew"
