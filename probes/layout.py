@@ -50,10 +50,11 @@ class MemoryFrame:
 
 @dataclass(frozen=True)
 class Pointer:
-    """One object pointer: its frame, and its signed distance in frames as the encoder sees it."""
+    """One object pointer: its frame, its signed distance in frames as the encoder sees it, and whether it is a prompt's."""
 
     frame: int
     distance: int
+    conditioning: bool
 
 
 @dataclass(frozen=True)
@@ -134,15 +135,14 @@ def memory_layout(
         for t in selected:
             if not past_only or (t >= frame if reverse else t <= frame):
                 signed = (frame - t) * sign
-                pointers.append(
-                    (t, signed if model.use_signed_tpos_enc_to_obj_ptrs else abs(signed))
-                )
+                seen = signed if model.use_signed_tpos_enc_to_obj_ptrs else abs(signed)
+                pointers.append((t, seen, True))
         for distance in range(1, limit):
             t = frame - sign * distance
             if t < 0 or t >= num_frames:
                 break
             if t in remembered or t in unselected:
-                pointers.append((t, distance))
+                pointers.append((t, distance, t not in remembered))
     tokens, split = model.sam_image_embedding_size**2, max(1, model.hidden_dim // model.mem_dim)
     return _laid_out(tuple(frames), tuple(pointers), tokens, split, limit)
 
@@ -150,7 +150,7 @@ def memory_layout(
 @lru_cache(maxsize=64)
 def _laid_out(
     frames: tuple[tuple[int, int, int, bool, bool], ...],
-    pointers: tuple[tuple[int, int], ...],
+    pointers: tuple[tuple[int, int, bool], ...],
     *sizes: int,
 ) -> MemoryLayout:
     """A layout of these entries: the same one for all objects of which they are the same."""
@@ -161,12 +161,9 @@ def _laid_out(
 def stored_result(
     output_dict: Mapping[str, Mapping[int, Any]], entry: MemoryFrame | Pointer
 ) -> Any:
-    """The stored result of a frame of the layout: the conditioning one where there are both and it was selected."""
-    first, second = "non_cond_frame_outputs", "cond_frame_outputs"
-    if isinstance(entry, MemoryFrame) and entry.position == 0:
-        first, second = second, first
-    found = output_dict[first].get(entry.frame)
-    return output_dict[second][entry.frame] if found is None else found
+    """The stored result of a frame of the layout, where a frame has both the one that is meant."""
+    kind = "cond_frame_outputs" if entry.conditioning else "non_cond_frame_outputs"
+    return output_dict[kind][entry.frame]
 
 
 def stored_results(output_dict: Mapping[str, Mapping[int, Any]], layout: MemoryLayout) -> list[Any]:

@@ -304,6 +304,10 @@ class ModelFrames:
         place = operator.index(index)
         return place + len(self) if place < 0 else place
 
+    def written(self, index: int) -> torch.Tensor | None:
+        """The picture ``[3, S, S]`` that was put in a frame's place, if any."""
+        return self._written.get(index)
+
     def __setitem__(self, index: Any, frame: Any) -> None:
         """Put another picture ``[3, S, S]`` in a frame's place."""
         place = self._position(index)

@@ -84,7 +84,7 @@ class Camera:
     @property
     def objects(self) -> list[Hashable]:
         """Ids of the objects that are tracked, those that wait for the first frame included."""
-        waiting: list[Hashable] = [prompt.object for prompt in self._waiting]
+        waiting: list[Hashable] = list(dict.fromkeys(prompt.object for prompt in self._waiting))
         return waiting if self._state is None else list(self._state["obj_ids"])
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from zlib import crc32
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
@@ -116,6 +117,8 @@ class _Here(threading.local):
         What dense frames keep for those that leave windows out.
     keeps
         Whether a frame that is prompted now becomes a conditioning one, though it was tracked.
+    passes
+        Whether one loop takes all objects through a frame, so that nobody changes anything between them.
     ious
         Predicted IoUs of what was decoded last on a prompted frame.
     gathers
@@ -127,7 +130,7 @@ class _Here(threading.local):
     looked: dict[str, str] | None = None
     settings: Hashable = None
     ious: torch.Tensor | None = None
-    routes = keeps = gathers = False
+    routes = keeps = passes = gathers = False
     carried: frozenset[str] = frozenset()
 
     def __init__(self, own: InUse) -> None:
@@ -329,9 +332,10 @@ class Parts:
     ) -> list[int]:
         """Objects that are tracked into a frame in one pass with another one.
 
-        Those that come later and have a prompt, but for those whose results stay as they are.
+        Those that come later and have a prompt, but for those whose results stay as they are; none where a client
+        tracks one after the other, who may change what the next one reads.
         """
-        if not self.batches_objects:
+        if not (self.here.passes and self.batches_objects):
             return []
         prompts = {i: own["cond_frame_outputs"] for i, own in state["output_dict_per_obj"].items()}
         waiting = [i for i, own in prompts.items() if i > object_index and own and index not in own]
@@ -350,9 +354,8 @@ class Parts:
         """An object's result on a frame where all that it was made from is as it was then; None where it isn't."""
         outputs = state["output_dict_per_obj"][object_index]
         out = outputs["non_cond_frame_outputs"].get(index)
-        if out is None or out.get(KEY, {}).get("from") != self.made_from(
-            state, outputs, index, reverse
-        ):
+        before = None if out is None else out.get(KEY, {}).get("from")
+        if before is None or before != self.made_from(state, outputs, index, reverse):
             return None
         state[KEY].unchanged = index, reverse
         return out, out["pred_masks"].to(state["device"])
@@ -360,12 +363,27 @@ class Parts:
     def made_from(
         self, state: dict[str, Any], outputs: dict[str, dict[int, Any]], index: int, reverse: bool
     ) -> Hashable:
-        """All that an object's result on a frame is made from, but the picture."""
+        """All that an object's result on a frame is made from; None where that is features which a client gave.
+
+        Of a video's own picture nothing, as it stays; of one that a client put there, or may have, the checksum.
+        """
+        features, images = state["cached_features"].get(index), state["images"]
+        if features is not None and state[KEY].made(features[1]) is None:
+            return None
+        picture = images.written(index) if isinstance(images, ModelFrames) else images[index]
+        seen = None if picture is None else _checksum(picture)
         self.weights.look(self.model)
         kept = self.kept(outputs, index, reverse)
         layout = self.layout(outputs, index, state["num_frames"], reverse, kept)
         read = made_from(outputs, layout, reverse)
-        return self.here.used.profile, self.weights.generation, self.seam.edition(), kept, read
+        return (
+            self.here.used.profile,
+            self.weights.generation,
+            self.seam.edition(),
+            kept,
+            read,
+            seen,
+        )
 
     def kept(self, outputs: Outputs, index: int, reverse: bool) -> Remembered | None:
         """What an object's memory holds by the profile's policy when a frame is to be tracked; None by stock's."""
@@ -390,6 +408,15 @@ class Parts:
             yield
         finally:
             self.here.encoding = before
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Let objects be tracked in one pass in here."""
+        before, self.here.passes = self.here.passes, True
+        try:
+            yield
+        finally:
+            self.here.passes = before
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
@@ -438,3 +465,8 @@ class Parts:
         """What was made of these weights in this number format; `make`, given the format, makes it."""
         self.look()
         return self.weights.get(what, self.model, make)
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    found = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return crc32(found.data)

@@ -97,6 +97,7 @@ class EfficientSAM2VideoPredictor(Begun):
             old.corrections,
             old.last_reported,
             old.chooser,
+            published=old.published,
         )
 
     def take_up(self, inference_state: dict[str, Any]) -> None:
@@ -133,7 +134,7 @@ class EfficientSAM2VideoPredictor(Begun):
             inference_state, start_frame_idx, max_frame_num_to_track, reverse
         )
         while True:
-            with alone(session):
+            with alone(session), self.parts.passing():
                 try:
                     frame, ids, masks = next(frames)
                 except (EndOfVideo, StopIteration):
@@ -149,7 +150,7 @@ class EfficientSAM2VideoPredictor(Begun):
         """
         session, reverse = self.session(inference_state), False
         vars(session.report).update(self.parts.here.used.reported)
-        with alone(session):
+        with alone(session), self.parts.passing():
             self.propagate_in_video_preflight(inference_state)
             masks = []
             for index, outputs in inference_state["output_dict_per_obj"].items():
@@ -333,6 +334,7 @@ class EfficientSAM2VideoPredictor(Begun):
                 result[KEY] = {"ious": self.parts.here.ious[0].tolist()}
             return result, logits
         if not output_dict["cond_frame_outputs"]:
+            self._get_image_feature(inference_state, frame_idx, batch_size)  # as stock, then fails
             raise InputError(
                 f"object {ids[index]} lost its last prompt before frame {frame_idx}; "
                 "expected every tracked object to have one; prompt it again, or remove it, and propagate anew"

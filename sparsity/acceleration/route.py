@@ -29,8 +29,9 @@ GIVEN = Decision(None, "features given")
 
 
 def route(parts: Parts, session: Session, frame: Frame) -> None:
-    """Decide what of a frame is computed; once for all objects that are tracked into it."""
-    if session.decision is None or session.decision[:2] != (frame.index, frame.reverse):
+    """Decide what of a frame is computed; once for all objects that are tracked into it alike."""
+    asked = frame.index, frame.reverse, parts.here.used.profile, parts.here.routes
+    if session.decision is None or session.decision[0] != asked:
         decision = NOT_ROUTED
         if parts.here.used.profile.routing is not None:
             decision = CHANGED
@@ -38,10 +39,10 @@ def route(parts: Parts, session: Session, frame: Frame) -> None:
                 features = frame.state["cached_features"].get(frame.index)
                 given = features is not None and session.made(features[1]) is None
                 decision = GIVEN if given else routed(parts, session, frame)
-        session.decision = frame.index, frame.reverse, decision
+        session.decision, session.current = (asked, decision), None
         if "decided" in parts.seam.listeners:
             parts.seam.tell("decided", Told(parts.seam.now.moment, decision))
-    frame.decision = session.decision[2]
+    frame.decision = session.decision[1]
 
 
 def routed(parts: Parts, session: Session, frame: Frame) -> Decision:

@@ -196,7 +196,7 @@ class Session:
     published
         The features that we put into sam2's cache last, and what made them; what else is there is the client's.
     decision
-        The last decision, with the frame and direction it is for.
+        The last decision, after what it is for: frame, direction, profile, and whether windows may be left out.
     ahead
         Results of objects that were tracked together with an earlier one, by object index, with the frame
         and direction they are for.
@@ -222,7 +222,7 @@ class Session:
     features: RoutedFeatures | None = None
     latest: LastFeatures | None = None
     published: tuple[dict[str, Any], Made] | None = None
-    decision: tuple[int, bool, Decision] | None = None
+    decision: tuple[Hashable, Decision] | None = None
     ahead: dict[int, tuple[int, bool, Result]] = field(default_factory=dict)
     routing: RoutingMemory = field(default_factory=RoutingMemory)
     last: LastComputed | None = None

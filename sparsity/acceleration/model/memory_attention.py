@@ -374,7 +374,7 @@ class MemoryLayer:
                     piece.values[index] = self.value(values[b, n * tokens : (n + 1) * tokens])
             made.append(_together([piece.values[index] for piece in pieces]))
         fresh = self.value(values[:, held:].flatten(0, 1))
-        fresh = fresh.view(len(values), values.shape[1] - held, -1) if len(fresh) else fresh[None]
+        fresh = fresh.view(len(values), values.shape[1] - held, self.width)
         return torch.cat([*made, fresh], 1)
 
     def recall(

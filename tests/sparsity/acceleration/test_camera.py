@@ -156,6 +156,13 @@ def test_what_cannot_be_used_is_refused(small_demo: Any) -> None:
     assert camera.frame == -1 and camera.objects == []
 
 
+def test_an_object_that_is_prompted_twice_before_the_first_frame_is_one(small_demo: Any) -> None:
+    camera = accelerate(small_demo, "exact").camera(SIZE)
+    for name, mask in (("a", make_mask()), ("b", part_of_mask(0)), ("a", part_of_mask(0))):
+        camera.prompt(name, mask=mask)
+    assert camera.objects == ["a", "b"] == list(camera.track(make_frames(1)[0]))
+
+
 class Encodings(TorchFunctionMode):
     """Listens to the first convolution of the image encoder: how many pictures each of its calls was given."""
 

@@ -94,6 +94,33 @@ def test_what_did_not_change_is_not_computed_again(small_demo: Any, profile: str
     assert sorted(seen) == [(1, 1), (1, 2)], "another profile's results are no answer"
 
 
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("what", ["nothing", "picture", "features"])
+def test_a_picture_that_a_client_put_there_is_tracked(
+    small_demo: Any, what: str, eager: bool
+) -> None:
+    """And what follows from it; also where features are given in its place, which are of that pass alone."""
+    fast = accelerate(small_demo, "dense")
+    state = fast.init_state(make_frames(FRAMES), corrections="keep", eager=eager)
+    fast.add_new_mask(state, 0, 1, make_mask())
+    before = run(fast, state)
+    with torch.inference_mode():
+        other = state["images"][3].flip(-1)
+        if what == "picture":
+            state["images"][3] = other
+            state["cached_features"].clear()
+        elif what == "features":
+            state["cached_features"] = {3: (other[None], small_demo.forward_image(other[None]))}
+    with computed(fast) as seen:
+        after = run(fast, state, start_frame_idx=3)
+    assert sorted(seen) == ([] if what == "nothing" else [(t, 1) for t in range(3, FRAMES)])
+    assert torch.equal(after[3], before[3]) == (what == "nothing")
+    with computed(fast) as seen:
+        again = run(fast, state, start_frame_idx=3)
+    assert (not seen) == (what != "features")
+    assert torch.equal(again[3], (before if what == "features" else after)[3])
+
+
 def test_changed_weights_and_memory_are_computed_anew(small_demo: Any) -> None:
     own = copy.deepcopy(small_demo)
     fast = accelerate(own, "exact")

@@ -26,12 +26,15 @@ from sparsity.techniques.routing import Routing
 from tests.sparsity.acceleration.conftest import (
     FULL,
     PROMPTS,
+    Prompt,
     Run,
     Runs,
     encoded,
     make_frames,
     off_by,
     other_pixels,
+    part_of_mask,
+    run,
     step,
     track,
 )
@@ -172,6 +175,21 @@ def test_objects_tracked_together_equal_objects_tracked_alone(
     expected = step(alone, state, FULL)
     assert off_by(step(together, state, FULL), expected) <= 1e-4
     assert off_by(step(together, state, FULL).flip(0), expected) > 1e-2
+
+
+def test_objects_of_which_nothing_is_known_but_a_later_prompt(demo_predictor: Any) -> None:
+    """All keys of their memory are held ones, and there is no pointer."""
+    fast, clip = accelerate(demo_predictor, "exact"), make_frames(4)
+    prompts = tuple(Prompt(3, i + 1, part_of_mask(i)) for i in range(2))
+    found = []
+    for those in (prompts, prompts[:1]):
+        state = fast.init_state(clip)
+        for prompt in those:
+            prompt.give(fast, state)
+        found.append(run(fast, state, start_frame_idx=0, max_frame_num_to_track=0)[0])
+    together, alone = found
+    assert off_by(together[:1], alone) <= 1e-4
+    assert off_by(together[1:], alone) > 1e-2
 
 
 def test_public_operators_serve_where_the_private_one_is_missing(

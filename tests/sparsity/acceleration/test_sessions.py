@@ -226,6 +226,9 @@ def test_an_object_that_loses_its_prompt_in_mid_pass_is_named(fast: Any, clip: n
         fast.clear_all_prompts_in_frame(state, 0, 1)
         with pytest.raises(InputError, match="object 1 lost its last prompt before frame 2"):
             next(frames)
+        assert list(state["cached_features"]) == [2], (
+            "as stock leaves it, which fails after encoding"
+        )
 
 
 def test_a_model_without_pointers(own_demo: Any) -> None:

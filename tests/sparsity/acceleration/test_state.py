@@ -20,9 +20,20 @@ from probes.errors import InputError
 from probes.video import ModelFrames, open_video
 from sparsity import accelerate
 from sparsity.acceleration import predictor as predictors
-from tests.sparsity.acceleration.conftest import PROMPTS, make_frames, make_mask, off_by, run, track
+from sparsity.techniques import KEY
+from tests.sparsity.acceleration.conftest import (
+    PROMPTS,
+    make_frames,
+    make_mask,
+    off_by,
+    part_of_mask,
+    run,
+    track,
+)
 
 SOME = 5
+
+BOX = (7, 2, 71, 62)
 
 PROFILES = ("dense", "exact", "recommended")
 
@@ -59,9 +70,9 @@ def prompted(predictor: Any, clip: str) -> dict[str, Any]:
     return state
 
 
-def into(predictor: Any, state: dict[str, Any], frame: int) -> Tensor:
-    """A client's own step into a frame."""
-    outputs = state["output_dict_per_obj"][0]
+def into(predictor: Any, state: dict[str, Any], frame: int, nth: int = 0) -> Tensor:
+    """A client's own step of one object into a frame."""
+    outputs = state["output_dict_per_obj"][nth]
     out, masks = predictor._run_single_frame_inference(
         state, outputs, frame, 1, False, None, None, False, True
     )
@@ -156,6 +167,43 @@ def test_a_profile_takes_no_features_of_another(small_demo: Any, clip: str) -> N
         assert not torch.equal(into(fast, other, 1), wanted)
         with fast.use(None):
             assert torch.equal(into(fast, other, 1), wanted)
+
+
+@pytest.mark.parametrize("how", ["reset", "last object removed"])
+def test_what_a_reset_leaves_in_the_cache_is_not_taken_for_a_clients(
+    small_demo: Any, clip: str, how: str
+) -> None:
+    fast = accelerate(small_demo, "exact")
+    state = fast.init_state(clip)
+    if how == "reset":
+        fast.reset_state(state)
+    else:
+        fast.add_new_mask(state, 0, 1, make_mask())
+        fast.remove_object(state, 1)
+    assert list(state["cached_features"]) == [0]
+    rounded = fast.add_new_points_or_box(copy.deepcopy(state), 0, 1, box=BOX)[2]
+    with fast.use(None):
+        found = fast.add_new_points_or_box(state, 0, 1, box=BOX)[2]
+    expected = small_demo.add_new_points_or_box(small_demo.init_state(clip), 0, 1, box=BOX)[2]
+    assert torch.equal(found, expected) and not torch.equal(rounded, expected)
+
+
+@torch.inference_mode()
+def test_a_frame_that_is_tracked_again_is_routed_as_the_profile_in_use_says(
+    demo_predictor: Any, clip: str
+) -> None:
+    fast = accelerate(demo_predictor, "paper")
+    state = track(fast, clip, PROMPTS["mask"], SOME).state
+    routed = into(fast, copy.deepcopy(state), SOME)
+    expected = into(demo_predictor, copy.deepcopy(state), SOME)
+    into(fast, state, SOME)
+    assert fast.report(state).frames[-1].windows is not None
+    for profile, most in (("exact", 1e-4), (None, 0)):
+        again = copy.deepcopy(state)
+        with fast.use(profile):
+            assert off_by(into(fast, again, SOME), expected) <= most
+        assert fast.report(again).frames[-1].windows is None
+    assert off_by(routed, expected) > 1e-3
 
 
 # ---------------------------------------------------------------------- frames
@@ -257,6 +305,59 @@ def test_memory_that_a_client_wrote_is_read(
     else:
         routed = track(fast, clip, PROMPTS["mask"]).logits
         assert off_by(found[1][4], routed[4]) > 1e-3
+
+
+@pytest.mark.parametrize("what", ["nothing", "profile", "memory", "features", "picture", "objects"])
+@torch.inference_mode()
+def test_what_changes_between_two_objects_of_a_frame_is_read(
+    demo_predictor: Any, clip: str, what: str
+) -> None:
+    """A client steps one object, changes something, and steps the next."""
+    fast = accelerate(demo_predictor, "exact")
+    state, profile = fast.init_state(clip), "exact"
+    for i in range(3):
+        fast.add_new_mask(state, 0, i + 1, part_of_mask(i))
+    fast.propagate_in_video_preflight(state)
+    other = state["images"][3].flip(-1)
+    into(fast, state, 1, 0)
+    unchanged = into(fast, copy.deepcopy(state), 1, 1)
+    match what:
+        case "profile":
+            profile = "dense"
+        case "memory":
+            state["output_dict_per_obj"][1]["cond_frame_outputs"][0]["maskmem_features"].neg_()
+        case "features":
+            features = demo_predictor.forward_image(other[None])
+            state["cached_features"] = {1: (other[None], features)}
+        case "picture":
+            state["images"][1] = other
+            state["cached_features"].clear()
+        case "objects":
+            fast.remove_object(state, 2)
+    plain = copy.deepcopy({key: value for key, value in state.items() if key != KEY})
+    if what != "features":
+        plain["cached_features"].clear()
+    expected = into(demo_predictor, plain, 1, 1)
+    with fast.use(profile):
+        assert off_by(into(fast, state, 1, 1), expected) <= (0 if what == "profile" else 1e-4)
+    changed = off_by(unchanged, expected)
+    assert changed <= 1e-4 if what == "nothing" else changed > (0 if what == "profile" else 1e-3)
+
+
+@torch.inference_mode()
+def test_a_frame_that_was_both_prompted_and_tracked_has_two_pointers(
+    small_demo: Any, clip: str
+) -> None:
+    """A client tracks an object into the frame of its prompt: later frames read either result where sam2 does."""
+    state = prompted(small_demo, clip)
+    plain = into(small_demo, copy.deepcopy(state), 2)
+    state["images"] = torch.stack(list(state["images"])).flip(-1)
+    state["cached_features"].clear()
+    into(small_demo, state, 0)
+    expected = into(small_demo, copy.deepcopy(state), 2)
+    state["cached_features"].clear()
+    assert off_by(into(accelerate(small_demo, "exact"), state, 2), expected) <= 1e-4
+    assert off_by(plain, expected) > 1e-3
 
 
 # ---------------------------------------------------------------------- clients that drive parts
