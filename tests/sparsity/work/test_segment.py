@@ -37,6 +37,7 @@ from sparsity.techniques import KEY
 from sparsity.techniques.routing import Guard, Routing
 from sparsity.work import run
 from sparsity.work.model import ModelChoice, shared_predictor
+from sparsity.work.run_folder import RunFolder
 from sparsity.work.segment import run_segment
 
 
@@ -184,6 +185,21 @@ def test_a_folder_with_other_files_is_left_alone(
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         _run(choice, clip_folder, tmp_path / "file", mask_file)
+
+
+def test_a_folder_that_another_run_writes_into_is_left_to_it(
+    choice: ModelChoice, clip_folder: Path, mask_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "out"
+    with (
+        RunFolder(out).held(),
+        pytest.raises(InputError, match="another run is writing into .*; wait for its end"),
+    ):
+        _run(choice, clip_folder, out, mask_file, max_frames=1)
+    assert not any(out.iterdir())
+    _run(choice, clip_folder, out, mask_file, max_frames=1)
+    assert (out / "overlay.mp4").is_file()
 
 
 def _interrupt_after(monkeypatch: pytest.MonkeyPatch, frames: int, number: int) -> None:
