@@ -141,12 +141,14 @@ def _segmented(folder: Path) -> Side:
             "--format png"
         )
     run = report["report"]["frames"]
-    ahead = sorted({int(frame["frame"]) for frame in run if not frame["reverse"]})
-    back = {int(frame["frame"]) for frame in run} - {*ahead}
-    order = [*ahead, *sorted(back, reverse=True)]
-    if not len(order) == len(files) == len(report["milliseconds"]):
+    start = min(int(frame["frame"]) for frame in run)
+    first = min(int(frame["frame"]) for frame in run if not frame["reverse"])
+    # frames on which no object is tracked have no report
+    order = [*range(first, start + len(files)), *range(first - 1, start - 1, -1)]
+    reported = {int(frame["frame"]) for frame in run}
+    if not reported.issubset(order) or len(order) != len(report["milliseconds"]):
         raise InputError(
-            f"{folder} has a report of {len(order)} frames and {len(files)} masks; expected those of one run; track it anew"
+            f"{folder} has a report of {len(reported)} frames and {len(files)} masks; expected those of one run; track it anew"
         )
     ids = {frame: read_mask(file) for frame, file in zip(sorted(order), files, strict=True)}
     objects = [int(i) for i in report["objects"]]

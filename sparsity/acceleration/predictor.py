@@ -298,9 +298,13 @@ class EfficientSAM2VideoPredictor(Begun):
             del results[t]
 
     def remove_object(self, inference_state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Remove an object, like stock."""
-        with alone(self.session(inference_state)):
-            return super().remove_object(inference_state, *args, **kwargs)
+        """Remove an object, like stock; with the last one results are forgotten, but not what was reported and watched."""
+        before = self.session(inference_state)
+        with alone(before):
+            found = super().remove_object(inference_state, *args, **kwargs)
+        after = self.session(inference_state)
+        after.report, after.watch = before.report, before.watch
+        return found
 
     # ------------------------------------------------------------------ one frame
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,11 @@ from probes.files import sweep, write_text
 from sparsity.work.formats import JOINED, Format
 from sparsity.work.overlay import parts_of
 from sparsity.work.store import check_folder, digest
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 SHOWN = 6
 """Rescued frames that the summary names, and stretches of frames whose masks are likely wrong."""
@@ -107,6 +115,33 @@ class RunFolder:
                 f"{self.path} holds other files; expected a new or empty folder; choose another --out, or "
                 "--force to write into it"
             )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out of the folder, where the file system can.
+
+        Raises
+        ------
+        InputError
+            Another run is in it.
+        """
+        if fcntl is None:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InputError(
+                        f"another run is writing into {self.path}; expected one at a time; wait for its end, or choose "
+                        "another --out"
+                    ) from None
+            yield
+        finally:
+            os.close(handle)
 
     def enter(self, settings: dict[str, Any], force: bool) -> bool:
         """Make the folder ready; True where it holds results of the same settings."""

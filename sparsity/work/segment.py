@@ -198,7 +198,8 @@ def run_jobs(
         nonlocal left
         try:
             if not stop:
-                yield from run.steps(stop)
+                with run.folder.held():
+                    yield from run.steps(stop)
             if run.finished:
                 ended.append((name, run.folder.outcome(run.form)))
             else:
@@ -254,7 +255,9 @@ def _begun(job: Job, predictor: EfficientSAM2VideoPredictor, options: RunOptions
         judge = load_failure(options.failure, *of)
     settings["failure"] = None if judge is None else judge.model_dump(mode="json")
     run = Run(job.clip, predictor, folder, form, settings, judge)
-    if folder.enter(settings, force):
+    with folder.held():
+        if not folder.enter(settings, force):
+            return run
         if run.stream and not force:
             raise InputError(
                 f"{folder.path} holds a run of a stream, which can't be gone on with; expected a new folder; choose another "

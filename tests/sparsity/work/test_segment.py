@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sparsity.demo
+from figures.sides import read_side
 from probes.errors import InputError, LeftOut
 from probes.prompts import Prompt
 from sparsity.clips.masks import (
@@ -37,6 +38,7 @@ from sparsity.techniques import KEY
 from sparsity.techniques.routing import Guard, Routing
 from sparsity.work import run
 from sparsity.work.model import ModelChoice, shared_predictor
+from sparsity.work.run_folder import RunFolder
 from sparsity.work.segment import run_segment
 
 
@@ -184,6 +186,42 @@ def test_a_folder_with_other_files_is_left_alone(
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         _run(choice, clip_folder, tmp_path / "file", mask_file)
+
+
+def test_a_folder_that_another_run_writes_into_is_left_to_it(
+    choice: ModelChoice, clip_folder: Path, mask_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "out"
+    with (
+        RunFolder(out).held(),
+        pytest.raises(InputError, match="another run is writing into .*; wait for its end"),
+    ):
+        _run(choice, clip_folder, out, mask_file, max_frames=1)
+    assert not any(out.iterdir())
+    _run(choice, clip_folder, out, mask_file, max_frames=1)
+    assert (out / "overlay.mp4").is_file()
+
+
+def test_what_was_reported_of_removed_objects_stays(
+    choice: ModelChoice, clip_folder: Path, tmp_path: Path
+) -> None:
+    prompts = [
+        Prompt(0, 1, box=(20, 20, 60, 60)),
+        Prompt(3, 1, remove=True),
+        Prompt(5, 2, box=(20, 20, 60, 60)),
+    ]
+    out = tmp_path / "out"
+    run_segment(clip_folder, prompts, choice, out, profile="paper", watch=1.0)
+    report = json.loads((out / "report.json").read_text())["report"]
+    assert [(f["frame"], *f["objects"]) for f in report["frames"]] == [
+        (0, "1"), (1, "1"), (2, "1"), (5, "2"), (6, "2"), (7, "2")
+    ]  # fmt: skip
+    assert report["summary"]["reasons"]["prompt"] == 2
+    assert report["watch"]["shadows"][0]["frame"] == 2, "what was watched before is forgotten"
+    side = read_side(out, None)
+    assert sorted(side.masks) == list(range(8)) and not side.masks[4][1].any()
+    assert side.masks[2][1].any() and side.masks[7][2].any()
 
 
 def _interrupt_after(monkeypatch: pytest.MonkeyPatch, frames: int, number: int) -> None:
