@@ -23,6 +23,7 @@ from probes.files import whole, write_text
 from probes.frames import Pixels
 from probes.tracking import track_back, track_forward
 from probes.video import EndOfVideo, notes_of
+from sparsity.acceleration.model.choice import CHOSEN
 from sparsity.acceleration.predictor import EfficientSAM2VideoPredictor
 from sparsity.acceleration.report import ObjectReport, note_failures
 from sparsity.clips.drawn import Ids
@@ -283,7 +284,7 @@ class Run:
         kept[KEY] = replace(kept[KEY], published=None)  # features that lie in the cache, too
         saved = {"hash": self.folder.hash, "seconds": self.seconds, "state": kept}
         with whole(self.folder.state) as part:
-            torch.save({**saved, "parts": self.parts}, part)
+            torch.save({**saved, "parts": self.parts, "chosen": dict(CHOSEN)}, part)
 
     def _restore(self) -> int:
         """Take up a saved state that belongs to these settings; return the number of frames done."""
@@ -299,6 +300,7 @@ class Run:
         done = len(saved["seconds"])
         if not self._written(self._first_of(done)):
             return 0
+        CHOSEN.update({**saved.get("chosen", {}), **CHOSEN})
         self.state.update(saved["state"])
         self.predictor.take_up(self.state)  # the hash holds model, number format and profile
         self.seconds, self.parts = list(saved["seconds"]), dict(saved["parts"])

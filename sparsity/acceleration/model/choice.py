@@ -1,7 +1,8 @@
 """Which of several formulations of the same computation is run: the one that was the fastest when they were tried.
 
 What is fastest depends on the machine. Formulations are tried once for each class of calls, at its first call that is large
-enough for a clock, on that call's own tensors; the process stays with what was found, in all of its threads.
+enough for a clock, on that call's own tensors; the process stays with what was found, in all of its threads. Another process
+may find otherwise, and then rounds otherwise: with ``torch.use_deterministic_algorithms(True)`` none is tried.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from threading import RLock
 
 import torch
 
-_chosen: dict[Hashable, str] = {}
+CHOSEN: dict[Hashable, str] = {}
+"""What was found so far; a run that goes on in another process takes it along."""
 
 _choosing = RLock()
 """Threads wait for one another's choice, so that all take the same; a formulation may ask for choices inside it."""
@@ -34,12 +36,14 @@ def chosen(
     tries
         Of each candidate, in turn with the others; the quickest counts.
     """
+    if torch.are_deterministic_algorithms_enabled():
+        return next(iter(candidates))
     key = kind, *candidates, torch.get_num_threads()
-    if key not in _chosen:
+    if key not in CHOSEN:
         with _choosing:
-            if key not in _chosen:
-                _chosen[key] = _fastest(candidates, clearly, tries)
-    return _chosen[key]
+            if key not in CHOSEN:
+                CHOSEN[key] = _fastest(candidates, clearly, tries)
+    return CHOSEN[key]
 
 
 def _fastest(candidates: Mapping[str, Callable[[], object]], clearly: float, tries: int) -> str:

@@ -88,8 +88,8 @@ class Linear:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 4096)
         self.worth_timing = -(-WORTH_TIMING // self.weight.numel())
         """Rows from which a call is large enough for a clock."""
-        self.plain: dict[tuple[Activation, int], bool] = {}
-        """Whether the plain kernel is taken, by activation and number of threads."""
+        self.plain: dict[tuple[Activation, int, bool], bool] = {}
+        """Whether the plain kernel is taken, by activation, number of threads and whether torch is to be deterministic."""
 
     @classmethod
     def of(cls, layer: nn.Linear, dtype: torch.dtype) -> Linear:
@@ -101,7 +101,7 @@ class Linear:
             return self._plain(x, activation)
         if len(x) < self.worth_timing:
             return self._packed(x, activation)
-        how = activation, torch.get_num_threads()
+        how = activation, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         if how not in self.plain:
             self.plain[how] = self._chosen(x[: self.worth_timing], activation) == "plain"
         return self._plain(x, activation) if self.plain[how] else self._packed(x, activation)

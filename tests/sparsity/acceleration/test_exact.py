@@ -226,22 +226,33 @@ def test_either_kernel_of_linear_layers_serves(
 
 @pytest.mark.skipif(not linear.onednn_linear(torch.float32), reason="there is one kernel")
 def test_the_kernel_of_a_kind_of_layer_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(choice, "CHOSEN", {})
     monkeypatch.setattr(linear, "WORTH_TIMING", 24 * 40 * 8)
     x, layer = torch.randn(32, 24), torch.nn.Linear(24, 40)
     with torch.inference_mode():
         first, other = (Linear.of(layer, torch.float32) for _ in range(2))
         first(x[:7])
-        assert not choice._chosen, "too few rows for a clock"
+        assert not choice.CHOSEN, "too few rows for a clock"
         expected = F.gelu(layer(x))
         torch.testing.assert_close(first(x, "gelu"), expected, rtol=1e-5, atol=1e-6)
-        ((kind, taken),) = choice._chosen.items()
+        ((kind, taken),) = choice.CHOSEN.items()
         assert taken in ("packed", "plain")
         for rows in (8, 32):
             other(x[:rows], "gelu")
-        assert choice._chosen == {kind: taken}
+        assert {kind: taken} == choice.CHOSEN
         first(x)
-        assert len(choice._chosen) == 2, "without an activation it is another kind"
+        assert len(choice.CHOSEN) == 2, "without an activation it is another kind"
+        asked = []
+        monkeypatch.setattr(choice, "_fastest", lambda *given: asked.append(given) or "plain")
+        torch.use_deterministic_algorithms(True)
+        try:
+            given = other(x, "relu")
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert (
+            torch.equal(given, other._packed(x, "relu")) and not asked and len(choice.CHOSEN) == 2
+        )
+        assert torch.equal(other(x, "relu"), other._plain(x, "relu")) and asked
 
 
 @pytest.mark.parametrize("how", ["changed", "replaced"])

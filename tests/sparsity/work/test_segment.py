@@ -23,6 +23,7 @@ import sparsity.demo
 from figures.sides import read_side
 from probes.errors import InputError, LeftOut
 from probes.prompts import Prompt
+from sparsity.acceleration.model.choice import CHOSEN
 from sparsity.clips.masks import (
     PALETTE,
     davis_palette,
@@ -289,12 +290,15 @@ def test_windows_take_over_what_they_gave_before_an_interrupt(
         if name == "out":
             with monkeypatch.context() as patch:
                 _interrupt_after(patch, 5, signal.SIGINT)
+                patch.setitem(CHOSEN, "found there", "other")
                 with pytest.raises(KeyboardInterrupt):
                     _run(choice, clip_folder, tmp_path / name, mask, profile="recommended")
             shared_predictor.cache_clear()  # as in another process
+            assert "found there" not in CHOSEN
         _run(choice, clip_folder, tmp_path / name, mask, profile="recommended")
         report = json.loads((tmp_path / name / "report.json").read_text())["report"]
         found[name] = report["frames"]
+    assert CHOSEN.pop("found there") == "other", "formulations are those of the first process, too"
     assert all(frame["windows_kept"] < frame["windows_total"] for frame in found["whole"][4:6])
     assert found["out"] == found["whole"]
     ours, theirs = (_masks(tmp_path / name) for name in found)
