@@ -28,14 +28,21 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from probes.errors import InputError
 from probes.files import composed
-from probes.pictures import open_picture, upright
+from probes.pictures import open_picture, reason_of, upright
 from probes.video import VideoSource
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+
+def _no_truth(given: Any) -> Any:
+    if isinstance(given, bool):
+        raise ValueError("true and false are no numbers")
+    return given
+
+
+Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
 
 
 def _numbers(what: str, given: Any, shape: tuple[int, ...], form: str) -> Any:
@@ -140,8 +147,8 @@ class _Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    frame: int | str
-    object: Annotated[int, Field(ge=1)] = 1
+    frame: Annotated[int | str, BeforeValidator(_no_truth)]
+    object: Annotated[int, BeforeValidator(_no_truth), Field(ge=1)] = 1
     points: (
         Annotated[
             list[Annotated[list[Number], Field(min_length=2, max_length=3)]], Field(min_length=1)
@@ -180,9 +187,10 @@ def read_prompts(given: str | Path | Sequence[Any], source: VideoSource) -> tupl
         where, folder = str(given), Path(given).parent
         try:
             entries = json.loads(Path(given).read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"prompts {given} can't be read; expected a JSON file with a list of prompts; check the path and the file"
+                f"prompts {given} can't be read ({reason_of(error)}); expected a JSON file with a list of prompts; check "
+                "path and file"
             ) from None
     if not isinstance(entries, Sequence) or isinstance(entries, (str, bytes)):
         raise InputError(
@@ -222,8 +230,14 @@ def check_prompts(
             raise InputError(f"{where}, {at}: {error}") from None
     ordered = sorted(prompts, key=lambda prompt: prompt.frame)
     there: dict[int, int] = {}
+    labels: dict[int, str] = {}
     for prompt in ordered:
         frame, i = prompt.frame, prompt.object
+        if prompt.label and labels.setdefault(i, prompt.label) != prompt.label:
+            raise InputError(
+                f"{where}: object {i} is {labels[i]!r} and, on frame {frame}, {prompt.label!r}; expected one label for an "
+                "object; correct one of them"
+            )
         if there.get(i) == frame:
             raise InputError(
                 f"{where}: object {i} has two prompts on frame {frame}; expected one for each object and frame; put their "

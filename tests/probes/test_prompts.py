@@ -124,6 +124,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "beyond": ([{"frame": 8, "box": BOX}], "prompt on frame 8 given; the video has frames 0 to 7"),
     "before": ([{"frame": -1, "box": BOX}], "prompt on frame -1 given"),
     "object": ([{"frame": 0, "object": 0, "box": BOX}], "object given as '0'"),
+    "truth": ([{"frame": True, "box": BOX}], "frame given as 'True'"),
+    "two labels": ([{"frame": t, "box": BOX, "label": "dog" if t else "cat"} for t in (1, 0)], "object 1 is 'cat' and, on frame 1, 'dog'"),
+    "true box": ([{"frame": 0, "box": [0, 0, 30, True]}], "box given as"),
     "short box": ([{"frame": 0, "box": [1, 2, 3]}], "box given as"),
     "endless": ([{"frame": 0, "box": [1, 2, 3, float("inf")]}], "box given as"),
     "outside": ([{"frame": 0, "box": [0, 0, 300, 9]}], "box 0,0,300,9 is empty or lies outside"),
@@ -156,6 +159,12 @@ def test_prompts_in_python_are_held_against_the_same(
 ) -> None:
     with pytest.raises(InputError, match=words):
         read_prompts([Prompt(0, **given)], video)
+
+
+def test_a_file_that_is_no_json_is_told_by_its_line(video: VideoSource, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text('[{"frame": 0,\n "box": }]')
+    with pytest.raises(InputError, match=r"can't be read \(Expecting value: line 2 column 9"):
+        read_prompts(tmp_path / "p.json", video)
 
 
 @pytest.mark.parametrize("case", WRONG)
