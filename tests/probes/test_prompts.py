@@ -125,7 +125,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "before": ([{"frame": -1, "box": BOX}], "prompt on frame -1 given"),
     "object": ([{"frame": 0, "object": 0, "box": BOX}], "object given as '0'"),
     "truth": ([{"frame": True, "box": BOX}], "frame given as 'True'"),
-    "two labels": ([{"frame": t, "box": BOX, "label": "dog" if t else "cat"} for t in (1, 0)], "object 1 is 'cat' and, on frame 1, 'dog'"),
+    "two labels": ([{"frame": t, "box": BOX, "label": f"cat {t}"} for t in (1, 0)], "'cat 0' and, on frame 1, 'cat 1'"),
     "true box": ([{"frame": 0, "box": [0, 0, 30, True]}], "box given as"),
     "short box": ([{"frame": 0, "box": [1, 2, 3]}], "box given as"),
     "endless": ([{"frame": 0, "box": [1, 2, 3, float("inf")]}], "box given as"),
