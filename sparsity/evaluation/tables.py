@@ -113,4 +113,8 @@ def seen_of(promise: Promise, run: Run, dense: Quality, result: Result) -> str:
         said += (
             f" ({count / len(lost):.0%}; promised at most {promise.share:.0%} of videos like those)"
         )
-    return said
+    made_by = (run.profile or {}).get("made_by") or {}
+    own = len(clips.keys() & set(made_by.get("clips", ())))
+    return (
+        f"{said}; {own} of these clips, by their names, are the calibration's own" if own else said
+    )

@@ -321,7 +321,7 @@ def first_masks(root: Path, tmp_path: Path) -> Path:
 
 
 def promising(risk: str, path: Path) -> Path:
-    """A profile that promises five points of one risk."""
+    """A profile that promises five points of one risk; of loss it was calibrated on the first clip."""
     promise = Promise(
         mean_loss=1.0,
         upper_bound=5.0,
@@ -332,7 +332,9 @@ def promising(risk: str, path: Path) -> Path:
         over=5.0,
         risk=risk,
     )
-    save_profile(HARSH.model_copy(update={"promise": promise, "name": f"of {risk}"}), path)
+    made_by = {"clips": [next(iter(CLIPS)), "another"]} if risk == "loss" else None
+    told = {"promise": promise, "name": f"of {risk}", "made_by": made_by}
+    save_profile(HARSH.model_copy(update=told), path)
     return path
 
 
@@ -347,6 +349,7 @@ def test_what_was_promised_stands_beside_what_is_seen(
     (seen,) = [line for line in told.splitlines() if line.startswith("of loss seen")]
     lost = result.runs[1].quality.loss
     assert f"mean loss {lost:+.2f} over 1 clips" in seen and "First masks alone" not in told
+    assert seen.endswith("; 1 of these clips, by their names, are the calibration's own")
     bare = evaluate(first_masks, SMALL, tmp_path / "bare.json", profiles=profiles, only=only)
     told = table(bare)
     assert "First masks alone were given" in told and bare.data.settings["truth"].startswith("none")
@@ -360,6 +363,7 @@ def test_what_was_promised_stands_beside_what_is_seen(
         f"mean loss {100 - agreed:+.2f} over 1 clips" in of_drift
         and "promised at most 45%" in of_drift
     )
+    assert "calibration's own" not in of_drift
     # all frames count here, and those between the first and the last with true masks
     assert bare.runs[0].quality.j_and_f == 100 != result.runs[0].quality.j_and_f
 
