@@ -1,11 +1,12 @@
 """The command ``efficient-sam2``: one function a subcommand; the work is done in the packages.
 
-Bad input ends with one line on stderr and status 2, an interrupt with status 130.
+Bad input ends with one line on stderr and status 2, an interrupt or SIGTERM with status 130.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -137,6 +138,7 @@ def main() -> None:
     """Entry point of the console script."""
     if isinstance(sys.stdout, TextIOWrapper):  # stderr already spells out what its encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers are ended and temporary files removed, too
     sys.exit(run())
 
 

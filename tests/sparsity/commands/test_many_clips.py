@@ -85,10 +85,14 @@ def test_workers_write_the_same_masks(
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("by", ["ctrl-C", "a scheduler"])
 def test_an_interrupt_leaves_one_line_and_nothing_behind(
-    root: Path, model: list[str], tmp_path: Path
+    root: Path, model: list[str], tmp_path: Path, by: str
 ) -> None:
-    """Workers leave no semaphore, and sam2's warning of its extension is not told by each of them."""
+    """Workers leave no semaphore, and sam2's warning of its extension is not told by each of them.
+
+    ctrl-C goes to all processes, SIGTERM of a scheduler to the first.
+    """
     many = tmp_path / "many"
     for n in range(8):
         write_clip(many, f"clip{n:02d}", n)
@@ -100,8 +104,11 @@ def test_an_interrupt_leaves_one_line_and_nothing_behind(
     ) as started:
         while started.poll() is None and not list(tmp_path.glob("result.json.clips/*.json")):
             time.sleep(0.05)
-        os.killpg(started.pid, signal.SIGINT)
-        said = started.communicate()[1]
+        if by == "ctrl-C":
+            os.killpg(started.pid, signal.SIGINT)
+        else:
+            started.terminate()
+        said = started.communicate(timeout=120)[1]  # until the last of them is gone
     assert started.returncode == 130 and "interrupted; the same command goes on" in said
     assert "leaked" not in said and "_C" not in said
     assert run([*asked[:-4], "--out", str(out)]) == 0, "it goes on here"
