@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
+from probes.errors import InputError
+
 ThemeName = Literal["light", "dark"]
 
 DEMO = (
@@ -67,28 +69,37 @@ class Theme:
         return self.series[n % len(self.series)]
 
 
-THEMES: dict[str, Theme] = {
-    "light": Theme(
-        paper="#ffffff",
-        ink="#1f2328",
-        faint="#59636e",
-        grid="#e4e7ea",
-        kept="#0072b2",
-        skipped="#b4bac1",
-        alarm="#d55e00",
-        series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
-    ),
-    "dark": Theme(
-        paper="#14181d",
-        ink="#e8eaed",
-        faint="#a3abb4",
-        grid="#2c333b",
-        kept="#56b4e9",
-        skipped="#59636e",
-        alarm="#ff8c42",
-        series=("#56b4e9", "#ff8c42", "#2fc79b", "#e59ac4", "#f0b72f", "#8fd0f7"),
-    ),
-}
+class _Themes(dict[str, Theme]):
+    """Themes by name; another name is refused."""
+
+    def __missing__(self, name: str) -> Theme:
+        raise InputError(f"theme {name!r} given; expected light or dark; choose one of them")
+
+
+THEMES = _Themes(
+    {
+        "light": Theme(
+            paper="#ffffff",
+            ink="#1f2328",
+            faint="#59636e",
+            grid="#e4e7ea",
+            kept="#0072b2",
+            skipped="#b4bac1",
+            alarm="#d55e00",
+            series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+        ),
+        "dark": Theme(
+            paper="#14181d",
+            ink="#e8eaed",
+            faint="#a3abb4",
+            grid="#2c333b",
+            kept="#56b4e9",
+            skipped="#59636e",
+            alarm="#ff8c42",
+            series=("#56b4e9", "#ff8c42", "#2fc79b", "#e59ac4", "#f0b72f", "#8fd0f7"),
+        ),
+    }
+)
 
 OBJECTS = ("#56b4e9", "#2fc79b", "#ffffff", "#cc79a7", "#f0e442", "#d55e00")
 """Colours of objects over a picture, by their order, the first ones absent from `HEAT`; for both themes."""

@@ -138,7 +138,9 @@ def main() -> None:
     """Entry point of the console script."""
     if isinstance(sys.stdout, TextIOWrapper):  # stderr already spells out what its encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers are ended and temporary files removed, too
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # workers are ended and temporary files removed, too
     sys.exit(run())
 
 

@@ -147,6 +147,8 @@ def test_every_figure_has_title_caption_and_theme(draw, theme: str) -> None:
     assert template.paper_bgcolor == THEMES[theme].paper
     assert captions[0].font.color == THEMES[theme].faint
     assert figure.layout.margin.b > 0 and figure.layout.width <= 1400
+    with pytest.raises(InputError, match="theme 'blue' given; expected light or dark"):
+        draw("blue")
 
 
 @pytest.mark.parametrize(

@@ -347,8 +347,12 @@ def test_an_overlay_that_cannot_be_encoded_costs_nothing_else(
 def test_objects_that_masks_cannot_hold_are_refused(
     choice: ModelChoice, clip_folder: Path, clip_mask: np.ndarray, tmp_path: Path
 ) -> None:
-    for number in (0, 255, 300):
-        with pytest.raises(InputError, match=f"object {number} .* expected ids of 1 to 254"):
+    for number, said in {
+        0: "a whole number from 1",
+        255: "ids of 1 to 254",
+        300: "ids of 1 to 254",
+    }.items():
+        with pytest.raises(InputError, match=f"object {number} .* expected {said}"):
             prompts = (Prompt(0, number, mask=clip_mask),)
             run_segment(clip_folder, prompts, choice, tmp_path / "out")
         assert not (tmp_path / "out").exists()
