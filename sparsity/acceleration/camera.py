@@ -136,7 +136,13 @@ class Camera:
             return self._give(self._state, given)
 
     def _give(self, state: dict[str, Any], given: Prompt) -> Masks:
-        _, ids, logits = given.give_to(self._predictor, state)
+        known = list(state["obj_ids"])
+        try:
+            _, ids, logits = given.give_to(self._predictor, state)
+        except BaseException:
+            if given.object not in known:  # it would be there without a prompt
+                self._predictor.remove_object(state, given.object)
+            raise
         return {i: logits[k, 0] > 0 for k, i in enumerate(ids)}
 
     @torch.inference_mode()
@@ -174,13 +180,18 @@ class Camera:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold that no other thread is at work on the camera."""
+        """Hold that no other thread is at work on the camera; where its first frame fails, begin anew with the next one."""
         if not self._at_work.acquire(blocking=False):
             raise InputError(
                 "this camera is in use in another thread; expected one thread at a time on a camera; wait for it"
             )
         try:
             yield
+        except BaseException:
+            if self._state is None or self._waiting:
+                self._state, self.frame = None, -1
+                self._pushed.clear()
+            raise
         finally:
             self._at_work.release()
 

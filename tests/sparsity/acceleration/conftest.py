@@ -181,6 +181,12 @@ def small_demo() -> Any:
     return build_predictor("demo", image_size=128, device="cpu")
 
 
+@pytest.fixture(scope="session")
+def tiny_demo() -> Any:
+    """The demo model at 64 pixels, a single window: where nothing is left out."""
+    return build_predictor("demo", image_size=64, device="cpu")
+
+
 @pytest.fixture
 def own_demo(demo_predictor: Any) -> Any:
     """A demo model of the test's own, to be changed."""

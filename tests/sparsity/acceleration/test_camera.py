@@ -88,6 +88,53 @@ def test_objects_come_and_go(fast: Any) -> None:
     assert camera.track(make_frames(6)[5])["a"].any()
 
 
+def raising(*_: Any) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("where", ["image_encoder", "sam_prompt_encoder"])
+def test_a_camera_goes_on_where_its_first_frame_failed(tiny_demo: Any, where: str) -> None:
+    """With the next one in its place, and all prompts; alone and beside another camera."""
+    fast, frames = accelerate(tiny_demo, "dense"), make_frames(3)
+
+    def begun() -> Any:
+        camera = fast.camera(SIZE)
+        camera.prompt(1, mask=make_mask())
+        camera.prompt(2, points=[(50, 48)])
+        return camera
+
+    one, two, three = (begun() for _ in range(3))
+    with fast.get_submodule(where).register_forward_hook(raising):
+        with pytest.raises(ZeroDivisionError):
+            one.track(frames[0])
+        with pytest.raises(ZeroDivisionError):
+            fast.track_cameras({two: frames[0], three: frames[0]})
+    expected = pushed(begun(), frames[1:])
+    for camera in (one, two, three):
+        assert (camera.frame, camera.objects) == (-1, [1, 2])
+        found = pushed(camera, frames[1:])
+        for masks, wanted in zip(found, expected, strict=True):
+            assert masks.keys() == wanted.keys() == {1, 2}
+            assert all(torch.equal(masks[i], wanted[i]) for i in masks)
+    assert not torch.equal(expected[0][1], expected[1][1])
+
+
+def test_a_prompt_that_failed_leaves_no_object(tiny_demo: Any) -> None:
+    fast = accelerate(tiny_demo, "exact")
+    camera = fast.camera(SIZE)
+    camera.prompt(1, mask=make_mask())
+    pushed(camera, make_frames(2))
+    for name in (1, 2):
+        with (
+            fast.sam_prompt_encoder.register_forward_hook(raising),
+            pytest.raises(ZeroDivisionError),
+        ):
+            camera.prompt(name, points=[(50, 48)])
+    assert camera.objects == [1] == list(camera.track(make_frames(3)[2]))
+    camera.prompt(2, points=[(50, 48)])
+    assert camera.objects == [1, 2]
+
+
 def test_two_cameras_on_one_predictor(fast: Any) -> None:
     """In turn, and in threads: as alone."""
     clips = make_frames(5), np.ascontiguousarray(make_frames(5)[:, ::-1])
