@@ -379,6 +379,9 @@ class Parts:
         return (
             self.here.used.profile,
             self.weights.generation,
+            self.weights.around,
+            self.weights.format,
+            self._settings(),
             self.seam.edition(),
             kept,
             read,
@@ -446,7 +449,7 @@ class Parts:
         return known.run((kind, self._settings()), function, given, device)
 
     def _settings(self) -> Hashable:
-        """All that is recorded in a graph beside weights and what it is given; found once for the frame under way."""
+        """All that is computed by beside weights and what is given; found once for the frame under way."""
         here, decoder = self.here, self.model.sam_mask_decoder
         if here.frame is not None and here.settings is not None:
             return here.settings

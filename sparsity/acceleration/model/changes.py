@@ -80,7 +80,7 @@ def changed_parts(model: SAM2Base) -> dict[str, str]:
         *torch_module._global_forward_hooks.values(),
         *torch_module._global_forward_pre_hooks.values(),
     ]
-    if any(not _only_watches(hook) for hook in everywhere):
+    if any(not only_watches(hook) for hook in everywhere):
         found |= dict.fromkeys(_modules_of(model), "a hook is registered for all modules of torch")
     return found
 
@@ -137,7 +137,7 @@ def _why_changed(name: str, module: nn.Module) -> str | None:
     if not _own(kind.forward):
         return f"{kind.__qualname__}.forward was replaced, which {name} is run by"
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    if any(not _only_watches(hook) for hook in hooks):
+    if any(not only_watches(hook) for hook in hooks):
         return f"{name} has a forward hook"
     for base in kind.__mro__:
         for path, wanted in HAS.get(base, {}).items():
@@ -169,7 +169,7 @@ def _own(function: Callable[..., Any]) -> bool:
     return f"{function.__module__}.".startswith(OWN_CODE)
 
 
-def _only_watches(hook: Any) -> bool:
+def only_watches(hook: Any) -> bool:
     """Whether a hook is one of those that change nothing."""
     named = getattr(hook, "__module__", None) or type(hook).__module__
     return f"{named}.".startswith(OURS)

@@ -14,7 +14,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from sparsity.acceleration.model.changes import DROPS, changed_parts
+from sparsity.acceleration.model.changes import DROPS, changed_parts, only_watches
 
 Part = TypeVar("Part")
 
@@ -88,6 +88,13 @@ class Weights:
         places = list(map(torch.Tensor.data_ptr, self._found))
         return self._moves, places, list(map(VERSION, self._counted)), self.changed
 
+    @property
+    def around(self) -> int:
+        """How many hooks, and methods of the model's own, may change what it computes, as it was looked at last."""
+        methods = filter(callable, self.model.__dict__.values())
+        hooks = chain(*(held.values() for held in self._hooks))
+        return sum(not only_watches(one) for one in chain(methods, hooks))
+
     def _moved(self) -> bool:
         """Whether a module, a weight or a switch is another than it was, or there is one more or less."""
         # views of all dicts in a row: half as long as a look-up of each name
@@ -139,9 +146,12 @@ class Derived:
         How many sets of weights there were.
     first
         The first of the weights that were last looked at.
+    around
+        See `Weights.around`.
     """
 
     first: nn.Parameter
+    around: int
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, torch.dtype, int], Any] = {}
@@ -168,18 +178,23 @@ class Derived:
                 self.generation += 1
                 torch.clear_autocast_cache()
                 self._stamp = stamp
-            self.first = self._weights.first
+            self.first, self.around = self._weights.first, self._weights.around
             return self._weights.changed
 
     def forget(self) -> None:
         """Drop what was made, whatever the weights look like."""
         self._stamp = None
 
-    def get(self, part: str, model: SAM2Base, make: Callable[[torch.dtype], Part]) -> Part:
-        """A part for the number format of this run; `make` makes it. `look` comes first."""
+    @property
+    def format(self) -> torch.dtype:
+        """The number format of this run. `look` comes first."""
         device = self.first.device.type
         autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else self.first.dtype
+        return torch.get_autocast_dtype(device) if autocast else self.first.dtype
+
+    def get(self, part: str, model: SAM2Base, make: Callable[[torch.dtype], Part]) -> Part:
+        """A part for the number format of this run; `make` makes it. `look` comes first."""
+        dtype = self.format
         key = (part, dtype, model.image_size)
         with self._lock:
             if key not in self._made:

@@ -184,3 +184,55 @@ def test_a_copied_video_goes_on_without_computing_again(small_demo: Any) -> None
 def test_other_words_are_refused(small_demo: Any) -> None:
     with pytest.raises(InputError, match="corrections 'drop' given; expected 'stock' or 'keep'"):
         accelerate(small_demo).init_state(make_frames(2), corrections="drop")
+
+
+def _negated(module: Any, given: Any, found: Tensor) -> Tensor:
+    return -found
+
+
+def _left(module: Any, given: Any, found: Tensor) -> Tensor:
+    return found
+
+
+@contextmanager
+def another(predictor: Any, what: str) -> Iterator[None]:
+    """Change how a predictor computes, but not its weights."""
+    if what == "hook":
+        with predictor.memory_attention.register_forward_hook(_negated):
+            yield
+    elif what == "method":
+        heads = predictor._forward_sam_heads
+        predictor._forward_sam_heads = lambda **given: heads(
+            **{**given, "backbone_features": -given["backbone_features"]}
+        )
+        yield
+        del predictor._forward_sam_heads
+    elif what == "format":
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+    else:
+        before = getattr(predictor, what)
+        setattr(predictor, what, 3)
+        yield
+        setattr(predictor, what, before)
+
+
+@pytest.mark.parametrize("what", ["hook", "method", "format", "sigmoid_scale_for_mem_enc"])
+def test_what_is_computed_otherwise_now_is_computed_again(tiny_demo: Any, what: str) -> None:
+    """By another hook beside one that is there, another method, number format or setting of sam2's."""
+    fast = accelerate(tiny_demo, "exact")
+    with fast.memory_attention.register_forward_hook(_left):
+        state = begun(fast)
+        before = run(fast, state, max_frame_num_to_track=2)
+        anew = copy.deepcopy(state)
+        for outputs in anew["output_dict_per_obj"].values():
+            outputs["non_cond_frame_outputs"].clear()
+        with another(fast, what):
+            after = run(fast, state, max_frame_num_to_track=2)
+            expected = run(fast, anew, max_frame_num_to_track=2)
+        with computed(fast) as seen:
+            run(fast, state, start_frame_idx=3, max_frame_num_to_track=0)
+            run(fast, state, start_frame_idx=3, max_frame_num_to_track=0)
+    assert all(torch.equal(after[t], expected[t]) for t in range(3))
+    assert not torch.equal(before[2], expected[2])
+    assert seen == [(3, 1), (3, 2)], "else nothing is computed twice"
