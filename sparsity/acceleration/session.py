@@ -207,7 +207,8 @@ class Session:
     unchanged
         The frame, with the direction, of which a result was last given out without being computed again.
     batch
-        The frame that was last encoded in one batch with those of other videos, and how many they were together.
+        The frame that was last encoded in one batch with those of other videos, and how many they were together, until it
+        is reported.
     watch
         Over the promise of the profile in use; None where nobody asked for it.
     at_work
@@ -273,7 +274,7 @@ class Session:
         if current is None or (current.frame, current.reverse) != (frame, reverse):
             current = FrameReport(frame, reverse, grid.count, grid.count, None, decision.reason)
             if self.batch[0] == frame:
-                current.encoded_together = self.batch[1]
+                current.encoded_together, self.batch = self.batch[1], (-1, 1)
             if self.latest is not None and decision.carried:
                 current.carried_from, current.windows, current.windows_kept = (
                     self.latest.frame,

@@ -51,6 +51,8 @@ def test_masks_are_those_of_one_after_the_other(small_demo: Any, profile: str) -
         assert listened.pictures == [3, 3, 3, 2] + [1]
     reports = [[f.encoded_together for f in fast.report(state).frames] for state in states]
     assert any(3 in said for said in reports)
+    run(fast, states[0])
+    assert {f.encoded_together for f in fast.report(states[0]).frames[-5:]} == {1}
 
 
 def test_what_cannot_be_tracked_is_refused_before_any_work(small_demo: Any) -> None:
