@@ -357,13 +357,14 @@ def alone(session: Session) -> Iterator[None]:
 
 
 def made_from(outputs: dict[str, dict[int, Any]], layout: MemoryLayout, reverse: bool) -> Hashable:
-    """Say which results of an object its result on a frame is made from; each has a number of its own."""
+    """Say which results of an object its result on a frame is made from; each has a number, another one with other memory."""
     numbers = []
     for out in stored_results(outputs, layout):
         notes = out.setdefault(KEY, {})
-        if "number" not in notes:
-            notes["number"] = getrandbits(64)
-        numbers.append((notes["number"], id(out["maskmem_features"])))
+        memory = out["maskmem_features"]  # itself, so that it stays the same in a copy
+        if "number" not in notes or notes["number"][1] is not memory:
+            notes["number"] = getrandbits(64), memory
+        numbers.append(notes["number"][0])
     return reverse, tuple(numbers), layout
 
 

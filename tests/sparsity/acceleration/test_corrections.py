@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -236,3 +237,24 @@ def test_what_is_computed_otherwise_now_is_computed_again(tiny_demo: Any, what: 
     assert all(torch.equal(after[t], expected[t]) for t in range(3))
     assert not torch.equal(before[2], expected[2])
     assert seen == [(3, 1), (3, 2)], "else nothing is computed twice"
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_copy_does_not_compute_again_what_did_not_change(tiny_demo: Any, saved: bool) -> None:
+    fast = accelerate(tiny_demo, "exact")
+    state = begun(fast)
+    run(fast, state, max_frame_num_to_track=2)
+    if saved:
+        torch.save(state, file := io.BytesIO())
+        file.seek(0)
+        state = torch.load(file, weights_only=False)
+    else:
+        state = copy.deepcopy(state)
+    with computed(fast) as seen:
+        run(fast, state, max_frame_num_to_track=2)
+    assert not seen
+    out = state["output_dict_per_obj"][0]["non_cond_frame_outputs"][1]
+    out["maskmem_features"] = -out["maskmem_features"]
+    with computed(fast) as seen:
+        run(fast, state, max_frame_num_to_track=2)
+    assert seen == [(2, 1)], "what reads another memory"
