@@ -269,9 +269,13 @@ class Parts:
 
     @property
     def batches_pictures(self) -> bool:
-        """Whether frames of several videos are encoded in one batch: by sam2's own encoder, while nobody watches attention."""
-        used, watched = self.here.used, self.seam.watched
-        wanted = not watched and (used.exact or not used.carried)
+        """Whether frames of several videos are encoded in one batch: by sam2's own encoder, while nobody watches attention.
+
+        Not in int8, where what a product is given shares a scale.
+        """
+        used = self.here.used
+        shares = self.seam.watched or used.profile.quantize is not None
+        wanted = not shares and (used.exact or not used.carried)
         return wanted and ENCODES.isdisjoint(self.look())
 
     @property

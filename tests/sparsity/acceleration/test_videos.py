@@ -10,6 +10,7 @@ import torch
 
 from probes.errors import InputError
 from sparsity import accelerate
+from sparsity.profile import BUILTIN
 from tests.sparsity.acceleration.conftest import make_frames, make_mask, part_of_mask, run
 from tests.sparsity.acceleration.test_camera import Encodings
 
@@ -53,6 +54,23 @@ def test_masks_are_those_of_one_after_the_other(small_demo: Any, profile: str) -
     assert any(3 in said for said in reports)
     run(fast, states[0])
     assert {f.encoded_together for f in fast.report(states[0]).frames[-5:]} == {1}
+
+
+def test_int8_knows_one_video_at_a_time(tiny_demo: Any) -> None:
+    """Activations of a product share a scale: in one batch with another video its pictures would change the masks."""
+    fast = accelerate(tiny_demo, BUILTIN["exact"].model_copy(update={"quantize": "int8"}))
+    clips = make_frames(2), 255 - make_frames(2)
+
+    def states() -> list[dict[str, Any]]:
+        found = [fast.init_state(clip) for clip in clips]
+        for state in found:
+            fast.add_new_mask(state, 0, 1, make_mask())
+        return found
+
+    alone = [run(fast, state) for state in states()]
+    for n, frame, _, masks in fast.track_videos(states()):
+        assert torch.equal(masks, alone[n][frame]), (n, frame)
+    assert not torch.equal(alone[0][1], alone[1][1])
 
 
 def test_what_cannot_be_tracked_is_refused_before_any_work(small_demo: Any) -> None:
