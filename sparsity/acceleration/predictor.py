@@ -213,8 +213,8 @@ class EfficientSAM2VideoPredictor(Begun):
         """Push a frame to each of several cameras and track its objects, the frames encoded in one batch where possible.
 
         A frame whose windows are all computed takes part; one that leaves windows out is encoded by itself, as it leaves
-        out others than the next. `FrameReport.encoded_together` says of each. Masks are those of cameras alone but for
-        rounding: a product of more rows may be summed in another order.
+        out others than the next, and so is every one in int8. `FrameReport.encoded_together`
+        says of each. Masks are those of cameras alone but for rounding: a product of more rows may be summed in another order.
 
         Parameters
         ----------
