@@ -146,12 +146,9 @@ class Derived:
         How many sets of weights there were.
     first
         The first of the weights that were last looked at.
-    around
-        See `Weights.around`.
     """
 
     first: nn.Parameter
-    around: int
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, torch.dtype, int], Any] = {}
@@ -178,12 +175,18 @@ class Derived:
                 self.generation += 1
                 torch.clear_autocast_cache()
                 self._stamp = stamp
-            self.first, self.around = self._weights.first, self._weights.around
+            self.first = self._weights.first
             return self._weights.changed
 
     def forget(self) -> None:
         """Drop what was made, whatever the weights look like."""
         self._stamp = None
+
+    @property
+    def around(self) -> int:
+        """See `Weights.around`. `look` comes first."""
+        assert self._weights is not None
+        return self._weights.around
 
     @property
     def format(self) -> torch.dtype:
