@@ -175,6 +175,14 @@ def download(
     return Path(found)
 
 
+def _offers_another(headers: Mapping[str, str], size: int) -> int | None:
+    """Return how many bytes a whole answer announces where that isn't `size`; packed ones don't tell."""
+    announced = headers.get("Content-Length", "")
+    if not announced.isdecimal() or "Content-Encoding" in headers or int(announced) == size:
+        return None
+    return int(announced)
+
+
 def _download_part(
     url: str, part: Path, size: int, seen: Callable[[int], object], headers: Mapping[str, str]
 ) -> None:
@@ -202,9 +210,12 @@ def _download_part(
                     if answer.status_code < 500:
                         break  # asking again will not help
                     continue
-                if have and answer.status_code != 206:
+                if answer.status_code != 206:  # the server sends it from the start
+                    if (other := _offers_another(answer.headers, size)) is not None:
+                        problem = f"it offers {other} of {size} bytes"
+                        break  # such as a page to log in to a network; what is kept stays
                     seen(-have)
-                    have = 0  # the server sends it from the start
+                    have = 0
                 with part.open("ab" if have else "wb") as file:
                     for chunk in answer.iter_content(CHUNK):
                         file.write(chunk)

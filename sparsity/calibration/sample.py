@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.errors import InputError
+from probes.errors import InputError, some_of, tell_left_out
 from sparsity.calibration.report import Look
 from sparsity.calibration.request import FEWEST_CLIPS, MAX_DRIFT, MAX_DROP, Request, Risk
 from sparsity.calibration.search import split_clips
@@ -108,7 +108,12 @@ def sources_of(names: Sequence[str], listed: Path | None = None) -> dict[str, st
     Raises
     ------
     InputError
-        It can't be read, or a line has not two fields.
+        It can't be read, a line has not two fields, or a clip has two sources.
+
+    Warns
+    -----
+    LeftOut
+        It names what is none of the clips.
 
     Examples
     --------
@@ -123,15 +128,20 @@ def sources_of(names: Sequence[str], listed: Path | None = None) -> dict[str, st
         raise InputError(
             f"groups {listed} can't be read; expected a text file with lines clip,source; correct the path"
         ) from None
-    sources = {name: name for name in names}
+    found: dict[str, str] = {}
     for row in filter(None, rows):
         if len(row) != 2:
             raise InputError(
                 f"groups {listed} has the line {','.join(row)!r}; expected clip,source; correct it"
             )
-        if row[0].strip() in sources:
-            sources[row[0].strip()] = row[1].strip()
-    return sources
+        clip, source = (cell.strip() for cell in row)
+        if found.setdefault(clip, source) != source:
+            raise InputError(
+                f"groups {listed} puts {clip} with {found[clip]} and with {source}; expected one source a clip; correct it"
+            )
+    if unknown := [clip for clip in found if clip not in names]:
+        tell_left_out([f"groups {listed} names {some_of(unknown)}, which no clip taken is called"])
+    return {name: found.get(name, name) for name in names}
 
 
 def losses_of(

@@ -5,6 +5,7 @@ Bad input ends with one line on stderr and status 2, an interrupt or SIGTERM wit
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -87,6 +88,10 @@ def run(arguments: list[str] | None = None) -> int:
             return 2
         return _refuse(_misused(error))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _refuse(
+                f"{error}; expected room for the results; make some, and the same command goes on, or choose another --out"
+            )
         return _refuse(f"{error}; expected a file or folder that can be used; choose another")
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

@@ -83,9 +83,13 @@ def bench(
     if end_to_end:
         given = {
             "--rows": rows,
+            "--objects": objects > 1,
             "--video": video,
+            "--prompt": prompt,
             "--windows": windows,
             "--routes": routes,
+            "--quality": quality,
+            "--compile": compiled,
             "--report": report,
         }
         if other := next((option for option, value in given.items() if value), None):
@@ -98,6 +102,10 @@ def bench(
         write_text(out, measured.to_json())
         print(measured.to_json() if as_json else end_to_end_table(measured))
         return
+    if size:
+        raise InputError(
+            f"--size {size[0]} given without --end-to-end; expected both or none; add it, or drop --size"
+        )
     request = Request(
         tuple(profile or ()),
         tuple(rows or ()),

@@ -8,7 +8,9 @@ have no file yet. What a dying worker held, Dask gives to another one.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -221,8 +223,14 @@ def outcomes(
         for clip in clips:
             yield outcome_of(clip, partial(_Task(work, spread.threads), clip))
         return
-    with _client(spread) as client:
-        yield from _on_cluster(client, work, clips, spread, retried)
+    try:
+        with _client(spread) as client:
+            yield from _on_cluster(client, work, clips, spread, retried)
+    except OSError as error:
+        raise InputError(
+            f"the scheduler of the workers went away ({type(error).__name__}); expected one that lasts until all clips are "
+            "done; start it again, the same command goes on with what is not finished"
+        ) from None
 
 
 def _on_cluster(
@@ -232,6 +240,8 @@ def _on_cluster(
 
     topic = f"efficient-sam2-{uuid4().hex}"
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if not workers:
+        print("the scheduler has no workers; waiting for one", file=sys.stderr, flush=True)
     announced = any("GPU" in worker.get("resources", {}) for worker in workers)
     resources = {"GPU": 1} if spread.gpu and announced else None
     task = _Task(_placed(work), _threads(spread), topic, bool(spread.jobs))
@@ -357,5 +367,11 @@ def _client(spread: Spread) -> Iterator[Client]:
             f"scheduler {spread.scheduler} does not answer ({type(error).__name__}); expected the address of a "
             "running Dask scheduler such as tcp://host:8786; start one with 'dask scheduler'"
         ) from None
-    with client:
-        yield client
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # a scheduler that goes away is told of in a line
+    try:
+        with client:
+            yield client
+    finally:
+        logger.setLevel(level)

@@ -144,10 +144,14 @@ def check_new_file(path: Path, force: bool) -> None:
     Raises
     ------
     InputError
-        It is a folder, or a file that is there, which only `force` replaces.
+        It is a folder, a device or a pipe, or a file that is there, which only `force` replaces.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; expected a file; add a name")
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path} is no regular file; expected a file to write; choose another name"
+        )
     if path.exists() and not force:
         raise InputError(
             f"{path} exists; expected a new file; choose another name, or --force to replace it"

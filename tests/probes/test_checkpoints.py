@@ -143,6 +143,21 @@ def test_another_size_is_refused(tmp_path: Path, content: bytes) -> None:
     assert not (tmp_path / "weights.pt").exists()
 
 
+def test_a_page_in_place_of_the_file_costs_nothing_of_what_came(tmp_path: Path) -> None:
+    """A network to log in to answers with a page of its own, which is no beginning of the file."""
+    with serving(CONTENT, cuts=(300_000,) + 9 * (0,)) as server, pytest.raises(InputError):
+        download(WANTED, tmp_path, server.url)
+    have = (tmp_path / "weights.pt.part").read_bytes()
+    with (
+        serving(b"<html>log in</html>", ranges=False) as server,
+        pytest.raises(InputError, match=r"it offers 19 of 3000000 bytes"),
+    ):
+        download(WANTED, tmp_path, server.url)
+    assert len(server.asked) == 1 and (tmp_path / "weights.pt.part").read_bytes() == have
+    with serving(CONTENT) as server:
+        assert download(WANTED, tmp_path, server.url).read_bytes() == CONTENT
+
+
 def test_a_file_that_is_not_there_is_asked_for_once(tmp_path: Path) -> None:
     with serving(CONTENT) as server, pytest.raises(InputError, match="404"):
         download(Checkpoint("other.bin", 5, "0" * 64), tmp_path, server.url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probes.errors import InputError
+from probes.errors import InputError, LeftOut
 from sparsity.calibration.report import Look, apart
 from sparsity.calibration.request import Request
 from sparsity.calibration.sample import losses_of, sample_of, sources_of
@@ -72,7 +72,9 @@ def test_clips_of_one_source_count_as_one_and_stay_together(seed):
 def test_sources_can_be_listed(tmp_path):
     listed = tmp_path / "groups.csv"
     listed.write_text("b,street\nc, street\nelsewhere,street\n")
-    assert [*sources_of(NAMES, listed).values()] == [*NAMES[:2], "street", "street", *NAMES[4:]]
+    with pytest.warns(LeftOut, match="names elsewhere, which no clip taken is called"):
+        found = sources_of(NAMES, listed)
+    assert [*found.values()] == [*NAMES[:2], "street", "street", *NAMES[4:]]
     assert [*sources_of(NAMES).values()] == ["yard", "yard", *NAMES[2:]]
     listed.write_text("b street\n")
     with pytest.raises(InputError, match="has the line 'b street'; expected clip,source"):
@@ -82,3 +84,14 @@ def test_sources_can_be_listed(tmp_path):
     listed.write_text("".join(f"{name},one\n" for name in NAMES[2:]))
     with pytest.raises(InputError, match="7 clips of 3 sources given; .* --groups"):
         sample_of(asked(groups=listed), looks())
+
+
+def test_a_name_in_groups_that_is_no_clip_is_told_and_two_sources_are_refused(tmp_path):
+    """A name that is written wrong leaves clips of one source apart, and the promise says too much."""
+    listed = tmp_path / "groups.csv"
+    listed.write_text(f"{NAMES[2]}.mp4,street\n{NAMES[3]},street\n")
+    with pytest.warns(LeftOut, match=rf"names {NAMES[2]}\.mp4, which no clip taken is called"):
+        assert sources_of(NAMES, listed)[NAMES[3]] == "street"
+    listed.write_text(f"{NAMES[2]},street\n{NAMES[2]},yard\n")
+    with pytest.raises(InputError, match=f"puts {NAMES[2]} with street and with yard"):
+        sources_of(NAMES, listed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -328,3 +329,15 @@ def test_interrupt_and_kill(
     assert "8 frames, 1 objects" in printed and "interrupted" not in said
     assert len(list(out.glob("masks/[!.]*.png"))) == 8
     assert not list(out.rglob(".*"))
+
+
+def test_a_full_disk_is_said_to_be_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sparsity.profile.load_profile", full)
+    assert cli.run(["profile", "show", "paper"]) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device; expected room for the results; make some" in said

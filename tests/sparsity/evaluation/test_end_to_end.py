@@ -34,6 +34,9 @@ def test_other_rows_and_sizes_are_refused(
     with pytest.raises(InputError, match="size '8K' given; expected 720p, 1080p, 4K"):
         run_end_to_end([], ModelChoice(), sizes=["8K"])
     out = tmp_path / "out.json"
-    words = ["bench", "--end-to-end", "--windows", "4/16", "--out", str(out)]
-    assert run(words) == 2 and not out.exists()
-    assert "--end-to-end and --windows given" in capsys.readouterr().err
+    for option in (["--windows", "4/16"], ["--compile"], ["--objects", "2"], ["--prompt", "a.png"]):
+        words = ["bench", "--end-to-end", *option, "--out", str(out)]
+        assert run(words) == 2 and not out.exists()
+        assert f"--end-to-end and {option[0]} given" in capsys.readouterr().err
+    assert run(["bench", "--size", "720p", "--out", str(out)]) == 2 and not out.exists()
+    assert "--size 720p given without --end-to-end" in capsys.readouterr().err

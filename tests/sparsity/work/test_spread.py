@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from sparsity.work.spread import Spread, Summary, map_clips
 from tests.sparsity.work.noting import CLIPS, Note, Removing
 
 
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """A real scheduler with two real worker processes, as a user would start them."""
+@contextmanager
+def cluster() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A real scheduler, its address first, with two real worker processes, as a user would start them."""
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     started = subprocess.Popen(
@@ -44,11 +45,17 @@ def scheduler() -> Iterator[str]:
          "--nthreads", "1", "--no-dashboard"],
         stderr=subprocess.DEVNULL, env=environment,
     )  # fmt: skip
-    yield address
+    yield address, started
     for process in (workers, started):
         process.terminate()
         process.wait(20)
     started.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    with cluster() as (address, _):
+        yield address
 
 
 @pytest.mark.process
@@ -233,6 +240,27 @@ def test_an_interrupted_run_on_a_cluster_goes_on(tmp_path: Path, scheduler: str)
     summary = map_clips(work, CLIPS, out, {}, Spread(scheduler=scheduler))
     assert set(summary.resumed) == before
     assert list(summary.results) == CLIPS
+
+
+@pytest.mark.process
+def test_a_scheduler_that_goes_away_is_told_of_in_a_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with cluster() as (address, process):
+
+        def kill() -> None:
+            while not (tmp_path / "starts").exists():
+                time.sleep(0.02)
+            process.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(InputError, match="scheduler of the workers went away .* goes on"):
+            work = Note(tmp_path, waits=True)
+            map_clips(work, CLIPS, tmp_path / "out", {}, Spread(scheduler=address))
+        killer.join()
+        (tmp_path / "go").touch()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_worker_reads_a_checkpoint_anew_that_was_replaced_between_two_commands(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparsity.work.store import digest, forget, held, keep, kept, kept_as
+from probes.errors import InputError
+from sparsity.work.store import check_new_file, digest, forget, held, keep, kept, kept_as
 
 KEY = {"model": "sha256:00", "theta": 0.7}
 
@@ -108,3 +110,12 @@ def test_a_name_is_forgotten_with_all_its_keys_and_no_other(tmp_path: Path) -> N
     forget(tmp_path / "dog.json")
     assert held(tmp_path / "dog.json", 1) is None is held(tmp_path / "dog.json", 2)
     assert [held(tmp_path / f"{name}.json", 2) for name in ("dog.2", "cat")] == ["dog.2", "cat"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    """Else ``--out /dev/null --force`` puts a file in the device's place."""
+    os.mkfifo(tmp_path / "pipe")
+    for force in (False, True):
+        with pytest.raises(InputError, match="pipe is no regular file; expected a file to write"):
+            check_new_file(tmp_path / "pipe", force)
