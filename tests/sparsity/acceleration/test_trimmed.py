@@ -106,7 +106,7 @@ def test_masks_trim_the_windows_they_touch(demo_predictor: Any) -> None:
     for item in report.frames[2:]:
         mask = results[item.frame - 1]["pred_masks"][0, 0] > 0
         cells = torch.nonzero(windows_of_mask(mask, grid.cells, margin)).flatten().tolist()
-        assert list(seen[item.frame][2].cells) == cells == item.cells
+        assert list(seen[item.frame][1].cells) == cells == item.cells
         assert item.windows == sorted({int(grid.window_of_cell[cell]) for cell in cells})
         assert item.trimmed_to == pytest.approx(len(cells) * 4 / (item.windows_kept * 16))
         assert item.trimmed_to < 1
@@ -119,7 +119,7 @@ def test_windows_that_are_refreshed_are_whole(demo_predictor: Any) -> None:
     for refresh in (None, Refresh(one_in=6)):
         fast = accelerate(demo_predictor, profile(unit="cell", refresh=refresh))
         state, _ = run_of(fast, 3)
-        cells[refresh is not None] = set(fast.session(state).decision[2].cells)
+        cells[refresh is not None] = set(fast.session(state).decision[1].cells)
     of = grid.window_of_cell.tolist()
 
     def whole(cells: set[int]) -> set[int]:

@@ -38,10 +38,10 @@ def test_formulations_that_a_process_still_tries_are_not_counted(
 ) -> None:
     for kind in (attention, linear):
         monkeypatch.setattr(kind, "WORTH_TIMING", 1)  # as with large inputs
-    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(choice, "CHOSEN", {})
     clip = made("smooth", frames=4)
     first = counted(clip)
-    assert choice._chosen, "something was tried"
+    assert choice.CHOSEN, "something was tried"
     assert counted(clip) == first
 
 
