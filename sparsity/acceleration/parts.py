@@ -117,8 +117,6 @@ class _Here(threading.local):
         What dense frames keep for those that leave windows out.
     keeps
         Whether a frame that is prompted now becomes a conditioning one, though it was tracked.
-    passes
-        Whether one loop takes all objects through a frame, so that nobody changes anything between them.
     ious
         Predicted IoUs of what was decoded last on a prompted frame.
     gathers
@@ -130,7 +128,7 @@ class _Here(threading.local):
     looked: dict[str, str] | None = None
     settings: Hashable = None
     ious: torch.Tensor | None = None
-    routes = keeps = passes = gathers = False
+    routes = keeps = gathers = False
     carried: frozenset[str] = frozenset()
 
     def __init__(self, own: InUse) -> None:
@@ -339,7 +337,7 @@ class Parts:
         Those that come later and have a prompt, but for those whose results stay as they are; none where a client
         tracks one after the other, who may change what the next one reads.
         """
-        if not (self.here.passes and self.batches_objects):
+        if not (state[KEY].passes and self.batches_objects):
             return []
         prompts = {i: own["cond_frame_outputs"] for i, own in state["output_dict_per_obj"].items()}
         waiting = [i for i, own in prompts.items() if i > object_index and own and index not in own]
@@ -415,15 +413,6 @@ class Parts:
             yield
         finally:
             self.here.encoding = before
-
-    @contextmanager
-    def passing(self) -> Iterator[None]:
-        """Let objects be tracked in one pass in here."""
-        before, self.here.passes = self.here.passes, True
-        try:
-            yield
-        finally:
-            self.here.passes = before
 
     @contextmanager
     def gathering(self) -> Iterator[None]:

@@ -134,7 +134,7 @@ class EfficientSAM2VideoPredictor(Begun):
             inference_state, start_frame_idx, max_frame_num_to_track, reverse
         )
         while True:
-            with alone(session), self.parts.passing():
+            with alone(session, passes=True):
                 try:
                     frame, ids, masks = next(frames)
                 except (EndOfVideo, StopIteration):
@@ -150,7 +150,7 @@ class EfficientSAM2VideoPredictor(Begun):
         """
         session, reverse = self.session(inference_state), False
         vars(session.report).update(self.parts.here.used.reported)
-        with alone(session), self.parts.passing():
+        with alone(session, passes=True):
             self.propagate_in_video_preflight(inference_state)
             masks = []
             for index, outputs in inference_state["output_dict_per_obj"].items():

@@ -211,6 +211,8 @@ class Session:
         is reported.
     watch
         Over the promise of the profile in use; None where nobody asked for it.
+    passes
+        Whether one loop takes all objects through a frame just now.
     at_work
         Held by the thread that is at work on the video.
     """
@@ -231,12 +233,13 @@ class Session:
     unchanged: tuple[int, bool] | None = None
     batch: tuple[int, int] = (-1, 1)
     watch: Watch | None = None
+    passes: bool = False
 
     at_work: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: all but the features, which are large and soon made."""
-        return {**self.__dict__, "features": None, "at_work": None}
+        return {**self.__dict__, "features": None, "passes": False, "at_work": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, at_work=threading.RLock())
@@ -337,8 +340,13 @@ def check_size(size: Any) -> None:
 
 
 @contextmanager
-def alone(session: Session) -> Iterator[None]:
+def alone(session: Session, passes: bool = False) -> Iterator[None]:
     """Hold that no other thread is at work on the same video.
+
+    Parameters
+    ----------
+    passes
+        Whether all objects are tracked through a frame in here, and nobody changes anything between them.
 
     Raises
     ------
@@ -350,9 +358,12 @@ def alone(session: Session) -> Iterator[None]:
             "this video's state is being tracked in another thread; expected one thread at a time on a state; wait for "
             "it, or give each thread a state of its own"
         )
+    before = session.passes
+    session.passes = passes or before
     try:
         yield
     finally:
+        session.passes = before
         session.at_work.release()
 
 
