@@ -141,12 +141,14 @@ def _segmented(folder: Path) -> Side:
             "--format png"
         )
     run = report["report"]["frames"]
-    start = min(int(frame["frame"]) for frame in run)
-    first = min(int(frame["frame"]) for frame in run if not frame["reverse"])
-    # frames on which no object is tracked have no report
+    reported = {int(frame["frame"]): frame for frame in run}
+    # the first frame is a prompted one, unless a long stream's report has forgotten it; frames without objects have no report
+    first = min((t for t, frame in reported.items() if frame["reason"] == "prompt"), default=0)
+    start = min(reported, default=0)
     order = [*range(first, start + len(files)), *range(first - 1, start - 1, -1)]
-    reported = {int(frame["frame"]) for frame in run}
-    if not reported.issubset(order) or len(order) != len(report["milliseconds"]):
+    forgotten = any(t < first and not frame["reverse"] for t, frame in reported.items())
+    fits = {*reported}.issubset(order) and len(order) == len(report["milliseconds"])
+    if not reported or forgotten or not fits:
         raise InputError(
             f"{folder} has a report of {len(reported)} frames and {len(files)} masks; expected those of one run; track it anew"
         )

@@ -213,6 +213,16 @@ def test_what_was_reported_of_removed_objects_stays(
     side = read_side(out, None)
     assert sorted(side.masks) == list(range(8)) and not side.masks[4][1].any()
     assert side.masks[2][1].any() and side.masks[7][2].any()
+    whole = json.loads((out / "report.json").read_text())
+    for kept in (
+        report["frames"][1:3],
+        report["frames"][4:],
+        [],
+    ):  # as a long stream keeps the latest
+        whole["report"]["frames"] = kept
+        (out / "report.json").write_text(json.dumps(whole))
+        with pytest.raises(InputError, match=f"a report of {len(kept)} frames and 8 masks"):
+            read_side(out, None)
 
 
 def _interrupt_after(monkeypatch: pytest.MonkeyPatch, frames: int, number: int) -> None:
